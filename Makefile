@@ -1,0 +1,61 @@
+# Every target does its own set-up: a virtual environment in .venv, made again when settings.ini, setup.py or constraints.txt change.
+#   make course          raw text -> chat model, chapter by chapter (FRESH=1 starts over, ARGS="--only 03" runs one chapter)
+#   make chat            talk to the model in the terminal
+#   make lab             JupyterLab at the first chapter
+#   make test            everything CI checks
+#   make docs            the site, into _site/ (needs Quarto 1.9)
+#   make bench           benchmarks/*.py, results in benchmarks/results/
+#   make export          notebooks -> scclm/*.py, after you edited a notebook
+# The dials SCCLM_SCALE, SCCLM_RAW and SCCLM_RUNS are passed on:  SCCLM_RAW=~/corpus SCCLM_RUNS=runs_mine make course
+
+.DEFAULT_GOAL := help
+.PHONY: help setup course test lab docs bench chat export
+.DELETE_ON_ERROR:
+
+BIN   := .venv/bin
+STAMP := .venv/set_up_seconds
+export PYTHONUTF8 := 1
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# The first Python that runs and is new enough; PYTHON=... names another. 3.11 is what the course is tested with.
+find_python = py=; for p in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { py=$$p; break; }; done
+
+$(STAMP): settings.ini setup.py constraints.txt
+	@t0=$$(date +%s); $(find_python); \
+	if [ -z "$${py:-}" ]; then echo "SCCLM needs Python 3.11 or newer, and found none on PATH. Install it, or name it: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; fi; \
+	echo "[set-up] $$("$$py" --version) -> .venv (a few minutes, once)"; \
+	"$$py" -m venv .venv || { echo "$$py cannot make a virtual environment: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }; \
+	torch=$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt); \
+	echo "[set-up] $$torch"; $(BIN)/python -m pip install -qq "$$torch" || exit 1; \
+	echo "[set-up] the rest, as in constraints.txt"; $(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]' || exit 1; \
+	test -f .venv/share/jupyter/kernels/python3/kernel.json || $(BIN)/python -m ipykernel install --sys-prefix || exit 1; \
+	echo $$(( $$(date +%s) - t0 )) > $@; echo "[set-up] done in $$(cat $@) s"
+
+setup: $(STAMP)
+
+course: $(STAMP)
+	@SCCLM_SETUP_SECONDS=$$(cat $(STAMP)) $(BIN)/python -m scclm.course $(if $(filter 1 true yes,$(FRESH)),--fresh) $(ARGS)
+
+test: $(STAMP)
+	@$(BIN)/python tests/ci.py $(ARGS)
+
+lab: $(STAMP)
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab nbs/00_data_cleaning.ipynb $(ARGS)
+
+chat: $(STAMP)
+	@$(BIN)/python -c "import sys; from scclm.data_cleaning import run_path as p; any(p(s, 'model').exists() for s in ('sft', 'pretrain')) or sys.exit(f'no trained model in {p()}: run make course first')"
+	@$(BIN)/scclm chat $(ARGS)
+
+docs: $(STAMP)
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.9, which is not on PATH: https://quarto.org/docs/get-started/" >&2; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" QUARTO_PYTHON="$(CURDIR)/$(BIN)/python" quarto render
+
+bench: $(STAMP)
+	@grep -l __main__ benchmarks/*.py >/dev/null 2>&1 || { echo "benchmarks/ holds no script" >&2; exit 1; }
+	@for b in $$(grep -l __main__ benchmarks/*.py); do echo "== $$b"; $(BIN)/python "$$b" $(ARGS) || exit 1; done
+
+export: $(STAMP)
+	@$(BIN)/nbdev_export

@@ -1,0 +1,326 @@
+"The chat: decoding against brute force and the library, streaming against batches, the widget driven by hand, the terminal by a pipe."
+import subprocess, sys, threading, time
+from collections import Counter
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from chat_toys import CHARS, byte_tok, char_tok, chat_command, save_toy, toy_model
+
+from scclm.chat import (ChatBot, ChatCfg, Decoding, bubble_html, chat_widget, decode, pad_prompts, pick, plan_batches, processors, row_rngs,
+                        text_pieces, token_steps, transcript_html)
+
+QUESTIONS = ['你好', '你是谁？', '天地玄黄，宇宙洪荒，日月盈昃，辰宿列张', '秋', '寒来暑往，秋收冬藏。你是谁？', '好'*60]
+GREEDY = Decoding(max_new_tok=24)
+VARIED = replace(GREEDY, repetition_penalty=1.3, no_repeat_ngram=2)
+SAMPLE = replace(GREEDY, strategy='sampling', temperature=1.5, top_p=.9, seed=3)
+BEAM = replace(GREEDY, strategy='beam', num_beams=3)
+
+
+@pytest.fixture(scope='module')
+def chars(): return char_tok(CHARS)
+
+@pytest.fixture(scope='module')
+def bot(chars): return ChatBot(toy_model(len(chars), seed=1), chars, GREEDY)
+
+@pytest.fixture(scope='module')
+def endless(chars): return ChatBot(toy_model(len(chars), endless=True), chars, replace(VARIED, no_repeat_ngram=0, max_new_tok=100_000))
+
+@pytest.fixture(scope='module')
+def bytes_bot():
+    tok = byte_tok()
+    return ChatBot(toy_model(len(tok)), tok, GREEDY)
+
+
+# ---- decoding
+
+@pytest.mark.parametrize('field,value', [('strategy', 'contrastive'), ('max_new_tok', 0), ('num_beams', 1), ('num_beams', 2.5), ('temperature', 0), ('top_k', -1),
+    ('top_p', 0), ('top_p', 1.1), ('repetition_penalty', float('nan')), ('no_repeat_ngram', True), ('seed', -1), ('length_penalty', float('inf'))])
+def test_bad_knob_is_named(field, value):
+    with pytest.raises(ValueError, match=f"^{field}={value!r} is not valid: expected "): Decoding(**{field: value})
+    with pytest.raises(ValueError, match=field): ChatCfg(**{field: value})
+
+
+def kept(probs, temperature, top_k, top_p):
+    "By hand: what the three knobs leave of a distribution."
+    p = {i: v ** (1/temperature) for i, v in enumerate(probs)}
+    p = dict(sorted(p.items(), key=lambda x: -x[1])[:top_k or None])
+    total, out, mass = sum(p.values()), {}, 0.
+    for i, v in p.items():
+        if mass >= top_p: break
+        out[i], mass = v, mass + v/total
+    return {i: v/sum(out.values()) for i, v in out.items()}
+
+@pytest.mark.parametrize('temperature,top_k,top_p', list(product((.5, 1., 1.7), (0, 3), (1., .8))))
+def test_sampling_follows_the_distribution_by_hand(temperature, top_k, top_p):
+    probs, n = [.42, .25, .16, .11, .06], 20_000
+    dec = Decoding(strategy='sampling', temperature=temperature, top_k=top_k, top_p=top_p, seed=0)
+    want = kept(probs, temperature, top_k, top_p)
+    scores = processors(dec)(torch.zeros(n, 1, dtype=torch.long), torch.tensor(probs).log().repeat(n, 1))
+    assert torch.allclose(scores[0].softmax(-1), torch.tensor([want.get(i, 0.) for i in range(5)]), atol=1e-5)
+    one = row_rngs(dec, 1)*n # the same generator for all rows: n draws in a row
+    seen = Counter(pick(scores, one).tolist())
+    for i in range(5):
+        p = want.get(i, 0.)
+        assert abs(seen[i]/n - p) <= 5*(p*(1-p)/n)**.5
+
+
+@pytest.mark.parametrize('dec', [GREEDY, VARIED])
+def test_greedy_is_generate(bot, dec):
+    prompts = bot.encode(QUESTIONS)
+    ids, mask = pad_prompts(prompts)
+    want = bot.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=24,
+        repetition_penalty=dec.repetition_penalty, no_repeat_ngram_size=dec.no_repeat_ngram)[:, 1:]
+    assert torch.equal(torch.tensor(list(zip(*token_steps(bot.model, prompts, dec)))), want)
+
+
+def test_beam_finds_the_best_sequence(chars):
+    "With as many beams as sequences, beam search is exhaustive: compare with every sequence of three tokens scored by the model."
+    tok = char_tok('一二')
+    model = toy_model(len(tok), seed=5, spread=.5)
+    dec = Decoding(strategy='beam', num_beams=9**3, max_new_tok=3, length_penalty=0.)
+    prompt = tok('一二一', add_special_tokens=False).input_ids + [1]
+
+    def score(seq):
+        out = model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[0, *seq[:-1]]])).logits[0].log_softmax(-1)
+        return out[range(len(seq)), list(seq)].sum().item()
+    with torch.no_grad():
+        every = [s for n in (1, 2, 3) for s in product(range(len(tok)), repeat=n) if 1 not in s[:-1] and (n == 3 or s[-1] == 1)]
+        best = max(every, key=score)
+    assert ChatBot(model, tok, dec, fallback='').answer(['一二一']) == [decode(tok, list(best))]
+
+
+# ---- one, many, streamed
+
+@pytest.mark.parametrize('dec', [GREEDY, VARIED, SAMPLE, BEAM], ids=['greedy', 'penalties', 'sampling', 'beam'])
+@pytest.mark.parametrize('name', ['bot', 'bytes_bot'])
+def test_batch_equals_single_equals_stream(name, dec, request):
+    bot = request.getfixturevalue(name)
+    many = bot.answer(QUESTIONS, dec)
+    assert len(set(many)) > 1
+    assert many == [bot.answer([q], dec)[0] for q in QUESTIONS]
+    assert many == [''.join(bot.stream(q, dec)) for q in QUESTIONS]
+    small = ChatBot(bot.model, bot.tok, batch_tok=90) # several batches, shuffled order
+    order = [3, 0, 5, 1, 4, 2]
+    assert small.answer([QUESTIONS[i] for i in order], dec) == [many[i] for i in order]
+
+
+def test_seed_and_global_rng(bot):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    a, b, c = (bot.answer(['你好'], replace(SAMPLE, seed=s)) for s in (1, 1, 2))
+    assert a == b != c
+    assert len({bot.answer(['你好'], replace(SAMPLE, seed=None))[0] for _ in range(3)}) > 1
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_half_precision(bot):
+    half = ChatBot(toy_model(len(bot.tok), seed=1).bfloat16(), bot.tok, GREEDY)
+    for dec in (GREEDY, SAMPLE): assert ''.join(half.stream('你是谁？', dec)) == half.answer(['你是谁？'], dec)[0]
+    assert half.model.dtype == torch.bfloat16
+
+
+def test_plan_batches():
+    lens = torch.randint(1, 50, (300,), generator=torch.Generator().manual_seed(0)).tolist() + [500]
+    plan = plan_batches(lens, 200)
+    assert sorted(i for b in plan for i in b) == list(range(301))
+    assert all(len(b) == 1 or len(b)*max(lens[i] for i in b) <= 200 for b in plan)
+    assert [lens[i] for b in plan for i in b] == sorted(lens) and plan_batches([], 10) == []
+
+
+# ---- text
+
+TEXTS = ['好🙂的', '👨‍👩‍👧一家人', 'naïve café', '  前面有空格', '换\n行\t格\n', '𠮷野家\ufffd完', '全是\ufffd\ufffd\ufffd\ufffd\ufffd', '🇨🇳', '']
+
+@pytest.mark.parametrize('text', TEXTS)
+def test_pieces_are_whole_characters(text):
+    tok = byte_tok()
+    ids = tok(text, add_special_tokens=False).input_ids
+    pieces = list(text_pieces(iter(ids), tok))
+    assert ''.join(pieces) == text and all(pieces)
+    assert text.count('\ufffd') == sum(p.count('\ufffd') for p in pieces)
+
+def test_pieces_come_as_soon_as_they_are_whole():
+    tok = byte_tok()
+    it = iter(tok('好🙂', add_special_tokens=False).input_ids)
+    used = []
+    def feed():
+        for i in it:
+            used.append(i)
+            yield i
+    pieces = text_pieces(feed(), tok)
+    assert next(pieces) == '好' and len(used) == 3
+    assert next(pieces) == '🙂' and len(used) == 7
+
+@pytest.mark.parametrize('seed', range(30))
+def test_pieces_of_random_bytes(seed):
+    "Broken bytes anywhere: the pieces still join to what decoding all ids at once gives."
+    tok = byte_tok()
+    ids = torch.randint(2, len(tok), (60,), generator=torch.Generator().manual_seed(seed)).tolist()
+    assert ''.join(text_pieces(ids, tok)) == decode(tok, ids)
+
+def test_byte_fallback_tokens():
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+    core = Tokenizer(models.BPE({'[PAD]': 0, 'A': 1, **{f'<0x{b:02X}>': b+2 for b in range(256)}}, [], byte_fallback=True))
+    core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tok = PreTrainedTokenizerFast(tokenizer_object=core, pad_token='[PAD]')
+    for raw in ('A好🙂A'.encode(), b'A\xe4\xb8A', b'\x41\xe4'):
+        ids = [b+2 for b in raw]
+        assert ''.join(text_pieces(ids, tok)) == decode(tok, ids)
+
+
+# ---- bad and empty
+
+@pytest.mark.parametrize('bad', ['', '  \n', None])
+def test_blank_question(bot, bad):
+    with pytest.raises(ValueError, match=r'prompt 1 is .*expected a text that is not blank'): bot.answer(['你好', bad])
+    with pytest.raises(ValueError, match='not blank'): bot.stream(bad) # at the call, not at the first piece
+
+def test_long_question(bot):
+    bot = ChatBot(bot.model, bot.tok, max_prompt_tok=10)
+    assert len(bot.answer(['好'*9], GREEDY)) == 1
+    with pytest.raises(ValueError, match='prompt 0 has 11 tokens with its end mark: expected at most max_prompt_tok=10'): bot.answer(['好'*10])
+
+def test_typed_control_marks_are_text(bytes_bot):
+    ids, = bytes_bot.encode(['a[EOS]b[PAD]'])
+    assert ids.count(1) == 1 and ids[-1] == 1 and 0 not in ids
+    assert bytes_bot.encode(['a[EOS]b'])[0][:-1] == [bytes_bot.tok.convert_tokens_to_ids(c) for c in 'a[EOS]b']
+    with pytest.raises(ValueError, match='prompt 0 holds half a character'): bytes_bot.answer(['好\ud83d'])
+
+def test_other_errors(bot, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='expected a list of strings'): bot.answer('你好')
+    with pytest.raises(ValueError, match='vocab_size=12'): ChatBot(toy_model(12), bot.tok)
+    with pytest.raises(FileNotFoundError, match='none is missing: expected a model folder'): ChatBot.from_dir(tmp_path/'none')
+    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='sft.model or .*pretrain.model: run nbs/06_sft.ipynb or `scclm sft` first'): ChatBot.from_dir()
+    assert bot.answer([]) == []
+
+def test_fallback(bot):
+    silent = toy_model(len(bot.tok))
+    silent.shared.weight.data.zero_()
+    silent.shared.weight.data[1] = 1. # only the end mark has a logit
+    silent.decoder.final_layer_norm.weight.data.fill_(1.)
+    bot = ChatBot(silent, bot.tok, fallback='抱歉')
+    logit = [ids for ids in token_steps(silent, bot.encode(['你好']), replace(GREEDY, max_new_tok=3))]
+    assert bot.answer(['你好', '秋']) == ['抱歉', '抱歉'] and ''.join(bot.stream('你好')) == '抱歉', logit
+
+def test_opens_folder_of_earlier_stage(bot, tmp_path, monkeypatch):
+    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path))
+    monkeypatch.setenv('SCCLM_SCALE', 'tiny')
+    save_toy(tmp_path/'tiny'/'pretrain'/'model', bot.tok, bot.model)
+    assert ChatBot.from_dir(decoding=GREEDY).answer(QUESTIONS) == bot.answer(QUESTIONS)
+    save_toy(tmp_path/'tiny'/'sft'/'model', bot.tok, toy_model(len(bot.tok), seed=9))
+    assert ChatBot.from_dir(decoding=GREEDY).answer(QUESTIONS) != bot.answer(QUESTIONS)
+
+
+# ---- stopping
+
+def count_steps(model):
+    calls = []
+    hook = model.decoder.register_forward_hook(lambda *_: calls.append(1))
+    return calls, hook
+
+@pytest.mark.parametrize('how', ['close', 'stop'])
+def test_stream_stops_at_once(endless, how):
+    calls, hook = count_steps(endless.model)
+    stopped, threads = [], threading.active_count()
+    stream = endless.stream('你好', stop=lambda: bool(stopped))
+    for _ in range(5): next(stream)
+    at = len(calls)
+    stream.close() if how == 'close' else stopped.append(1)
+    assert list(stream) == [] and len(calls) <= at + 1 and threading.active_count() == threads
+    hook.remove()
+
+def test_beam_stops(endless):
+    calls, hook = count_steps(endless.model)
+    dec = replace(BEAM, max_new_tok=100_000)
+    assert list(endless.stream('你好', dec, stop=lambda: len(calls) >= 7)) == [] and len(calls) <= 8
+    hook.remove()
+
+def test_encoder_runs_once(bot):
+    calls = []
+    hook = bot.model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    assert ''.join(bot.stream('你好')) and len(calls) == 1
+    hook.remove()
+
+
+# ---- widget
+
+def bubbles(view): return [b.value for b in view.bubbles.children]
+
+def test_widget_answers(bot):
+    view = chat_widget(bot)
+    view.entry.value = '你是谁？'
+    view.entry._handle_custom_msg(dict(event='submit'), []) # what the browser sends on Enter
+    assert view.wait(30) and view.entry.value == ''
+    assert view.messages == [dict(role='user', text='你是谁？'), dict(role='bot', text=bot.answer(['你是谁？'])[0])]
+    assert bubbles(view) == [bubble_html(**m) for m in view.messages]
+    view.submit('  ')
+    assert len(view.messages) == 2
+    view.clear()
+    assert view.messages == [] and bubbles(view) == []
+
+def test_widget_controls(bot):
+    view = chat_widget(ChatBot(bot.model, bot.tok, replace(SAMPLE, top_p=1.)))
+    assert view.decoding == replace(SAMPLE, top_p=1.) and not view.temperature.disabled
+    view.top_p.value, view.repetition.value = .5, 1.2
+    view.submit('你好')
+    assert view.wait(30) and view.messages[1]['text'] == bot.answer(['你好'], replace(SAMPLE, top_p=.5, repetition_penalty=1.2))[0]
+    view.strategy.value = 'beam'
+    assert view.decoding.strategy == 'beam' and view.temperature.disabled and view.top_p.disabled
+
+def test_widget_stop(endless):
+    view, threads = chat_widget(endless), threading.active_count()
+    view.submit('你好')
+    assert view.writer and view.send_btn.disabled and not view.stop_btn.disabled
+    view.submit('第二个') # ignored meanwhile
+    deadline = time.monotonic() + 20
+    while len(view.messages[-1]['text']) < 5 and time.monotonic() < deadline: time.sleep(.01)
+    assert 5 <= len(view.messages[-1]['text']) < 100_000
+    view.stop_btn.click()
+    assert not view.writer and threading.active_count() == threads and len(view.messages) == 2
+    assert view.messages[-1]['text'].endswith('（已停止）') and view.messages[-1]['text'][:-5] in bubbles(view)[-1]
+    assert not view.send_btn.disabled and view.stop_btn.disabled
+    view.submit('再来')
+    view.clear() # during an answer
+    assert view.messages == [] and not view.writer and threading.active_count() == threads
+    view.submit('又来')
+    view.close()
+    assert not view.writer and threading.active_count() == threads
+
+def test_widget_shows_errors_and_never_reads_html(bot):
+    view = chat_widget(ChatBot(bot.model, bot.tok, max_prompt_tok=30))
+    evil = '<script>alert("x")</script>'
+    view.submit(evil)
+    assert view.wait(30) and evil not in ''.join(bubbles(view)) and '&lt;script&gt;' in bubbles(view)[0]
+    view.submit('好'*31)
+    assert view.wait(30) and view.messages[-1]['role'] == 'error' and 'max_prompt_tok=30' in view.messages[-1]['text']
+    page = transcript_html([dict(role='user', text=evil), dict(role='bot', text="a\n<img src=x onerror='y'>")])
+    assert '<script' not in page and '<img' not in page and page.count('<div') == page.count('</div')
+
+
+# ---- terminal
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, bot): return save_toy(tmp_path_factory.mktemp('chat')/'model', bot.tok, bot.model)
+
+def test_pipe(folder, bot):
+    lines = ['你好'.encode(), b'', b'cls', b'\xff\xfe', ('好'*600).encode(), '你是谁？'.encode(), b'exit', '秋'.encode()]
+    run = subprocess.run(chat_command(model=folder, max_new_tok=24), input=b'\n'.join(lines), capture_output=True, timeout=120)
+    err = run.stderr.decode()
+    assert run.returncode == 0, err
+    assert run.stdout.decode().splitlines() == bot.answer(['你好', '你是谁？'])
+    assert 'line 4 of stdin is not UTF-8' in err and 'max_prompt_tok=512' in err and 'Traceback' not in err
+
+def test_pipe_ends_without_exit(folder, bot):
+    run = subprocess.run(chat_command(model=folder, max_new_tok=24), input='秋\r\n你好'.encode(), capture_output=True, timeout=120)
+    assert run.stdout.decode().splitlines() == bot.answer(['秋', '你好']) and b'answered 2' in run.stderr
+
+def test_reader_of_the_pipe_goes_away(folder):
+    run = subprocess.Popen(chat_command(model=folder, max_new_tok=24), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close()
+    run.stdout = None
+    _, err = run.communicate('你好\n秋\n'.encode(), timeout=120)
+    assert run.returncode == 0 and b'Traceback' not in err and b'Exception' not in err

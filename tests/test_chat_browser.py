@@ -1,0 +1,132 @@
+"The chat widget in a real browser: JupyterLab on localhost, a headless Chromium that types, reads and clicks."
+import os, shutil, socket, subprocess, sys, time
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import nbformat
+import pytest
+from chat_toys import CHARS, char_tok, save_toy, toy_model
+from playwright.sync_api import expect, sync_playwright
+
+from scclm.chat import ChatBot, Decoding
+
+CELL = "from scclm.chat import *\nbot = ChatBot.from_dir('model', decoding=Decoding(max_new_tok={n}))\nview = chat_widget(bot)\nview"
+
+
+def chromium()->str:
+    "The browser, or a failure that says how to get one."
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    path = os.environ.get('SCCLM_CHROMIUM') or next((p for n in names if (p := shutil.which(n))), None)
+    if not path: pytest.fail("no Chromium found: run `apt-get install chromium`, or set SCCLM_CHROMIUM to the program")
+    return path
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    root, tok = tmp_path_factory.mktemp('lab'), char_tok(CHARS)
+    save_toy(root/'model', tok, toy_model(len(tok), endless=True))
+    for name, n in dict(short=12, long=100_000).items():
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL.format(n=n))])
+        nb.metadata.kernelspec = dict(name='python3', display_name='Python 3', language='python')
+        nbformat.write(nb, root/f'{name}.ipynb')
+    return root
+
+
+@pytest.fixture(scope='module')
+def lab(folder):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = {**os.environ, **{f'JUPYTER_{k}_DIR': str(folder/k) for k in ('CONFIG', 'RUNTIME')}, 'JUPYTERLAB_WORKSPACES_DIR': str(folder/'ws'),
+           'JUPYTERLAB_SETTINGS_DIR': str(folder/'settings')}
+    with open(folder/'lab.log', 'w') as log:
+        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}',
+            f'--ServerApp.root_dir={folder}', '--IdentityProvider.token=', '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'],
+            env=env, stdout=log, stderr=log)
+    try:
+        _wait_for(f'http://127.0.0.1:{port}/api', server, folder/'lab.log')
+        yield f'http://127.0.0.1:{port}/doc/tree'
+    finally:
+        server.terminate()
+        server.wait(20)
+
+def _wait_for(url, server, log, seconds=90):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try: return urlopen(url, timeout=5).read()
+        except (URLError, OSError): time.sleep(.3)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=chromium(), args=['--no-sandbox', '--disable-dev-shm-usage'])
+        yield b
+        b.close()
+
+
+class Page:
+    "A notebook with the chat, run and ready."
+    def __init__(self, browser, url):
+        self.page = browser.new_page(viewport=dict(width=1100, height=900))
+        self.page.goto(url)
+        cell = self.page.locator('.jp-CodeCell .cm-content').first
+        cell.click(timeout=90_000)
+        expect(self.page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')).to_be_attached(timeout=90_000)
+        self.page.keyboard.press('Shift+Enter')
+        self.entry = self.page.get_by_placeholder('输入问题，按 Enter 发送')
+        expect(self.entry).to_be_visible(timeout=90_000)
+
+    def button(self, name): return self.page.get_by_role('button', name=name, exact=True)
+    def bubbles(self, role): return self.page.locator(f'.scclm-{role}')
+    def ask(self, text):
+        self.entry.click()
+        self.page.keyboard.type(text)
+        self.page.keyboard.press('Enter')
+
+
+@pytest.fixture
+def open_page(browser, lab):
+    pages = []
+    def go(name):
+        pages.append(Page(browser, f'{lab}/{name}.ipynb'))
+        return pages[-1]
+    yield go
+    for p in pages: p.page.close()
+
+
+def test_ask_by_enter_and_by_button(open_page, folder):
+    chat, bot = open_page('short'), ChatBot.from_dir(folder/'model', decoding=Decoding(max_new_tok=12))
+    chat.ask('你是谁？')
+    expect(chat.bubbles('user')).to_have_text(['你是谁？'], timeout=30_000)
+    expect(chat.bubbles('bot')).to_have_text(bot.answer(['你是谁？']), timeout=30_000)
+    expect(chat.entry).to_have_value('')
+    left, right = chat.bubbles('bot').locator('div').bounding_box(), chat.bubbles('user').locator('div').bounding_box()
+    assert left['x'] < right['x'] and left['y'] > right['y']
+    chat.entry.fill('<b onmouseover=alert(1)>秋</b>')
+    chat.button('发送').click()
+    expect(chat.bubbles('user').nth(1)).to_have_text('<b onmouseover=alert(1)>秋</b>', timeout=30_000)
+    expect(chat.bubbles('bot')).to_have_count(2)
+    assert chat.page.locator('.scclm-user b').count() == 0
+    if shot := os.environ.get('SCCLM_SHOT'): chat.page.screenshot(path=shot)
+    chat.button('清空').click()
+    expect(chat.bubbles('user')).to_have_count(0)
+
+
+def test_streams_and_stops(open_page):
+    chat = open_page('long')
+    chat.ask('你好')
+    expect(chat.button('停止')).to_be_enabled(timeout=30_000)
+    answer = chat.bubbles('bot')
+    seen = []
+    while len(seen) < 4: # the bubble grows while we watch
+        if (n := len(answer.inner_text())) > 1 and (not seen or n > seen[-1]): seen.append(n)
+        chat.page.wait_for_timeout(50)
+    chat.button('停止').click()
+    expect(answer).to_contain_text('（已停止）', timeout=10_000)
+    stopped = answer.inner_text()
+    chat.page.wait_for_timeout(500)
+    assert answer.inner_text() == stopped and seen == sorted(seen) and len(stopped) < 100_000
+    expect(chat.button('停止')).to_be_disabled()
+    expect(chat.button('发送')).to_be_enabled()

@@ -1,0 +1,64 @@
+"""The built packages: the wheel works outside the checkout, and the sdist builds the same wheel."""
+import shutil, subprocess, sys, sysconfig, tarfile, zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+def build(kind, src, out):
+    "Build a wheel or an sdist of `src`; no build isolation, so nothing is downloaded."
+    out.mkdir(exist_ok=True)
+    code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+    subprocess.run([sys.executable, '-c', code, str(out)], cwd=src, check=True, capture_output=True, text=True)
+    return next(out.glob('*.whl' if kind == 'wheel' else '*.tar.gz'))
+
+@pytest.fixture(scope='module')
+def packages(tmp_path_factory):
+    "(wheel, sdist) of a copy of the sources, so that the checkout stays clean."
+    tmp = tmp_path_factory.mktemp('dist')
+    src = tmp/'src'
+    shutil.copytree(ROOT/'scclm', src/'scclm', ignore=shutil.ignore_patterns('__pycache__'))
+    for p in ROOT.iterdir():
+        if p.is_file() and p.name != '.gitignore': shutil.copy(p, src)
+    return build('wheel', src, tmp/'wheel'), build('sdist', src, tmp/'sdist')
+
+@pytest.fixture(scope='module')
+def venv(packages, tmp_path_factory):
+    "A fresh environment with the wheel in it; the dependencies are borrowed from this one, scclm is not."
+    home = tmp_path_factory.mktemp('venv')
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(home)], check=True)
+    bin_ = home/('Scripts' if sys.platform == 'win32' else 'bin')
+    python = next(p for p in (bin_/'python.exe', bin_/'python') if p.exists())
+    subprocess.run([sys.executable, '-m', 'pip', '--python', str(python), 'install', '-q', '--no-deps', '--no-index', str(packages[0])], check=True)
+    site = Path(subprocess.run([str(python), '-c', "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True).stdout.strip())
+    (site/'borrowed.pth').write_text('\n'.join(sorted({sysconfig.get_path('purelib'), sysconfig.get_path('platlib')})), encoding='utf-8')
+    return python
+
+def names(wheel): return sorted(n for n in zipfile.ZipFile(wheel).namelist() if not n.endswith('RECORD'))
+
+def test_wheel_holds_the_library_and_the_licence(packages):
+    inside = names(packages[0])
+    assert {f'scclm/{p.name}' for p in (ROOT/'scclm').glob('*.py')} == {n for n in inside if n.startswith('scclm/')}
+    assert any(n.endswith('licenses/LICENSE') for n in inside) and any(n.endswith('licenses/NOTICE') for n in inside)
+    meta = zipfile.ZipFile(packages[0]).read(next(n for n in inside if n.endswith('METADATA'))).decode('utf-8')
+    assert 'Requires-Python: >=3.11' in meta and 'Requires-Dist: torch' in meta and '# SCCLM' in meta
+
+def test_sdist_builds_the_same_wheel(packages, tmp_path):
+    with tarfile.open(packages[1]) as tar: tar.extractall(tmp_path, filter='data')
+    src = next(tmp_path.iterdir())
+    again = build('wheel', src, tmp_path/'again')
+    assert names(again) == names(packages[0])
+
+def test_every_module_imports_outside_the_checkout(venv, tmp_path):
+    mods = sorted(p.stem for p in (ROOT/'scclm').glob('*.py') if not p.stem.startswith('_'))
+    code = f"import importlib, scclm; [importlib.import_module('scclm.'+m) for m in {mods}]; print(scclm.__file__)"
+    done = subprocess.run([str(venv), '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip().splitlines()[-1]).resolve().is_relative_to(venv.parents[1].resolve())
+
+def test_the_command_line_works_outside_the_checkout(venv, tmp_path):
+    scclm = next(p for p in (venv.with_name('scclm'), venv.with_name('scclm.exe')) if p.exists())
+    done = subprocess.run([str(scclm), '--help'], cwd=tmp_path, capture_output=True, text=True, encoding='utf-8')
+    assert done.returncode == 0, done.stderr
+    assert all(stage in done.stdout for stage in ('clean', 'tokenizer', 'pretrain', 'sft', 'chat'))
