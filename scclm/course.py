@@ -7,7 +7,7 @@ __all__ = ['chapters', 'tree_rss_mb', 'PeakMemory', 'StatusLine', 'kernel_env', 
            'code_of', 'library_code', 'raw_state', 'chapter_keys', 'read_record', 'write_record', 'done_chapters',
            'CourseCfg', 'pick_chapters', 'start_over', 'run_notebooks', 'run_course', 'plot_course', 'course', 'main']
 
-# %% ../nbs/appendix/course.ipynb #62c63cf4
+# %% ../nbs/appendix/course.ipynb #02a228ff
 import asyncio
 import hashlib
 import json
@@ -33,7 +33,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from .data_cleaning import checkout_root, raw_dir, run_path, write_aside
 
-# %% ../nbs/appendix/course.ipynb #1b223eb8
+# %% ../nbs/appendix/course.ipynb #053caad0
 def chapters(
     nbs:Path|None=None, # folder of notebooks; None: nbs/ of the checkout
 )->list[Path]: # notebooks named NN_name.ipynb, in order
@@ -42,7 +42,7 @@ def chapters(
     if found := sorted(nbs.glob('[0-9][0-9]_*.ipynb')): return found
     raise FileNotFoundError(f"{nbs} holds no chapter: expected notebooks named like 00_data_cleaning.ipynb")
 
-# %% ../nbs/appendix/course.ipynb #db1ae475
+# %% ../nbs/appendix/course.ipynb #1d508c0e
 def tree_rss_mb(
     pid:int, # root of the process tree
 )->float: # resident memory of the whole tree, MB; 0 once it is gone
@@ -54,7 +54,7 @@ def tree_rss_mb(
             with suppress(psutil.Error): total += p.memory_info().rss
     return total/2**20
 
-# %% ../nbs/appendix/course.ipynb #e1cd5ef6
+# %% ../nbs/appendix/course.ipynb #a910f3b9
 class PeakMemory(threading.Thread):
     "Samples a process tree until `stop`; `peak_mb` is the largest sample."
     def __init__(self,
@@ -66,57 +66,66 @@ class PeakMemory(threading.Thread):
         self.pid,self.every_s,self.on_sample = pid,every_s,on_sample
         self.peak_mb,self._end = 0.,threading.Event()
 
-    def run(self):
-        "The thread's loop: sample, tell, wait."
-        while True:
-            self.peak_mb = max(self.peak_mb, tree_rss_mb(self.pid))
-            if self.on_sample: self.on_sample()
-            if self._end.wait(self.every_s): return
+# %% ../nbs/appendix/course.ipynb #043c3e60
+@patch
+def run(self:PeakMemory):
+    "The thread's loop: sample, tell, wait."
+    while True:
+        self.peak_mb = max(self.peak_mb, tree_rss_mb(self.pid))
+        if self.on_sample: self.on_sample()
+        if self._end.wait(self.every_s): return
 
-    def stop(self)->float: # MB
-        "End the sampling and return the peak."
-        self._end.set()
-        self.join()
-        return self.peak_mb
+# %% ../nbs/appendix/course.ipynb #723fb171
+@patch
+def stop(self:PeakMemory)->float: # MB
+    "End the sampling and return the peak."
+    self._end.set()
+    self.join()
+    return self.peak_mb
 
-# %% ../nbs/appendix/course.ipynb #7388ebfd
+# %% ../nbs/appendix/course.ipynb #071b8964
 class StatusLine:
     "One line that is rewritten in a terminal and left out of a log file."
     def __init__(self,
         out=None, # text stream; None: stdout of the moment
     ): self.out,self.width,self.text = out or sys.stdout,0,''
 
-    def live(self,
-        text:str, # what is going on now
-    ):
-        "Show `text` in place; nothing happens if the stream is no terminal."
-        if not self.out.isatty() or text == self.text: return
-        self.text,text = text,text[:shutil.get_terminal_size().columns-1]
-        print('\r'+text.ljust(self.width), end='', file=self.out, flush=True)
-        self.width = len(text)
+# %% ../nbs/appendix/course.ipynb #85a0ffd9
+@patch
+def live(self:StatusLine,
+    text:str, # what is going on now
+):
+    "Show `text` in place; nothing happens if the stream is no terminal."
+    if not self.out.isatty() or text == self.text: return
+    self.text,text = text,text[:shutil.get_terminal_size().columns-1]
+    print('\r'+text.ljust(self.width), end='', file=self.out, flush=True)
+    self.width = len(text)
 
-    def keep(self,
-        text:str, # a line worth keeping
-    ):
-        "Print `text` for good, over whatever `live` left."
-        print(('\r' if self.width else '') + text.ljust(self.width), file=self.out, flush=True)
-        self.width = 0
+# %% ../nbs/appendix/course.ipynb #b3bfcbaf
+@patch
+def keep(self:StatusLine,
+    text:str, # a line worth keeping
+):
+    "Print `text` for good, over whatever `live` left."
+    print(('\r' if self.width else '') + text.ljust(self.width), file=self.out, flush=True)
+    self.width = 0
 
-# %% ../nbs/appendix/course.ipynb #f8f045c0
+# %% ../nbs/appendix/course.ipynb #632cedf7
 def kernel_env()->dict[str, str]: # this process's environment, with absolute dials
     "What a kernel inherits: `SCCLM_RUNS` and `SCCLM_RAW` no longer depend on the working directory."
     env = dict(os.environ, SCCLM_RUNS=str(run_path().parent.absolute()))
     if raw := raw_dir(): env['SCCLM_RAW'] = str(raw.absolute())
     return env
 
-# %% ../nbs/appendix/course.ipynb #8afb219e
+# %% ../nbs/appendix/course.ipynb #948d46a8
 class Stopped(Exception):
     "Somebody asked the run to stop."
 
+# %% ../nbs/appendix/course.ipynb #9acbfb8a
 _quiet = logging.getLogger('scclm.course')
 _quiet.setLevel(logging.CRITICAL + 1) # nbclient repeats on stderr what we print ourselves
 
-# %% ../nbs/appendix/course.ipynb #0bc59254
+# %% ../nbs/appendix/course.ipynb #de8bc88d
 class KernelRun(NotebookClient):
     "A notebook in a fresh kernel that measures its memory, knows how far it is and can be stopped."
     def __init__(self,
@@ -131,17 +140,20 @@ class KernelRun(NotebookClient):
         self.src,self.line,self.t0 = src,line,time.monotonic()
         self.n_cell,self.stopped,self.memory = 0,False,None
 
-    @property
-    def where(self)->str: # 'cell i/n'
-        "How far it is."
-        return f'cell {self.n_cell}/{len(self.nb.cells)}'
+# %% ../nbs/appendix/course.ipynb #ca3d34a6
+@patch(as_prop=True)
+def where(self:KernelRun)->str: # 'cell i/n'
+    "How far it is."
+    return f'cell {self.n_cell}/{len(self.nb.cells)}'
 
-    def show(self):
-        "Refresh the status line."
-        text = f'{self.src.stem:<20} {self.where:<12} {time.monotonic()-self.t0:6.0f} s {self.memory.peak_mb:6.0f} MB peak'
-        if self.line: self.line.live(text)
+# %% ../nbs/appendix/course.ipynb #d87da6ee
+@patch
+def show(self:KernelRun):
+    "Refresh the status line."
+    text = f'{self.src.stem:<20} {self.where:<12} {time.monotonic()-self.t0:6.0f} s {self.memory.peak_mb:6.0f} MB peak'
+    if self.line: self.line.live(text)
 
-# %% ../nbs/appendix/course.ipynb #4bc2495c
+# %% ../nbs/appendix/course.ipynb #06238ce0
 @patch
 def begin(self:KernelRun,
     notebook, # unused
@@ -150,8 +162,9 @@ def begin(self:KernelRun,
     self.memory = PeakMemory(self.km.provisioner.process.pid, on_sample=self.show)
     self.memory.start()
     with suppress(RuntimeError): # Windows, or not the main thread: no signal handlers
-        for sig in (signal.SIGINT, signal.SIGTERM): asyncio.get_running_loop().add_signal_handler(sig, self.stop)
+        for sig in (signal.SIGINT, signal.SIGTERM): asyncio.get_running_loop().add_signal_handler(sig, self.interrupt)
 
+# %% ../nbs/appendix/course.ipynb #a103fb80
 @patch
 def check(self:KernelRun,
     **kwargs, # unused
@@ -159,6 +172,7 @@ def check(self:KernelRun,
     "Raises `Stopped` if somebody asked for it."
     if self.stopped: raise Stopped(self.where)
 
+# %% ../nbs/appendix/course.ipynb #57995858
 @patch
 def enter(self:KernelRun,
     cell, # unused
@@ -168,16 +182,17 @@ def enter(self:KernelRun,
     self.n_cell = cell_index + 1
     self.check()
 
-# %% ../nbs/appendix/course.ipynb #84a7ab50
+# %% ../nbs/appendix/course.ipynb #e74737f8
 @patch
-def stop(self:KernelRun):
+def interrupt(self:KernelRun):
     "The first call interrupts the running cell and ends the run after it; the second kills the kernel."
     hard,self.stopped = self.stopped,True
     self.stopping = asyncio.ensure_future(self.km.shutdown_kernel(now=True) if hard else self.km.interrupt_kernel())
 
-# %% ../nbs/appendix/course.ipynb #624d4ed9
+# %% ../nbs/appendix/course.ipynb #5705bb8c
 _ansi = re.compile(r'\x1b\[[0-9;]*m')
 
+# %% ../nbs/appendix/course.ipynb #1c644296
 def explain(
     run:KernelRun, # a run that failed
     e:Exception, # how
@@ -189,7 +204,7 @@ def explain(
     if cell.cell_type == 'code': cell.outputs.append(nbformat.v4.new_output('error', ename=kind, evalue=why, traceback=[why]))
     return f'{run.src.name}, {run.where}:\n{cell.source}\n{why}'
 
-# %% ../nbs/appendix/course.ipynb #f299dd40
+# %% ../nbs/appendix/course.ipynb #a1ffdf18
 def run_notebook(
     src:Path, # the notebook
     dst:Path, # where the executed copy goes, also after a failure
@@ -204,14 +219,14 @@ def run_notebook(
     with write_aside(dst) as tmp: nbformat.write(run.nb, tmp)
     return entry | (dict(error=error, stopped=run.stopped) if error else {})
 
-# %% ../nbs/appendix/course.ipynb #387fd7ae
+# %% ../nbs/appendix/course.ipynb #1de8c2c5
 def code_of(
     path:Path, # a notebook
 )->str: # its code cells, joined
     "The part of a notebook that decides its result."
     return '\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code')
 
-# %% ../nbs/appendix/course.ipynb #9ad76d8e
+# %% ../nbs/appendix/course.ipynb #71820549
 _import = re.compile(r'^\s*(?:from|import)\s+(?:scclm)?\.(\w+)', re.M) # nbdev writes `from .x import` in modules
 
 def library_code(
@@ -226,14 +241,14 @@ def library_code(
         library_code(seen[name], seen)
     return seen
 
-# %% ../nbs/appendix/course.ipynb #139c1ec1
+# %% ../nbs/appendix/course.ipynb #d95c4178
 def raw_state()->list: # [path, bytes, mtime] of every raw file; empty for the sample corpus
     "What the first chapter reads: a file added, removed or changed under `SCCLM_RAW` is a new course."
     root = raw_dir()
     if not root or not root.exists(): return [str(root)]
     return [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(root.rglob('*')) if p.is_file()]
 
-# %% ../nbs/appendix/course.ipynb #e4c08b5a
+# %% ../nbs/appendix/course.ipynb #c02c4b6a
 def chapter_keys(
     paths:list[Path], # chapters in order
 )->dict[str, str]: # name -> fingerprint
@@ -245,7 +260,7 @@ def chapter_keys(
         keys[p.stem] = key
     return keys
 
-# %% ../nbs/appendix/course.ipynb #80f83df0
+# %% ../nbs/appendix/course.ipynb #9acd3d4a
 def read_record(
     path:Path, # course.json
 )->dict: # {'set_up_seconds', 'chapters'}
@@ -257,7 +272,7 @@ def read_record(
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError): pass
     raise ValueError(f"{path} is not a course record (JSON with 'chapters'): delete it, or start over with FRESH=1")
 
-# %% ../nbs/appendix/course.ipynb #b907b8c9
+# %% ../nbs/appendix/course.ipynb #91c452f1
 def write_record(
     path:Path, # course.json
     record:dict, # {'set_up_seconds', 'chapters'}
@@ -265,7 +280,7 @@ def write_record(
     "Write the record aside and rename it."
     with write_aside(path) as tmp: tmp.write_text(json.dumps(record, ensure_ascii=False, indent=1)+'\n', encoding='utf-8')
 
-# %% ../nbs/appendix/course.ipynb #96287a36
+# %% ../nbs/appendix/course.ipynb #af8c0a9a
 def done_chapters(
     record:dict, # of the earlier run
     keys:dict[str, str], # name -> fingerprint now, in order
@@ -276,7 +291,7 @@ def done_chapters(
     def stands(name): return name in old and old[name]['ok'] and old[name].get('key') == keys[name] and (copies/f'{name}.ipynb').exists()
     return [old[name] for name in takewhile(stands, keys)]
 
-# %% ../nbs/appendix/course.ipynb #f8697b63
+# %% ../nbs/appendix/course.ipynb #4e870d7a
 @dataclass(frozen=True)
 class CourseCfg:
     "What `make course` runs."
@@ -286,7 +301,7 @@ class CourseCfg:
     nbs:Path|None=None # folder of chapters; default: nbs/ of the checkout
     set_up_seconds:float|None=None # time the set-up took, for the record; default: SCCLM_SETUP_SECONDS
 
-# %% ../nbs/appendix/course.ipynb #38aa5578
+# %% ../nbs/appendix/course.ipynb #205d60fb
 def pick_chapters(
     paths:list[Path], # the course
     only:tuple[str, ...], # names or numbers; empty: nothing picked
@@ -297,7 +312,7 @@ def pick_chapters(
         if not any(fits(p, want) for p in paths): raise ValueError(f"only={want!r} is no chapter: expected one of {', '.join(p.stem for p in paths)}")
     return [p for p in paths if any(fits(p, w) for w in only)]
 
-# %% ../nbs/appendix/course.ipynb #a7f5b9a5
+# %% ../nbs/appendix/course.ipynb #99ffbfbb
 def start_over(
     out:Path, # runs/<scale>
 ):
@@ -307,12 +322,13 @@ def start_over(
         raise ValueError(f"SCCLM_RAW={raw} lies inside {out}, which FRESH=1 removes: move the raw data elsewhere")
     shutil.rmtree(out, ignore_errors=True)
 
-# %% ../nbs/appendix/course.ipynb #bb79e00e
+# %% ../nbs/appendix/course.ipynb #cfab802c
 def _row(entry, note='ok'):
     "The line kept for a chapter."
     if not entry['ok']: note = 'stopped' if entry['stopped'] else 'FAILED'
     return f"{entry['name']:<20} {entry['seconds']:8.1f} {entry['peak_rss_mb']:8.0f}  {note}"
 
+# %% ../nbs/appendix/course.ipynb #7ec05f88
 def run_notebooks(
     paths:list[Path], # notebooks in order
     line:StatusLine, # where lines go
@@ -329,17 +345,18 @@ def run_notebooks(
         return False
     return True
 
-# %% ../nbs/appendix/course.ipynb #a9fc34f8
+# %% ../nbs/appendix/course.ipynb #ec16953d
 def _short(path):
     "A path as the reader typed it: from the runs folder on."
     return os.path.relpath(path, run_path().parent.parent)
 
+# %% ../nbs/appendix/course.ipynb #a8549f76
 def _chat_hint():
     "How to talk to the model, with the dials that are set."
     dials = ''.join(f'{k}={v} ' for k in ('SCCLM_SCALE', 'SCCLM_RUNS') if (v := os.environ.get(k)))
     return f'课程跑完了。The course is done. Talk to your model:\n  {dials}make chat'
 
-# %% ../nbs/appendix/course.ipynb #4b217848
+# %% ../nbs/appendix/course.ipynb #fe3ee78c
 def _plan(cfg, record, paths, keys):
     "Which chapters run now, and which entries stay in the record."
     done = done_chapters(record, keys, run_path('notebooks'))
@@ -347,7 +364,28 @@ def _plan(cfg, record, paths, keys):
     todo = pick_chapters(paths, cfg.only)
     return todo, [c for c in record['chapters'] if c['name'] not in {p.stem for p in todo}]
 
-# %% ../nbs/appendix/course.ipynb #c7e78155
+# %% ../nbs/appendix/course.ipynb #6f6a9b70
+def _entering(log, record, keys):
+    "What to do with each finished chapter: enter it in the record, in order, and save."
+    def on_done(entry):
+        record['chapters'] = sorted(record['chapters'] + [dict(entry, key=keys[entry['name']])], key=lambda c: c['name'])
+        write_record(log, record)
+    return on_done
+
+# %% ../nbs/appendix/course.ipynb #6d10dd51
+def _run_chapters(cfg, line, paths, log):
+    "The chapters not done yet, each entered in the record as it ends."
+    keys,record = chapter_keys(paths),read_record(log)
+    todo,kept = _plan(cfg, record, paths, keys)
+    set_up = cfg.set_up_seconds or float(os.environ.get('SCCLM_SETUP_SECONDS') or 0) or record['set_up_seconds']
+    record.update(set_up_seconds=set_up, chapters=kept)
+    for c in kept: line.keep(_row(c, 'done before'))
+    ok = run_notebooks(todo, line, _entering(log, record, keys))
+    write_record(log, record)
+    if [c['name'] for c in record['chapters'] if c['ok']] == list(keys): line.keep('\n'+_chat_hint())
+    return ok
+
+# %% ../nbs/appendix/course.ipynb #a4f4b98d
 def run_course(
     cfg:CourseCfg=CourseCfg(), # what to run
     out=None, # text stream for the lines; None: stdout
@@ -361,22 +399,7 @@ def run_course(
     if cfg.fresh: start_over(run_path())
     return _run_chapters(cfg, line, paths, log)
 
-def _run_chapters(cfg, line, paths, log):
-    "The chapters not done yet, each entered in the record as it ends."
-    keys,set_up = chapter_keys(paths),cfg.set_up_seconds or float(os.environ.get('SCCLM_SETUP_SECONDS') or 0)
-    record = read_record(log)
-    todo,kept = _plan(cfg, record, paths, keys)
-    record.update(set_up_seconds=set_up or record['set_up_seconds'], chapters=kept)
-    for c in kept: line.keep(_row(c, 'done before'))
-    def on_done(entry):
-        record['chapters'] = sorted(record['chapters'] + [dict(entry, key=keys[entry['name']])], key=lambda c: c['name'])
-        write_record(log, record)
-    ok = run_notebooks(todo, line, on_done)
-    write_record(log, record)
-    if ok and all(c['ok'] for c in record['chapters']) and len(record['chapters']) == len(paths): line.keep('\n'+_chat_hint())
-    return ok
-
-# %% ../nbs/appendix/course.ipynb #9d629846
+# %% ../nbs/appendix/course.ipynb #40262186
 def plot_course(
     record:dict, # as `read_record` gives it
     ax=None, # matplotlib axes; None: a new figure
@@ -392,7 +415,7 @@ def plot_course(
     mem.set(xlabel='peak memory, MB (dots)', xlim=(0, None))
     return ax
 
-# %% ../nbs/appendix/course.ipynb #d47f85af
+# %% ../nbs/appendix/course.ipynb #d8b951d4
 def course(
     cfg:CourseCfg, # what to run
 )->int: # exit code: 0 done, 1 a cell failed, 2 bad input, 130 stopped
@@ -405,10 +428,11 @@ def course(
     print(why, file=sys.stderr)
     return code
 
-# %% ../nbs/appendix/course.ipynb #31acadea
+# %% ../nbs/appendix/course.ipynb #9b8dbb9e
 def main()->int: # exit code
     "`python -m scclm.course`."
     import tyro
     return course(tyro.cli(CourseCfg, prog='python -m scclm.course', description='Run the chapters in order, each in a fresh kernel.'))
 
+# %% ../nbs/appendix/course.ipynb #a6a17532
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

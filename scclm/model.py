@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'KINDS', 'MADE_BY', 'SEARCHES', 'model_config', 'meta_mode
            'bias_bucket', 'aim_heads_', 'pass_through_', 'match_same_', 'mimetic_', 'default_init', 'check_vocab',
            'save_model', 'load_model', 'TextToTextModel']
 
-# %% ../nbs/03_model.ipynb #cc3dcbf8
+# %% ../nbs/03_model.ipynb #0bc46c6a
 import ctypes, json, os, shutil, sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +22,13 @@ from transformers.utils import logging
 from .data_cleaning import require, scale_name
 from .tokenizer import save_tokenizer
 
-# %% ../nbs/03_model.ipynb #d9f69426
+# %% ../nbs/03_model.ipynb #6c255357
 PRESETS = dict(
     tiny=dict(d_model=192, d_ff=512, num_heads=6, d_kv=32, num_layers=2, num_decoder_layers=2, dropout_rate=0.0),
     mini=dict(d_model=384, d_ff=1024, num_heads=6, d_kv=64, num_layers=6, num_decoder_layers=6, dropout_rate=0.1),
     base=dict(d_model=768, d_ff=3072, num_heads=12, d_kv=64, num_layers=10, num_decoder_layers=10, dropout_rate=0.1))
 
-# %% ../nbs/03_model.ipynb #acb398aa
+# %% ../nbs/03_model.ipynb #11f18c4e
 def _check_config(
     config:T5Config, # the config to judge
     overrides:dict, # what the caller asked for
@@ -39,7 +39,7 @@ def _check_config(
     if (dec := config.num_decoder_layers) > (enc := config.num_layers):
         raise ValueError(f"num_decoder_layers={dec} must be <= num_layers={enc}: the cache of `generate` is built from num_layers")
 
-# %% ../nbs/03_model.ipynb #f3cb417d
+# %% ../nbs/03_model.ipynb #37c5b4aa
 def model_config(
     scale:str|None, # tiny, mini or base; None reads `SCCLM_SCALE`
     vocab_size:int, # rows of the embedding, `len(tok)`
@@ -51,21 +51,21 @@ def model_config(
     _check_config(config, overrides)
     return config
 
-# %% ../nbs/03_model.ipynb #adfe41f7
+# %% ../nbs/03_model.ipynb #36e8c665
 def meta_model(
     config:T5Config, # from `model_config`
 )->T5ForConditionalGeneration: # shapes only, no memory
     "The skeleton of a model on the meta device: costs nothing at any scale."
     with torch.device('meta'): return T5ForConditionalGeneration(config)
 
-# %% ../nbs/03_model.ipynb #b6c30012
+# %% ../nbs/03_model.ipynb #f0e5a379
 def n_params(
     model:nn.Module, # any model
 )->int: # parameters; shared tensors count once
     "Number of parameters."
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/03_model.ipynb #1160db6f
+# %% ../nbs/03_model.ipynb #d8a9ba87
 KINDS = dict(relative_attention_bias='norms and biases', layer_norm='norms and biases', SelfAttention='self-attention',
     EncDecAttention='cross-attention', DenseReluDense='feed-forward')
 
@@ -76,7 +76,7 @@ def _part(
     if name.startswith('shared'): return 'shared embedding'
     return f"{name.split('.')[0]} {next(kind for key, kind in KINDS.items() if key in name)}"
 
-# %% ../nbs/03_model.ipynb #2f991280
+# %% ../nbs/03_model.ipynb #fb6f0905
 def param_table(
     model:T5ForConditionalGeneration, # may sit on the meta device
 )->dict: # part → number of parameters; sums to `n_params(model)`
@@ -85,7 +85,7 @@ def param_table(
     for name, p in model.named_parameters(): parts[_part(name)] = parts.get(_part(name), 0) + p.numel()
     return parts
 
-# %% ../nbs/03_model.ipynb #b3bd795a
+# %% ../nbs/03_model.ipynb #433979fd
 def build_model(
     config:T5Config, # from `model_config`
     init:str='stock', # 'stock' (transformers' T5) or 'mimetic'
@@ -98,7 +98,7 @@ def build_model(
         model = T5ForConditionalGeneration(config)
         return (mimetic_(model) if init == 'mimetic' else model).train()
 
-# %% ../nbs/03_model.ipynb #663045b7
+# %% ../nbs/03_model.ipynb #3f2d8a72
 def bias_bucket(
     offset:int, # key position minus query position, in tokens
     bidirectional:bool, # True in the encoder, False in the decoder (the past only)
@@ -108,7 +108,7 @@ def bias_bucket(
     return T5Attention._relative_position_bucket(torch.tensor(offset), bidirectional,
         config.relative_attention_num_buckets, config.relative_attention_max_distance).item()
 
-# %% ../nbs/03_model.ipynb #08e5f1b5
+# %% ../nbs/03_model.ipynb #54954b4c
 @torch.no_grad()
 def aim_heads_(
     stack:nn.Module, # `model.encoder` or `model.decoder`
@@ -120,7 +120,7 @@ def aim_heads_(
     for head, offset in zip(range(attn.n_heads), offsets):
         attn.relative_attention_bias.weight[bias_bucket(offset, not attn.is_decoder, stack.config), head] += strength
 
-# %% ../nbs/03_model.ipynb #63b8a96b
+# %% ../nbs/03_model.ipynb #3bf6103f
 @torch.no_grad()
 def pass_through_(
     attn:nn.Module, # a T5Attention
@@ -129,7 +129,7 @@ def pass_through_(
     nn.init.orthogonal_(attn.v.weight)
     attn.o.weight.copy_(attn.v.weight.T)
 
-# %% ../nbs/03_model.ipynb #4f3475d1
+# %% ../nbs/03_model.ipynb #f8826f1d
 @torch.no_grad()
 def match_same_(
     attn:nn.Module, # a T5Attention
@@ -138,7 +138,7 @@ def match_same_(
     nn.init.orthogonal_(attn.k.weight)
     attn.q.weight.copy_(attn.k.weight * attn.key_value_proj_dim**-0.5)
 
-# %% ../nbs/03_model.ipynb #0006c676
+# %% ../nbs/03_model.ipynb #b2ef4f4e
 def mimetic_(
     model:T5ForConditionalGeneration, # stock weights, changed in place
     strength:float=5.0, # bias of the heads that look at neighbours, in nats
@@ -150,14 +150,14 @@ def mimetic_(
     aim_heads_(model.decoder, (-1, -2), strength)
     return model
 
-# %% ../nbs/03_model.ipynb #806e9918
+# %% ../nbs/03_model.ipynb #fdb9493f
 def default_init(
     scale:str|None=None, # tiny, mini or base; None reads `SCCLM_SCALE`
 )->str: # 'mimetic' or 'stock'
     "The initialisation a scale starts from."
     return 'mimetic' if scale_name(scale) == 'tiny' else 'stock'
 
-# %% ../nbs/03_model.ipynb #91335dfa
+# %% ../nbs/03_model.ipynb #81a7ce92
 def _sync(
     path:Path, # file or folder
 ):
@@ -167,7 +167,7 @@ def _sync(
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/03_model.ipynb #4e8ddf60
+# %% ../nbs/03_model.ipynb #0da1464f
 def _exchange(
     a:Path, # existing folder
     b:Path, # existing folder beside it
@@ -179,7 +179,7 @@ def _exchange(
         return libc.renameat2(-100, pa, -100, pb, 2) == 0
     except (OSError, AttributeError, TypeError): return False
 
-# %% ../nbs/03_model.ipynb #3f2d4c6b
+# %% ../nbs/03_model.ipynb #3fefb83d
 def _aside(
     path:Path, # final folder
     what:str, # 'new' or 'old'
@@ -187,7 +187,7 @@ def _aside(
     "Where the folder being written, or the one being replaced, waits."
     return path.with_name(f'.{path.name}.{what}')
 
-# %% ../nbs/03_model.ipynb #8a2bdc71
+# %% ../nbs/03_model.ipynb #6ab20cf8
 def _put_in_place(
     new:Path, # complete folder, hidden sibling of `path`
     path:Path, # final folder
@@ -201,7 +201,7 @@ def _put_in_place(
     _sync(path.parent)
     for rest in (new, old): shutil.rmtree(rest, ignore_errors=True)
 
-# %% ../nbs/03_model.ipynb #ef13b50d
+# %% ../nbs/03_model.ipynb #a41f8326
 def check_vocab(
     model:T5ForConditionalGeneration, # has `vocab_size` rows of embedding
     tok:PreTrainedTokenizerBase, # has `len(tok)` ids
@@ -211,7 +211,7 @@ def check_vocab(
     raise ValueError(f"the tokenizer has {len(tok)} ids but the model has {model.config.vocab_size} embedding rows: "
         "weights work only with the tokenizer they were trained with")
 
-# %% ../nbs/03_model.ipynb #3e275815
+# %% ../nbs/03_model.ipynb #cf729a66
 @contextmanager
 def _quiet():
     "No progress bars and no loading report from transformers inside the block: bars leave debris in notebooks, we report errors ourselves."
@@ -222,7 +222,7 @@ def _quiet():
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
-# %% ../nbs/03_model.ipynb #502cfcad
+# %% ../nbs/03_model.ipynb #e1971a79
 def save_model(
     model:T5ForConditionalGeneration, # weights and config
     tok:PreTrainedTokenizerBase, # saved beside them
@@ -238,7 +238,7 @@ def save_model(
     for p in (*new.iterdir(), new): _sync(p)
     _put_in_place(new, path)
 
-# %% ../nbs/03_model.ipynb #a308c6c3
+# %% ../nbs/03_model.ipynb #d23825ef
 MADE_BY = dict(pretrain='05_pretrain', sft='06_sft')
 
 def _find_folder(
@@ -251,7 +251,7 @@ def _find_folder(
     if not path.is_dir(): raise FileNotFoundError(f"{path} is missing: expected a model folder written by save_model")
     return path
 
-# %% ../nbs/03_model.ipynb #49f12403
+# %% ../nbs/03_model.ipynb #c7374f85
 def _check_files(
     path:Path, # model folder
 ):
@@ -265,7 +265,7 @@ def _check_files(
         with safe_open(path/'model.safetensors', 'pt') as f: f.keys()
     except SafetensorError as e: raise ValueError(f"{path/'model.safetensors'} is not a readable safetensors file: {e}") from None
 
-# %% ../nbs/03_model.ipynb #5dda0a65
+# %% ../nbs/03_model.ipynb #1ae04d01
 def _check_loaded(
     info:dict, # what `from_pretrained` reports
     file:Path, # the weights
@@ -274,7 +274,7 @@ def _check_loaded(
     bad = [*info['missing_keys'], *(f'{name}, {tuple(has)} for {tuple(want)}' for name, has, want in info['mismatched_keys'])]
     if bad: raise ValueError(f"{file} does not fit config.json: {len(bad)} tensors are missing or have another shape, such as {bad[0]}")
 
-# %% ../nbs/03_model.ipynb #56df508b
+# %% ../nbs/03_model.ipynb #c620c589
 def load_model(
     path:Path, # folder written by `save_model`, or any T5 folder with its tokenizer
     dtype:torch.dtype=torch.float32, # float32, bfloat16 or float16
@@ -290,7 +290,7 @@ def load_model(
     check_vocab(model, tok)
     return model.to(device or 'cpu').eval(), tok
 
-# %% ../nbs/03_model.ipynb #082fdab2
+# %% ../nbs/03_model.ipynb #e379423f
 SEARCHES = dict(greedy=dict(do_sample=False, num_beams=1), beam=dict(do_sample=False, num_beams=5),
     sampling=dict(do_sample=True, num_beams=1, top_k=50, top_p=0.8, temperature=0.98))
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'CURVES', 'log', 'FREE_FIELDS', 'shift_right', 'lm_loss', 'seq2seq_loss',
            'count_labels', 'TrainCfg', 'lr_factor', 'plot_schedules', 'param_groups', 'make_optimizers', 'set_lr',
-           'probe_precision', 'StopSignals', 'folder_aside', 'check_folder', 'checkpoints', 'newest_good', 'step_seed',
-           'Run', 'empty_tally', 'save_checkpoint', 'check_same_cfg', 'restore', 'greedy_answers', 'exact_match',
-           'bleu4', 'eval_loss', 'pair_eval', 'make_accelerator', 'start', 'read_log', 'trim_log', 'append_log',
-           'log_step', 'plot_loss', 'in_notebook', 'Progress', 'train_step', 'fit', 'due', 'clock', 'evaluate']
+           'probe_precision', 'StopSignals', 'folder_aside', 'check_folder', 'checkpoints', 'newest_good',
+           'named_weights', 'save_weights', 'load_weights', 'step_seed', 'Run', 'empty_tally', 'save_checkpoint',
+           'check_same_cfg', 'restore', 'greedy_answers', 'exact_match', 'bleu4', 'eval_loss', 'pair_eval',
+           'make_accelerator', 'start', 'read_log', 'trim_log', 'append_log', 'log_step', 'plot_loss', 'in_notebook',
+           'Progress', 'train_step', 'fit', 'due', 'clock', 'evaluate']
 
-# %% ../nbs/04_trainer.ipynb #f30bbf66
+# %% ../nbs/04_trainer.ipynb #177dae74
 import hashlib, json, logging, math, os, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -22,13 +23,13 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_model as load_weights, save_model as save_weights
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .data_cleaning import write_aside
 from .dataset import collate, encode_pairs, pair_batches
 
-# %% ../nbs/04_trainer.ipynb #82e6a417
+# %% ../nbs/04_trainer.ipynb #2089deaf
 def shift_right(
     labels:Tensor, # (B, T), -100 at padding
 )->Tensor: # (B, T) decoder inputs: 0 (pad = decoder start), then the labels but the last
@@ -37,7 +38,7 @@ def shift_right(
     ids[:, 1:] = labels[:, :-1].clamp(min=0)
     return ids
 
-# %% ../nbs/04_trainer.ipynb #9fba78bd
+# %% ../nbs/04_trainer.ipynb #e872f11d
 def lm_loss(
     logits:Tensor, # (B, T, V), unnormalised
     labels:Tensor, # (B, T), -100 is ignored
@@ -45,7 +46,7 @@ def lm_loss(
     "Cross-entropy over the labels that count."
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction='sum')
 
-# %% ../nbs/04_trainer.ipynb #4c3ced75
+# %% ../nbs/04_trainer.ipynb #4ee3ca36
 def seq2seq_loss(
     model:nn.Module, # a T5ForConditionalGeneration, possibly wrapped
     batch:dict, # input_ids (B, S), attention_mask (B, S), labels (B, T)
@@ -55,19 +56,19 @@ def seq2seq_loss(
                    decoder_input_ids=shift_right(batch['labels']), use_cache=False).logits
     return lm_loss(logits, batch['labels'])
 
-# %% ../nbs/04_trainer.ipynb #da8a01f8
+# %% ../nbs/04_trainer.ipynb #dd77657d
 def count_labels(
     batch:dict, # with labels (B, T), -100 at padding
 )->int: # label tokens
     "The default `count_fn` of `fit`: what the summed loss is divided by."
     return int(batch['labels'].ne(-100).sum())
 
-# %% ../nbs/04_trainer.ipynb #812d31eb
+# %% ../nbs/04_trainer.ipynb #7533a2e9
 SCHEDULES = ('linear', 'cosine', 'onecycle', 'constant')
 OPTIMIZERS = ('adamw', 'muon', 'adafactor', 'adafactor_relative')
 PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')
 
-# %% ../nbs/04_trainer.ipynb #5c20cc3f
+# %% ../nbs/04_trainer.ipynb #15e50989
 @dataclass(frozen=True)
 class TrainCfg:
     "What the loop needs to know; stages add their own fields."
@@ -103,7 +104,7 @@ class TrainCfg:
             ('precision', self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")]:
             if not ok: raise ValueError(f'{name}={getattr(self, name)!r}: expected {want}')
 
-# %% ../nbs/04_trainer.ipynb #7a10ece5
+# %% ../nbs/04_trainer.ipynb #77fd010a
 def _cos(a:float, b:float, t:float)->float:
     "Cosine from `a` at t=0 to `b` at t=1."
     return b + (a - b) * (1 + math.cos(math.pi * t)) / 2
@@ -115,7 +116,7 @@ CURVES = {
     'onecycle': lambda t, final: _cos(1/50, 1, t/0.3) if t < 0.3 else _cos(1, 1/50/1e4, (t - 0.3)/0.7),
 }
 
-# %% ../nbs/04_trainer.ipynb #9ae25020
+# %% ../nbs/04_trainer.ipynb #92f1204f
 def lr_factor(
     step:int, # optimiser steps done so far, 0-based
     cfg:TrainCfg, # gives steps, schedule, warmup, final_lr
@@ -125,7 +126,7 @@ def lr_factor(
     if step < warm: return (step + 1) / (warm + 1)
     return CURVES[cfg.schedule]((step - warm) / max(1, cfg.steps - warm - 1), cfg.final_lr)
 
-# %% ../nbs/04_trainer.ipynb #ee924d62
+# %% ../nbs/04_trainer.ipynb #5cd59bfb
 def plot_schedules(
     cfg:TrainCfg, # gives steps, warmup, lr
     ax=None, # matplotlib Axes
@@ -137,7 +138,7 @@ def plot_schedules(
     ax.set(xlabel='step', ylabel='learning rate'); ax.legend()
     return ax
 
-# %% ../nbs/04_trainer.ipynb #58fef152
+# %% ../nbs/04_trainer.ipynb #b94d26f8
 def param_groups(
     model:nn.Module, # parameters with requires_grad=False are left out
     emb_lr:float=1., # learning-rate multiple of the embedding
@@ -150,7 +151,7 @@ def param_groups(
         groups['embedding' if id(p) in tables else 'matrix' if p.ndim == 2 else 'vector'].append(p)
     return [dict(name=k, params=ps, lr_scale=emb_lr if k == 'embedding' else 1.) for k, ps in groups.items() if ps]
 
-# %% ../nbs/04_trainer.ipynb #02259ba2
+# %% ../nbs/04_trainer.ipynb #48a74def
 def _adamw(groups, cfg): return [torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)]
 
 def _muon(groups, cfg):
@@ -172,7 +173,7 @@ def make_optimizers(
     make = dict(adamw=_adamw, muon=_muon, adafactor=_adafactor, adafactor_relative=partial(_adafactor, relative=True))
     return make[cfg.optimizer](param_groups(model, cfg.emb_lr), cfg)
 
-# %% ../nbs/04_trainer.ipynb #befe86f1
+# %% ../nbs/04_trainer.ipynb #b908c996
 def set_lr(
     opts:list, # optimisers whose groups carry lr_scale
     lr:float, # the step's learning rate
@@ -182,7 +183,7 @@ def set_lr(
         for g in opt.param_groups:
             if g['lr'] is not None: g['lr'] = lr * g['lr_scale']
 
-# %% ../nbs/04_trainer.ipynb #dea50e99
+# %% ../nbs/04_trainer.ipynb #cd2e2950
 @lru_cache
 def probe_precision()->str: # 'bf16', 'fp16' or 'fp32'
     "The precision this device is fast in: measured once on a CPU, asked of the driver on a GPU."
@@ -195,7 +196,7 @@ def probe_precision()->str: # 'bf16', 'fp16' or 'fp32'
         return min(times)
     return 'bf16' if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else 'fp32'
 
-# %% ../nbs/04_trainer.ipynb #f4d6d910
+# %% ../nbs/04_trainer.ipynb #a9bec2e9
 class StopSignals:
     "While active, SIGINT and SIGTERM are noted in `asked` and nothing is torn; a second SIGINT raises KeyboardInterrupt."
     def __init__(self): self.asked, self._old = None, {}
@@ -214,7 +215,7 @@ class StopSignals:
         "Put the old handlers back."
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/04_trainer.ipynb #41bd57ce
+# %% ../nbs/04_trainer.ipynb #893a6cec
 def _sha256(path:Path)->str:
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -225,7 +226,7 @@ def _fsync(path:Path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/04_trainer.ipynb #eda6818e
+# %% ../nbs/04_trainer.ipynb #f5f2dd0c
 @contextmanager
 def folder_aside(
     path:Path, # the final folder; must not exist yet
@@ -243,7 +244,7 @@ def folder_aside(
     os.replace(tmp, path)
     _fsync(path.parent)
 
-# %% ../nbs/04_trainer.ipynb #49b3ebd4
+# %% ../nbs/04_trainer.ipynb #de6b1407
 def check_folder(
     path:Path, # a folder written by `folder_aside`
 )->str|None: # what is wrong with it, or None
@@ -257,14 +258,14 @@ def check_folder(
         if p.stat().st_size != want['bytes']: return f"{p} has {p.stat().st_size} bytes, expected {want['bytes']}"
         if _sha256(p) != want['sha256']: return f'{p} does not match its checksum'
 
-# %% ../nbs/04_trainer.ipynb #5f573b78
+# %% ../nbs/04_trainer.ipynb #56ef0bff
 def checkpoints(
     out:Path, # a stage's folder
 )->list[Path]: # oldest first
     "The complete checkpoint folders of a run, by step."
     return sorted((Path(out)/'checkpoints').glob('step-*'))
 
-# %% ../nbs/04_trainer.ipynb #2688925f
+# %% ../nbs/04_trainer.ipynb #b4758bae
 def newest_good(
     out:Path, # a stage's folder
 )->Path|None: # None: there is no checkpoint at all
@@ -278,7 +279,34 @@ def newest_good(
 
 log = logging.getLogger('scclm')
 
-# %% ../nbs/04_trainer.ipynb #ca19e323
+# %% ../nbs/04_trainer.ipynb #91436c8d
+def named_weights(
+    model:nn.Module, # tied tensors count once
+)->dict[str, Tensor]: # parameters, then persistent buffers, in the model's order
+    "The tensors a checkpoint holds."
+    kept = model.state_dict().keys()
+    return {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()] if n in kept}
+
+def save_weights(
+    model:nn.Module, # unwrapped
+    path:Path, # .safetensors file
+):
+    "Write `named_weights`; the same weights give the same bytes."
+    save_file({n: t.contiguous() for n, t in named_weights(model).items()}, str(path))
+
+@torch.no_grad()
+def load_weights(
+    model:nn.Module, # filled in place
+    path:Path, # written by `save_weights`
+):
+    "Raises ValueError naming the first tensor that is missing, unknown or of another shape."
+    saved, own = load_file(str(path)), named_weights(model)
+    for n in sorted(saved.keys() | own.keys()):
+        a, b = (tuple(d[n].shape) if n in d else None for d in (saved, own))
+        if a != b: raise ValueError(f'{path} holds another model: {n} has shape {a} in the file, {b} in the model')
+    for n, t in own.items(): t.copy_(saved[n])
+
+# %% ../nbs/04_trainer.ipynb #c362c0ea
 def step_seed(
     seed:int, # of the run
     step:int, # optimiser steps done
@@ -287,7 +315,7 @@ def step_seed(
     "The seed of everything random inside one step."
     return int.from_bytes(hashlib.blake2b(f'{seed}/{step}/{rank}'.encode(), digest_size=8).digest(), 'big') >> 1
 
-# %% ../nbs/04_trainer.ipynb #2a2ed3a0
+# %% ../nbs/04_trainer.ipynb #72f9b73d
 @dataclass
 class Run:
     "A run in progress: what callbacks see, what a checkpoint holds."
@@ -319,7 +347,7 @@ def empty_tally()->dict: # zeros
 
 _SAVED = ('step', 'pos', 'best', 'skipped', 'skipped_in_row', 'tally', 'real_tok', 'seconds', 'precision')
 
-# %% ../nbs/04_trainer.ipynb #d95c7d37
+# %% ../nbs/04_trainer.ipynb #eaf9397b
 def save_checkpoint(
     run:Run, # between two steps
 )->Path: # the new folder
@@ -327,7 +355,7 @@ def save_checkpoint(
     path = run.out/'checkpoints'/f'step-{run.step:08d}'
     if run.acc.is_main_process and not path.exists():
         with folder_aside(path) as tmp:
-            save_weights(run.acc.unwrap_model(run.model), str(tmp/'model.safetensors'))
+            save_weights(run.acc.unwrap_model(run.model), tmp/'model.safetensors')
             scaler = run.acc.scaler.state_dict() if run.acc.scaler else None
             torch.save(dict(opts=[o.state_dict() for o in run.opts], scaler=scaler), tmp/'optim.pt')
             state = {k: getattr(run, k) for k in _SAVED} | dict(cfg=asdict(run.cfg))
@@ -342,7 +370,7 @@ def _drop(path:Path):
     os.replace(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/04_trainer.ipynb #a31fa0b7
+# %% ../nbs/04_trainer.ipynb #07d1146a
 FREE_FIELDS = ('log_every', 'save_every', 'keep_last', 'trackers', 'eval_every', 'out')
 
 def check_same_cfg(
@@ -355,7 +383,7 @@ def check_same_cfg(
     diff = [f'{k} was {saved.get(k)!r}, is {now.get(k)!r}' for k in sorted(now | saved) if k not in FREE_FIELDS and saved.get(k) != now.get(k)]
     if diff: raise ValueError(f"{where} was made with another configuration: {'; '.join(diff)}. Give the old values, or start over with resume=False")
 
-# %% ../nbs/04_trainer.ipynb #32c8f1fa
+# %% ../nbs/04_trainer.ipynb #02017e7b
 def restore(
     run:Run, # fresh
     path:Path, # a good checkpoint
@@ -364,8 +392,7 @@ def restore(
     "Put a run back to where a checkpoint left it. Raises ValueError if the configuration or the model's shape differs."
     state = json.loads((path/'state.json').read_text())
     check_same_cfg(state['cfg'], run.cfg, path)
-    try: load_weights(run.acc.unwrap_model(run.model), str(path/'model.safetensors'))
-    except RuntimeError as e: raise ValueError(f"{path} holds another model: {str(e).splitlines()[1].strip()}") from e
+    load_weights(run.acc.unwrap_model(run.model), path/'model.safetensors')
     saved = torch.load(path/'optim.pt', weights_only=True, map_location='cpu')
     for o, s in zip(run.opts, saved['opts']): o.load_state_dict(s)
     if run.acc.scaler and saved['scaler']: run.acc.scaler.load_state_dict(saved['scaler'])
@@ -373,7 +400,7 @@ def restore(
     loader.load_state_dict(run.pos)
     log.info('resumed from %s', path)
 
-# %% ../nbs/04_trainer.ipynb #7b824f12
+# %% ../nbs/04_trainer.ipynb #63574b85
 @torch.no_grad()
 def greedy_answers(
     model:nn.Module, # a T5ForConditionalGeneration in eval mode
@@ -394,7 +421,7 @@ def greedy_answers(
         for i, text in zip(ids, tok.batch_decode(out, skip_special_tokens=True)): answers[i] = text
     return answers
 
-# %% ../nbs/04_trainer.ipynb #c20a961e
+# %% ../nbs/04_trainer.ipynb #6b09612d
 def exact_match(
     answers:list[str], # of the model
     references:list[str], # as many
@@ -411,7 +438,7 @@ def bleu4(
     from sacrebleu import corpus_bleu
     return corpus_bleu(answers, [references], tokenize='zh').score
 
-# %% ../nbs/04_trainer.ipynb #8eb4863c
+# %% ../nbs/04_trainer.ipynb #bfb030f1
 @torch.no_grad()
 def eval_loss(
     model:nn.Module, # in eval mode
@@ -421,7 +448,7 @@ def eval_loss(
     total = sum(seq2seq_loss(model, {k: v.to(model.device) for k, v in b.items()}).item() for b in batches)
     return total / sum(map(count_labels, batches))
 
-# %% ../nbs/04_trainer.ipynb #8459d5c3
+# %% ../nbs/04_trainer.ipynb #52004f1a
 def pair_eval(
     pairs:list[tuple[str, str]], # (prompt, response)
     tok, # tokenizer
@@ -438,7 +465,7 @@ def pair_eval(
         return figures
     return evaluate
 
-# %% ../nbs/04_trainer.ipynb #272e38a4
+# %% ../nbs/04_trainer.ipynb #10fbea99
 def make_accelerator(
     precision:str, # fp32, bf16 or fp16
     out:Path, # where trackers write
@@ -453,7 +480,7 @@ def make_accelerator(
     return Accelerator(mixed_precision={'fp32': 'no'}.get(precision, precision), cpu=not torch.cuda.is_available(),
                        log_with=list(trackers) or None, project_dir=out)
 
-# %% ../nbs/04_trainer.ipynb #2da2c372
+# %% ../nbs/04_trainer.ipynb #ba766a2a
 def start(
     model:nn.Module, # parameters with requires_grad=False stay frozen
     loader, # with state_dict and load_state_dict
@@ -477,7 +504,7 @@ def start(
     if cfg.trackers: acc.init_trackers('scclm', config={k: str(v) for k, v in asdict(cfg).items()})
     return run
 
-# %% ../nbs/04_trainer.ipynb #7215552b
+# %% ../nbs/04_trainer.ipynb #4e630e9e
 def read_log(
     log, # path of a log.jsonl, or a list of entries
 )->list[dict]: # entries in order
@@ -498,7 +525,7 @@ def trim_log(
     keep = [e for e in read_log(path) if e['step'] <= step]
     with write_aside(path) as tmp: tmp.write_text(''.join(json.dumps(e) + '\n' for e in keep))
 
-# %% ../nbs/04_trainer.ipynb #ec9caf6e
+# %% ../nbs/04_trainer.ipynb #b1f80310
 def append_log(
     run:Run, # gives out, trackers
     entry:dict, # step and figures
@@ -520,7 +547,7 @@ def log_step(
                          real_tok_per_s=t['real_tok'] / max(1e-9, t['seconds']), real_tok=run.real_tok, seconds=run.seconds, skipped=run.skipped))
     run.tally = empty_tally()
 
-# %% ../nbs/04_trainer.ipynb #c30eb29f
+# %% ../nbs/04_trainer.ipynb #342b162c
 def plot_loss(
     log, # path of a log.jsonl, or a list of entries
     ax=None, # matplotlib Axes
@@ -535,7 +562,7 @@ def plot_loss(
     ax.set(xlabel='step', ylabel='loss (nats/token)'); ax.legend()
     return ax
 
-# %% ../nbs/04_trainer.ipynb #8df9bf80
+# %% ../nbs/04_trainer.ipynb #3690581a
 def in_notebook()->bool: # True in a Jupyter kernel
     "Whether rich output can be shown."
     try: from IPython import get_ipython
@@ -552,7 +579,7 @@ def _figure_html(entries:list)->str:
     fig.savefig(buf, format='png', dpi=80, bbox_inches='tight'); plt.close(fig)
     return f'<img src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
-# %% ../nbs/04_trainer.ipynb #b925ba59
+# %% ../nbs/04_trainer.ipynb #2495e885
 class Progress:
     "A bar in a terminal, a live loss plot in a notebook; `every` seconds between plots."
     def __init__(self, run:Run, show:bool=True, every:float=10.):
@@ -582,14 +609,14 @@ class Progress:
         self.bar.close()
         if self.handle: self.handle.update(self._html())
 
-# %% ../nbs/04_trainer.ipynb #f3caeca2
+# %% ../nbs/04_trainer.ipynb #3b24b331
 def _agree(acc:Accelerator, n:int, asked:bool)->tuple[int, bool]:
     "Items in the whole group, and whether any process was asked to stop."
     if acc.num_processes == 1: return n, asked
     total = acc.reduce(torch.tensor([n, int(asked)], device=acc.device))
     return int(total[0]), bool(total[1])
 
-# %% ../nbs/04_trainer.ipynb #2aa9834f
+# %% ../nbs/04_trainer.ipynb #28f21332
 def train_step(
     run:Run, # before its next step
     group:list[dict], # the batches of this step, this process's share
@@ -629,7 +656,7 @@ def _count(run:Run, norm:float, loss:float, n:int):
     if run.skipped_in_row > run.cfg.max_skipped:
         raise RuntimeError(f'step {run.step}: {run.skipped_in_row} gradients in a row are not finite; last good checkpoint: {(checkpoints(run.out) or ["none"])[-1]}')
 
-# %% ../nbs/04_trainer.ipynb #754f80d9
+# %% ../nbs/04_trainer.ipynb #573b9b22
 def fit(
     model:nn.Module, # trained in place
     loader, # iterable of batches with state_dict() and load_state_dict(state), such as PairStream
@@ -665,7 +692,7 @@ def fit(
         save_checkpoint(run)
     return run
 
-# %% ../nbs/04_trainer.ipynb #6f224dae
+# %% ../nbs/04_trainer.ipynb #1eee3b1d
 def due(
     run:Run, # after a step
     every:int, # 0: never but at the end
@@ -696,9 +723,9 @@ def evaluate(
     if (loss := figures.get('loss_valid')) is None or (run.best is not None and loss >= run.best): return
     run.best = loss
     if run.acc.is_main_process:
-        with write_aside(run.out/'checkpoints'/'best.safetensors') as tmp: save_weights(model, str(tmp))
+        with write_aside(run.out/'checkpoints'/'best.safetensors') as tmp: save_weights(model, tmp)
 
-# %% ../nbs/04_trainer.ipynb #f7410cc8
+# %% ../nbs/04_trainer.ipynb #3c83d314
 @contextmanager
 def _training(run:Run, progress:bool):
     "Training mode and progress while inside; eval mode, plain forward and closed trackers after."

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['front_matter', 'hide_plumbing', 'module_of', 'interface', 'site_notebook', 'main']
 
-# %% ../nbs/appendix/website.ipynb #02fcb790
+# %% ../nbs/appendix/website.ipynb #447368c9
 import importlib
 import json
 import re
 import sys
 
-# %% ../nbs/appendix/website.ipynb #5b66bb76
+# %% ../nbs/appendix/website.ipynb #6c0822f9
 _head = re.compile(r'\s*# +(?P<title>.+)\n*(?:> *(?P<what>.+)\n*)?')
 
 def front_matter(
@@ -23,14 +23,14 @@ def front_matter(
     rows = [f'{k}: {json.dumps(v.strip(), ensure_ascii=False)}' for k,v in (('title', m['title']), ('description', m['what'])) if v]
     return '\n'.join(['---', *rows, '---']), markdown[m.end():]
 
-# %% ../nbs/appendix/website.ipynb #0ac5f922
+# %% ../nbs/appendix/website.ipynb #0a5fbe30
 def hide_plumbing(
     cell, # nbdev cell; one that loses its source leaves the page
 ):
     "Drop the cells that only tell nbdev something."
     if cell.get('directives_') and cell.directives_.keys() & {'default_exp', 'hide'}: del(cell['source'])
 
-# %% ../nbs/appendix/website.ipynb #003fb1d0
+# %% ../nbs/appendix/website.ipynb #ff6e282d
 def module_of(
     nb:dict, # a notebook
 )->str|None: # the module it exports
@@ -38,7 +38,7 @@ def module_of(
     found = (re.search(r'^#\| *default_exp +(\S+)', ''.join(c['source']), re.M) for c in nb['cells'] if c['cell_type'] == 'code')
     return next((m[1] for m in found if m), None)
 
-# %% ../nbs/appendix/website.ipynb #33e2beaa
+# %% ../nbs/appendix/website.ipynb #08c5f109
 def interface(
     module:str, # such as 'course'
 )->str: # markdown, empty if nothing is exported
@@ -49,7 +49,7 @@ def interface(
     body = '\n\n'.join(re.sub(r'^-{3,}\s*$', '', d, flags=re.M).strip() for d in docs)
     return f'::: {{.callout-note collapse="true" title="接口：scclm.{module}"}}\n\n{body}\n\n:::' if docs else ''
 
-# %% ../nbs/appendix/website.ipynb #27681614
+# %% ../nbs/appendix/website.ipynb #b66bff9d
 def site_notebook(
     nb:dict, # notebook as JSON gives it
 )->str: # JSON text of the notebook for the site
@@ -65,7 +65,7 @@ def site_notebook(
     if module and (text := interface(module)): nb.cells.append(mk_cell(text, 'markdown', id='interface'))
     return nb2str(nb)
 
-# %% ../nbs/appendix/website.ipynb #b69c6aeb
+# %% ../nbs/appendix/website.ipynb #4f395c12
 def main():
     "Notebook JSON on stdin, the site's version on stdout; nothing else is printed there."
     from contextlib import redirect_stdout

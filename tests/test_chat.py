@@ -1,5 +1,5 @@
 "The chat: decoding against brute force and the library, streaming against batches, the widget driven by hand, the terminal by a pipe."
-import subprocess, sys, threading, time
+import subprocess, threading, time
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -252,13 +252,21 @@ def bubbles(view): return [b.value for b in view.bubbles.children]
 
 def test_widget_answers(bot):
     view = chat_widget(bot)
-    view.entry.value = '你是谁？'
-    view.entry._handle_custom_msg(dict(event='submit'), []) # what the browser sends on Enter
+    view.entry.value = '打了字又点到别处' # not sent: nobody pressed Enter
+    assert view.messages == []
+    view.entry.value = ''
+    view.entry._handle_custom_msg(dict(event='submit'), []) # what the browser sends on Enter,
+    view.entry.set_state(dict(value='你是谁？')) # and right after it
     assert view.wait(30) and view.entry.value == ''
     assert view.messages == [dict(role='user', text='你是谁？'), dict(role='bot', text=bot.answer(['你是谁？'])[0])]
     assert bubbles(view) == [bubble_html(**m) for m in view.messages]
     view.submit('  ')
     assert len(view.messages) == 2
+    view.entry.value = '秋' # the text was here before Enter
+    view.entry._handle_custom_msg(dict(event='submit'), [])
+    deadline = time.monotonic() + 20
+    while len(view.messages) < 4 and time.monotonic() < deadline: time.sleep(.01)
+    assert view.wait(30) and view.messages[2:] == [dict(role='user', text='秋'), dict(role='bot', text=bot.answer(['秋'])[0])]
     view.clear()
     assert view.messages == [] and bubbles(view) == []
 

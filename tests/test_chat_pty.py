@@ -53,7 +53,9 @@ def test_terminal_ctrl_c(folder, strategy, leave):
     term.until('你好')
     start, = ChatBot.from_dir(folder).answer(['你好'], Decoding(max_new_tok=8, repetition_penalty=1.2))
     if strategy == 'greedy': term.until(start, 30)
-    else: time.sleep(1) # beam search shows nothing before its end
+    else:
+        term.until('\x1b[?2004l') # the prompt has ended; beam search shows nothing before its end
+        time.sleep(1)
     term.type('\x03') # during an answer: the answer ends
     term.until('（已停止）', 15)
     term.until('你>')

@@ -160,7 +160,7 @@ while True:
 
 
 def test_sigkill_leaves_the_old_or_the_new(tmp_path):
-    path, rng, last = tmp_path/'model', random.Random(0), 0
+    path, rng = tmp_path/'model', random.Random(0)
     for _ in range(4):
         proc = subprocess.Popen([sys.executable, '-c', SAVER, path, Path(__file__).parent], stdout=subprocess.PIPE, text=True)
         done = int(proc.stdout.readline())

@@ -1,0 +1,91 @@
+"""Training speed in real tokens per second: our loop against Seq2SeqTrainer (default, grouped by length) and a loop like the ancestor's.
+
+    python benchmarks/train.py [--data PAIRS.parquet] [--rounds 3] [--steps 20]
+
+Same model (tiny, dropout 0.1, fp32), same data, alternating, medians. Real tokens are prompt and answer tokens; padding does not count.
+The bf16 row is measured only where the device is fast in bf16.
+"""
+import argparse, tempfile, time
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from report import row, write
+
+from scclm.data_cleaning import run_path
+from scclm.dataset import PairDataset, PairStream, collate
+from scclm.model import build_model, model_config
+from scclm.pretrain import PretrainCfg, hf_fit
+from scclm.tokenizer import TokenizerCfg, train_tokenizer
+from scclm.trainer import fit, probe_precision
+
+def fresh(tok): return build_model(model_config('tiny', len(tok), dropout_rate=0.1), init='stock', seed=0)
+
+def timed(fn, model)->float:
+    "Real tokens per second between the first and the last forward pass of a training function: set-up is left out for everyone."
+    seen, stamps = [], []
+    def count(module, args, kwargs):
+        stamps.append(time.perf_counter())
+        labels = kwargs.get('labels')
+        answer = labels.ne(-100).sum() if labels is not None else kwargs['decoder_input_ids'].ne(0).sum() + len(kwargs['decoder_input_ids'])
+        seen.append(int(kwargs['attention_mask'].sum() + answer))
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    fn(model)
+    return sum(seen[:-1]) / (stamps[-1] - stamps[0])
+
+def ours(model, home, files, tok, cfg):
+    stream = PairStream(files, tok, budget_tok=cfg.budget_tok, max_len=cfg.max_len, seed=0, index_dir=home / 'lengths')
+    fit(model, stream, cfg, home / 'ours', resume=False, progress=False)
+
+def theirs(model, home, files, tok, cfg, **overrides):
+    hf_fit(model, tok, files, cfg, home / 'hf', batch_size=16, **overrides)
+
+def ancestor(model, home, data, cfg):
+    "A plain loop in the ancestor's manner: shuffled batches of 16 padded to their longest, Adafactor with its own steps, loss read every step."
+    from transformers.optimization import Adafactor
+    loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True, collate_fn=collate)
+    opt = Adafactor(model.parameters(), relative_step=True)
+    model.train()
+    for batch in islice(loader, cfg.steps):
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        opt.step(); opt.zero_grad()
+        loss.item()
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--data', default=str(run_path('data', 'train.parquet')), help='parquet with prompt and response')
+    p.add_argument('--rows', type=int, default=20_000, help='rows used, drawn at random')
+    p.add_argument('--rounds', type=int, default=3, help='alternating rounds')
+    p.add_argument('--steps', type=int, default=20, help='steps per round')
+    a = p.parse_args()
+    with tempfile.TemporaryDirectory() as tmp:
+        home, files = Path(tmp), [Path(tmp) / 'train.parquet']
+        table = pq.read_table(a.data, columns=['prompt', 'response'])
+        pq.write_table(table.take(torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[:a.rows].numpy()), files[0], row_group_size=4096)
+        tok = train_tokenizer(TokenizerCfg(files=tuple(files), out=home / 'tokenizer', min_count=100, min_char_count=10))
+        data = PairDataset.from_parquet(files, tok, 256)
+        cells = 16 * sum(map(sum, ((len(p), len(r)) for p, r in data))) / len(data)
+        cfg = PretrainCfg(steps=a.steps, precision='fp32', save_every=10**9, log_every=10**9, budget_tok=int(cells / 0.95), max_len=256)
+        hf = replace(cfg, save_every=10**9)
+        runs = {'ours': partial(ours, home=home, files=files, tok=tok, cfg=cfg), 'default': partial(theirs, home=home, files=files, tok=tok, cfg=hf),
+                'grouped': partial(theirs, home=home, files=files, tok=tok, cfg=hf, train_sampling_strategy='group_by_length'),
+                'ancestor': partial(ancestor, home=home, data=data, cfg=cfg)}
+        if probe_precision() == 'bf16': runs['bf16'] = partial(ours, home=home, files=files, tok=tok, cfg=replace(cfg, precision='bf16'))
+        speed = {k: [] for k in runs}
+        for i in range(a.rounds + 1):
+            for name, fn in runs.items():
+                v = timed(fn, fresh(tok))
+                if i: speed[name].append(v) # the first round warms up
+                print(f'round {i} {name:<9} {v:,.0f} real tok/s', flush=True)
+    names = dict(default='Seq2SeqTrainer default', grouped='Seq2SeqTrainer group_by_length', ancestor="a loop like the ancestor's")
+    rows = [row(k, speed['ours'], speed[k], v, 'real tok/s') for k, v in names.items()]
+    if 'bf16' in speed: rows.append(row('bf16', speed['bf16'], speed['default'], 'Seq2SeqTrainer default fp32', 'real tok/s'))
+    else: print('bf16: not measured, this device is slower in bf16 than in fp32')
+    write('train', dict(model='tiny, dropout 0.1', data=Path(a.data).name, rows=a.rows, steps=a.steps, budget_tok=cfg.budget_tok), rows)
+
+if __name__ == '__main__': main()
