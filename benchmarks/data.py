@@ -162,8 +162,8 @@ def near_pairs_ours(texts):
     for key in keys:
         order = np.argsort(key, kind='stable')
         pairs.append(dc._pairs_in_groups(key[order], ids[order]))
-    pairs = np.unique(np.concatenate(pairs), axis=0)
-    return {(i, j) for i, j in pairs.tolist() if dc.jaccard(dc.ngrams(texts[i]), dc.ngrams(texts[j])) >= 0.85}
+    pairs = set().union(*(map(tuple, p.tolist()) for p in pairs))
+    return {(i, j) for i, j in pairs if dc.jaccard(dc.ngrams(texts[i]), dc.ngrams(texts[j])) >= 0.85}
 
 
 def near_pairs_datasketch(texts):

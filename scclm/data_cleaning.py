@@ -18,7 +18,7 @@ __all__ = ['SCALES', 'SCHEMAS', 'Row', 'EXPECTED', 'SEP', 'TEXT_RULES', 'Cols', 
            'destinations', 'Scatter', 'write_groups', 'write_splits', 'write_rejects', 'count_rows', 'make_report',
            'folder_aside', 'mark_rows', 'clean', 'report_table', 'plot_report']
 
-# %% ../nbs/00_data_cleaning.ipynb #e476c743
+# %% ../nbs/00_data_cleaning.ipynb #92590d93
 import csv
 import html
 import json
@@ -33,13 +33,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import import_module
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 from typing import Any, BinaryIO, NamedTuple
 
-# %% ../nbs/00_data_cleaning.ipynb #4931bdd9
+# %% ../nbs/00_data_cleaning.ipynb #2b60504e
 import numpy as np
 import pandas as pd
 import psutil
@@ -49,13 +49,13 @@ import pyarrow.parquet as pq
 import rensa
 from tqdm import tqdm
 
-# %% ../nbs/00_data_cleaning.ipynb #3a465922
+# %% ../nbs/00_data_cleaning.ipynb #faaa58d3
 from .sample_corpus import make_sample_corpus
 
-# %% ../nbs/00_data_cleaning.ipynb #8204597a
+# %% ../nbs/00_data_cleaning.ipynb #ba0483c7
 SCALES = ('tiny', 'mini', 'base')
 
-# %% ../nbs/00_data_cleaning.ipynb #076ee28b
+# %% ../nbs/00_data_cleaning.ipynb #3fb968a1
 def scale_name(
     name:str|None=None, # a scale; None reads `SCCLM_SCALE`, whose default is tiny
 )->str: # one of `SCALES`
@@ -64,25 +64,25 @@ def scale_name(
     if name not in SCALES: raise ValueError(f"SCCLM_SCALE={name!r} is not known: expected one of {', '.join(SCALES)}")
     return name
 
-# %% ../nbs/00_data_cleaning.ipynb #f4f6123c
+# %% ../nbs/00_data_cleaning.ipynb #7ebdcf59
 def checkout_root()->Path: # the folder that holds settings.ini, else the working directory
     "Relative paths of the dials start here, whether a notebook (its working directory is nbs/) or a terminal reads them."
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
 
-# %% ../nbs/00_data_cleaning.ipynb #c27d4764
+# %% ../nbs/00_data_cleaning.ipynb #b10ae290
 def run_path(
     *parts:str, # path below the scale's folder, such as 'data', 'train.parquet'
 )->Path: # <SCCLM_RUNS>/<scale>/<parts>
     "Where an artefact of this scale lives. `SCCLM_RUNS` defaults to runs/ in the checkout."
     return checkout_root()/(os.environ.get('SCCLM_RUNS') or 'runs')/scale_name()/Path(*parts)
 
-# %% ../nbs/00_data_cleaning.ipynb #3b5bd2f0
+# %% ../nbs/00_data_cleaning.ipynb #1d8e0b0a
 def raw_dir()->Path|None: # folder of raw files; None: the shipped sample corpus
     "`SCCLM_RAW`, if set."
     return checkout_root()/env if (env := os.environ.get('SCCLM_RAW')) else None
 
-# %% ../nbs/00_data_cleaning.ipynb #0c3e1ced
+# %% ../nbs/00_data_cleaning.ipynb #d7370c7e
 def require(
     path:Path, # an artefact of an earlier stage
     made_by:str, # the stage that makes it, such as '01_tokenizer'
@@ -92,7 +92,7 @@ def require(
     cmd = made_by.split('_', 1)[-1].replace('data_cleaning', 'clean')
     raise FileNotFoundError(f"{path} is missing: run nbs/{made_by}.ipynb or `scclm {cmd}` first")
 
-# %% ../nbs/00_data_cleaning.ipynb #0526b204
+# %% ../nbs/00_data_cleaning.ipynb #41a5eeea
 @contextmanager
 def write_aside(
     path:Path, # the final file
@@ -106,7 +106,7 @@ def write_aside(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_data_cleaning.ipynb #7a03b052
+# %% ../nbs/00_data_cleaning.ipynb #954b03bf
 class Schema(NamedTuple):
     "Columns that give a source away, and those that may be absent."
     name:str # name of the source in the report
@@ -114,7 +114,7 @@ class Schema(NamedTuple):
     may:tuple[str, ...]=() # columns that are used when present
     instruct:bool=False # rows that follow an instruction: the SFT set when there is no sft/ folder
 
-# %% ../nbs/00_data_cleaning.ipynb #4c777ddf
+# %% ../nbs/00_data_cleaning.ipynb #f478f881
 SCHEMAS = (
     Schema('webtext', ('title', 'content', 'star')),
     Schema('medical', ('title', 'ask', 'answer')),
@@ -128,7 +128,7 @@ SCHEMAS = (
     Schema('pair', ('prompt', 'response'), ('kind',)),
 )
 
-# %% ../nbs/00_data_cleaning.ipynb #488def09
+# %% ../nbs/00_data_cleaning.ipynb #b6e00733
 def match_schema(
     columns:Iterable[str], # the column names, or keys, of one row
 )->Schema|None: # the first schema whose needed columns are all there
@@ -136,18 +136,18 @@ def match_schema(
     have = set(columns)
     return next((s for s in SCHEMAS if have.issuperset(s.need)), None)
 
-# %% ../nbs/00_data_cleaning.ipynb #814c64f0
+# %% ../nbs/00_data_cleaning.ipynb #4642b28f
 _HAN = '\u3400-\u4dbf\u4e00-\u9fff'
 _HAN_RE = re.compile(f'[{_HAN}]')
 
-# %% ../nbs/00_data_cleaning.ipynb #3cf9d2fc
+# %% ../nbs/00_data_cleaning.ipynb #98b74b05
 def _plausible(text:str)->bool:
     "Most Chinese characters of real text are among the 3,755 common ones, whose first GBK byte is B0-D7; mojibake is not."
     han = _HAN_RE.findall(text[:400])
     common = sum(0xB0 <= c.encode('gb18030')[0] <= 0xD7 for c in han)
     return common >= 0.7*len(han) and len(han) >= 0.2*sum(c > '\x7f' for c in text[:400])
 
-# %% ../nbs/00_data_cleaning.ipynb #d6151874
+# %% ../nbs/00_data_cleaning.ipynb #cc5104be
 def decode_line(
     raw:bytes, # one physical line
 )->str|None: # its text; None if neither UTF-8 nor plausible GB18030
@@ -158,10 +158,10 @@ def decode_line(
     except UnicodeDecodeError: return None
     return text if _plausible(text) else None
 
-# %% ../nbs/00_data_cleaning.ipynb #51ae3ccb
+# %% ../nbs/00_data_cleaning.ipynb #e073a8a6
 Row = tuple[int, Any, str, str] # line number, record, raw text, rule that rejects it ('' if it is good)
 
-# %% ../nbs/00_data_cleaning.ipynb #705c5567
+# %% ../nbs/00_data_cleaning.ipynb #8e677fc5
 def _show(raw:bytes)->str:
     "Bytes that cannot be decoded, as text for the rejects."
     return raw[:4096].decode('utf-8', 'backslashreplace')
@@ -170,7 +170,7 @@ def _json_or_none(text:str)->Any:
     try: return json.loads(text)
     except (ValueError, RecursionError): return None
 
-# %% ../nbs/00_data_cleaning.ipynb #22dc9f96
+# %% ../nbs/00_data_cleaning.ipynb #043fcc48
 def read_jsonl(
     blob:bytes, # whole lines
     line:int=1, # number of the first one
@@ -183,23 +183,23 @@ def read_jsonl(
         row = _json_or_none(text)
         yield (i, row, text, '') if isinstance(row, dict) else (i, None, text, 'broken_json')
 
-# %% ../nbs/00_data_cleaning.ipynb #fae599e1
+# %% ../nbs/00_data_cleaning.ipynb #37560586
 def _next_object(buf:str, pos:int)->tuple[Any, int]|None:
     "The JSON value at `pos`, and where it ends; None if it is not whole."
     try: return json.JSONDecoder().raw_decode(buf, pos)
     except (ValueError, RecursionError): return None
 
-# %% ../nbs/00_data_cleaning.ipynb #f024780d
+# %% ../nbs/00_data_cleaning.ipynb #9a13fe2d
 _LIST_GAP = re.compile(r'[\s,\[\]\ufeff]*')
 
-# %% ../nbs/00_data_cleaning.ipynb #122ec05e
+# %% ../nbs/00_data_cleaning.ipynb #d8fff7b5
 def _texts(blobs:Iterable[bytes])->Iterator[str]:
     "Decode pieces that end at line ends; a piece that mixes encodings is decoded line by line."
     for blob in blobs:
         whole = decode_line(blob)
         yield whole if whole is not None else '\n'.join('\ufffd' if (t := decode_line(x)) is None else t for x in blob.split(b'\n'))
 
-# %% ../nbs/00_data_cleaning.ipynb #a1dae8bb
+# %% ../nbs/00_data_cleaning.ipynb #bdc4680a
 def read_list(
     blobs:Iterable[bytes], # pieces of one file, cut between characters
     line:int=1, # number of the first line
@@ -221,16 +221,16 @@ def read_list(
         yield (line, hit[0], buf[pos:end], '') if ok else (line, None, buf[pos:end], 'broken_json')
         line, pos = line + buf.count('\n', pos, end), end
 
-# %% ../nbs/00_data_cleaning.ipynb #39d29d1b
+# %% ../nbs/00_data_cleaning.ipynb #d164a554
 _OPENS = re.compile(r'\n\s*\{')
 
-# %% ../nbs/00_data_cleaning.ipynb #75ebf2a3
+# %% ../nbs/00_data_cleaning.ipynb #ef458e49
 def _resync(buf:str, pos:int)->int:
     "Where the next object may begin after a broken one."
     m = _OPENS.search(buf, pos + 1)
     return m.start() + 1 if m else len(buf)
 
-# %% ../nbs/00_data_cleaning.ipynb #bbdcbf80
+# %% ../nbs/00_data_cleaning.ipynb #4f1b5760
 def _csv_fields(text:str)->list[str]|None:
     "The fields of one record; None while a quoted field is still open. Raises csv.Error for a broken record."
     if '"' not in text: return text.split(',')
@@ -239,7 +239,7 @@ def _csv_fields(text:str)->list[str]|None:
         if 'unexpected end' in str(e): return None
         raise
 
-# %% ../nbs/00_data_cleaning.ipynb #0de3b7c7
+# %% ../nbs/00_data_cleaning.ipynb #d85bcf7d
 def _csv_record(lines:deque[tuple[int, str]], width:int)->tuple[int, list[str]|None, str]:
     "How many of `lines` the first record takes, its fields, and the rule that rejects it. A broken one takes one line only."
     text = ''
@@ -253,7 +253,7 @@ def _csv_record(lines:deque[tuple[int, str]], width:int)->tuple[int, list[str]|N
         return 1, None, 'field_count'
     return 1, None, 'broken_csv'
 
-# %% ../nbs/00_data_cleaning.ipynb #02fc90b5
+# %% ../nbs/00_data_cleaning.ipynb #a6166f30
 def read_csv(
     lines:Iterable[bytes], # physical lines, the header first
 )->Iterator[Row]: # one per record, numbered by its first physical line
@@ -268,11 +268,11 @@ def read_csv(
         for _ in range(n): ahead.popleft()
         ahead.extend(islice(src, n))
 
-# %% ../nbs/00_data_cleaning.ipynb #14704d81
+# %% ../nbs/00_data_cleaning.ipynb #70a4c6fe
 _DOC = re.compile(rb'(?=<doc )')
 _TITLE = re.compile(r'<doc [^>\n]*?title="([^"\n]*)"[^>\n]*>')
 
-# %% ../nbs/00_data_cleaning.ipynb #d3e901af
+# %% ../nbs/00_data_cleaning.ipynb #b4e484dd
 def _article(raw:bytes)->tuple[Any, str, str]:
     "One <doc> as a record: (record, text, rule)."
     text = decode_line(raw)
@@ -281,7 +281,7 @@ def _article(raw:bytes)->tuple[Any, str, str]:
     if not head or '</doc>' not in text: return None, text, 'broken_doc'
     return dict(title=html.unescape(head[1]), text=text[head.end():text.index('</doc>')]), text, ''
 
-# %% ../nbs/00_data_cleaning.ipynb #b0540dc3
+# %% ../nbs/00_data_cleaning.ipynb #31ff98ef
 def read_docs(
     blob:bytes, # whole articles
     line:int=1, # number of the first line
@@ -295,7 +295,7 @@ def read_docs(
         if rest.strip(): yield line + body.count(b'\n'), None, decode_line(rest) or _show(rest), 'broken_doc'
         line += raw.count(b'\n')
 
-# %% ../nbs/00_data_cleaning.ipynb #7fda77cf
+# %% ../nbs/00_data_cleaning.ipynb #e38be42b
 def read_parquet(
     path:Path, # the file
     group:int, # the row group
@@ -312,7 +312,7 @@ def read_parquet(
                 line += 1
     except (OSError, ValueError, pa.ArrowException) as e: yield group, None, f'row group {group}: {e}', 'broken_file'
 
-# %% ../nbs/00_data_cleaning.ipynb #ab32cb9e
+# %% ../nbs/00_data_cleaning.ipynb #5723bf01
 class Source(NamedTuple):
     "One recognised file."
     path:Path # the file
@@ -321,14 +321,14 @@ class Source(NamedTuple):
     role:str='pretrain' # heldout, pretrain or sft
     file:str='' # its name below the raw folder
 
-# %% ../nbs/00_data_cleaning.ipynb #4813a6f1
+# %% ../nbs/00_data_cleaning.ipynb #dff8a6c3
 def _head_lines(head:bytes)->list[str]:
     "The decodable, non-blank, complete lines of a file's beginning."
     lines = head.split(b'\n')[:-1] if len(head) >= 2**18 else head.split(b'\n')
     texts = (decode_line(x) for x in lines[:2000])
     return [t for t in texts if t and t.strip()]
 
-# %% ../nbs/00_data_cleaning.ipynb #02dd1134
+# %% ../nbs/00_data_cleaning.ipynb #b2271d90
 def _sniff_text(head:bytes)->tuple[str, Schema]|None:
     "Container and schema of a text file from its first bytes."
     lines = _head_lines(head)
@@ -342,7 +342,7 @@ def _sniff_text(head:bytes)->tuple[str, Schema]|None:
     header = next(csv.reader(lines[:1]), []) if lines and len(lines[0]) < 10_000 else []
     return ('csv', s) if (s := match_schema(c.strip() for c in header)) else None
 
-# %% ../nbs/00_data_cleaning.ipynb #21cd7379
+# %% ../nbs/00_data_cleaning.ipynb #64547cf9
 def sniff(
     path:Path, # a file
 )->tuple[str, Schema]|None: # container and schema; None if the content is not known
@@ -355,16 +355,16 @@ def sniff(
     except (OSError, pa.ArrowException): return None
     return ('parquet', s) if (s := match_schema(columns)) else None
 
-# %% ../nbs/00_data_cleaning.ipynb #693132db
+# %% ../nbs/00_data_cleaning.ipynb #450f621f
 EXPECTED = ('JSON Lines or a JSON list with ' + ' | '.join(','.join(s.need) for s in SCHEMAS if s.name not in ('medical', 'zhihu'))
     + '; CSV with title,ask,answer; parquet with prompt,response or INSTRUCTION,RESPONSE; WikiExtractor <doc> text or --json lines')
 
-# %% ../nbs/00_data_cleaning.ipynb #a110c71a
+# %% ../nbs/00_data_cleaning.ipynb #daeef166
 def _role(path:Path, root:Path)->str:
     parts = path.relative_to(root).parts[:-1]
     return 'heldout' if 'heldout' in parts else 'sft' if 'sft' in parts else 'pretrain'
 
-# %% ../nbs/00_data_cleaning.ipynb #cca7b0c5
+# %% ../nbs/00_data_cleaning.ipynb #3da21065
 def find_sources(
     root:Path, # folder of raw files, nested at will
 )->tuple[list[Source], list[Path]]: # recognised files (held-out first, SFT last) and the others
@@ -378,7 +378,7 @@ def find_sources(
     if not found: raise ValueError(f"no readable file among the {len(files)} in {root} ({', '.join(p.name for p in files[:3])}): expected {EXPECTED}")
     return sorted(found, key=lambda s: ('heldout', 'pretrain', 'sft').index(s.role)), unknown
 
-# %% ../nbs/00_data_cleaning.ipynb #3a7fc510
+# %% ../nbs/00_data_cleaning.ipynb #55a10bad
 class Block(NamedTuple):
     "A piece of a file, small enough for one worker."
     path:str # the file
@@ -390,7 +390,7 @@ class Block(NamedTuple):
     line:int=1 # number of the first line
     file:str='' # the name shown in rejects
 
-# %% ../nbs/00_data_cleaning.ipynb #169e5f88
+# %% ../nbs/00_data_cleaning.ipynb #77bf3b76
 def _cut(f:BinaryIO, size:int, sep:bytes)->Iterator[bytes]:
     "Pieces of about `size` bytes that end after `sep` (at most 8 sizes when there is none)."
     rest = b''
@@ -403,7 +403,7 @@ def _cut(f:BinaryIO, size:int, sep:bytes)->Iterator[bytes]:
         rest = rest[cut:]
     if rest: yield rest
 
-# %% ../nbs/00_data_cleaning.ipynb #ceb7e003
+# %% ../nbs/00_data_cleaning.ipynb #c924fb82
 def plan_blocks(
     source:Source, # a recognised file
     size:int=2**23, # bytes per block
@@ -420,7 +420,7 @@ def plan_blocks(
                 yield block._replace(start=start, size=len(piece), line=line)
                 start, line = start + len(piece), line + piece.count(b'\n')
 
-# %% ../nbs/00_data_cleaning.ipynb #6f426206
+# %% ../nbs/00_data_cleaning.ipynb #e52f3770
 def read_block(
     block:Block, # a piece of a file
 )->Iterator[Row]: # its rows, good and bad
@@ -433,10 +433,10 @@ def read_block(
             f.seek(block.start)
             yield from (read_docs if block.container == 'doc' else read_jsonl)(f.read(block.size), block.line)
 
-# %% ../nbs/00_data_cleaning.ipynb #1ea3c442
+# %% ../nbs/00_data_cleaning.ipynb #d27602f6
 SEP = '\x01' # joins rows; no rule may match across it, and it never stays in a text
 
-# %% ../nbs/00_data_cleaning.ipynb #b814a869
+# %% ../nbs/00_data_cleaning.ipynb #43250da8
 def on_joined(
     rule:Callable[[str], str], # a text rule
     texts:Sequence[str], # one string per row
@@ -449,26 +449,26 @@ def on_joined(
     assert len(out) == len(texts), f'{rule} must keep the separators'
     return out
 
-# %% ../nbs/00_data_cleaning.ipynb #e2f9efa5
+# %% ../nbs/00_data_cleaning.ipynb #b109c763
 _TAG = re.compile(r'</?(?:p|br|div|span|a|b|i|u|em|strong|img|font|ul|ol|li|h[1-6]|table|thead|tbody|tr|td|th|center|blockquote|sup|sub|ref|small|nowiki)'
                   r'(?:\s+[a-zA-Z:-]+\s*=[^<>\x01\n]{0,300})?\s*/?>', re.I)
 _BREAK = re.compile(r'<(?:br|/p|/div|/li|/tr|/h[1-6])\s*/?>', re.I)
 _ENTITY = re.compile(r'&(?:[a-zA-Z]{2,8}|#\d{2,6}|#x[0-9a-fA-F]{2,5});')
 _INVISIBLE = re.compile('[\x00\x02-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060\ufeff\ufffe\uffff\ud800-\udfff]')
 
-# %% ../nbs/00_data_cleaning.ipynb #38476bfc
+# %% ../nbs/00_data_cleaning.ipynb #0a5ca26b
 def strip_invisible(
     text:str, # one row, or many joined
 )->str: # without carriage returns and characters nobody sees
     "Line ends become newlines; control characters, zero-width characters and halves of surrogate pairs go."
     return _INVISIBLE.sub('', text.replace('\r\n', '\n').replace('\r', '\n'))
 
-# %% ../nbs/00_data_cleaning.ipynb #49dcace7
+# %% ../nbs/00_data_cleaning.ipynb #b11ac5ad
 def _entity(m:re.Match)->str:
     "An HTML entity as the character it stands for; never an invisible one."
     return _INVISIBLE.sub('', html.unescape(m[0])).replace(SEP, '')
 
-# %% ../nbs/00_data_cleaning.ipynb #ff02a324
+# %% ../nbs/00_data_cleaning.ipynb #3579b1a4
 def strip_html(
     text:str, # one row, or many joined
 )->str: # without HTML tags and entities
@@ -476,20 +476,20 @@ def strip_html(
     if '&' in text: text = _ENTITY.sub(_entity, text)
     return _TAG.sub('', _BREAK.sub('\n', text)) if '<' in text else text
 
-# %% ../nbs/00_data_cleaning.ipynb #4f759efa
+# %% ../nbs/00_data_cleaning.ipynb #b14efd87
 _FORMS = str.maketrans('｡､﹐﹑﹔﹕﹖﹗「」『』〝〞\u3000\xa0', '。、，、；：？！“”‘’“”  ')
 _FORMS |= {c: c - 0xFEE0 for c in map(ord, '０１２３４５６７８９＋－＝％＃＆＠＊／．')}
 _FORMS |= {c: c - 0xFEE0 for a in (0xFF21, 0xFF41) for c in range(a, a + 26)}
 _FORM = re.compile(f"[{''.join(map(chr, _FORMS))}]+")
 
-# %% ../nbs/00_data_cleaning.ipynb #e43cd18b
+# %% ../nbs/00_data_cleaning.ipynb #ae54e64a
 def half_width(
     text:str, # one row, or many joined
 )->str: # letters and digits in ASCII, variants of punctuation in their usual form
     "Full-width letters and digits become ASCII; rare variants of punctuation become the common ones."
     return _FORM.sub(lambda m: m[0].translate(_FORMS), text)
 
-# %% ../nbs/00_data_cleaning.ipynb #19a69782
+# %% ../nbs/00_data_cleaning.ipynb #d544b6bf
 _L, _R = f'[{_HAN}）》”]', f'[{_HAN}《“（]'
 _CHINESE = dict(zip(',;:!?', '，；：！？'))
 _AFTER_QUOTE = re.compile('”[,;:!?]')
@@ -500,7 +500,7 @@ _PAREN = re.compile(rf'\((?=[^()\n\x01]{{0,200}}[{_HAN}])([^()\n\x01]{{1,300}})\
 _PAREN_LATIN = re.compile(rf'\((?<=[{_HAN}]\()([^()\n\x01]{{1,60}})\)(?=[{_HAN}，。；：！？、\n\x01]|$)')
 _QUOTE = re.compile(rf'"(?<![=:,\[{{(A-Za-z0-9]")(?<![=:,] ")(?=[^"\n\x01]{{0,200}}[{_HAN}])([^"\n\x01]{{1,300}})"(?! ?[:,\]}}=])')
 
-# %% ../nbs/00_data_cleaning.ipynb #38739e0e
+# %% ../nbs/00_data_cleaning.ipynb #05de288b
 def chinese_punct(
     text:str, # one row, or many joined
 )->str: # with Chinese punctuation next to Chinese characters
@@ -511,17 +511,17 @@ def chinese_punct(
     if '"' in text: text = _AFTER_QUOTE.sub(lambda m: '”' + _CHINESE[m[0][1]], _QUOTE.sub(r'“\1”', text))
     return _STOP.sub('。', text)
 
-# %% ../nbs/00_data_cleaning.ipynb #58fa92d5
+# %% ../nbs/00_data_cleaning.ipynb #3f0689c6
 _RUN = re.compile('[，、；：。！？~～·]{2,}')
 _LONG_RUN = re.compile(r'([-=_*#…—.])\1{3,}')
 _LEAD = re.compile(f'{SEP}[，。、；：！？\\s]+')
 
-# %% ../nbs/00_data_cleaning.ipynb #e938a03f
+# %% ../nbs/00_data_cleaning.ipynb #aa019709
 def _one_mark(m:re.Match)->str:
     "A run of punctuation: each sentence end once, in order; without any, the first mark."
     return ''.join(dict.fromkeys(c for c in m[0] if c in '。！？')) or m[0][0]
 
-# %% ../nbs/00_data_cleaning.ipynb #b88ac301
+# %% ../nbs/00_data_cleaning.ipynb #a84814dd
 def collapse_runs(
     text:str, # one row, or many joined
 )->str: # with one mark where there were many
@@ -529,13 +529,13 @@ def collapse_runs(
     text = _LONG_RUN.sub(lambda m: m[1]*(2 if m[1] in '…—' else 3), _RUN.sub(_one_mark, text))
     return _LEAD.sub(SEP, text).lstrip('，。、；：！？ \t\n')
 
-# %% ../nbs/00_data_cleaning.ipynb #0dc5f707
+# %% ../nbs/00_data_cleaning.ipynb #27794619
 _MARK = '，。！？；：、（）《》“”…'
 _SPACES = re.compile('  +')
 _HAN_GAP = re.compile(rf' (?:(?<=[{_HAN}] )(?=[{_HAN}])|(?<=[{_MARK}] )|(?=[{_MARK}]))')
 _BLANK = re.compile('\n[ \n]+')
 
-# %% ../nbs/00_data_cleaning.ipynb #bbfdd837
+# %% ../nbs/00_data_cleaning.ipynb #12199576
 def tidy_spaces(
     text:str, # one row, or many joined
 )->str: # with no space between Chinese characters, one elsewhere, no blank line
@@ -543,14 +543,14 @@ def tidy_spaces(
     text = _HAN_GAP.sub('', _SPACES.sub(' ', text.replace('\t', ' ')))
     return _BLANK.sub('\n', text.replace(' \n', '\n'))
 
-# %% ../nbs/00_data_cleaning.ipynb #ff805939
+# %% ../nbs/00_data_cleaning.ipynb #cb490257
 _EMPTY = re.compile(r'（[，、；：。\s]*）|《》|“”|【】|‘’')
 _LEAD_IN = re.compile('（[，、；： \n]+')
 _TAIL_IN = re.compile('[，、；： \n]+）')
 _NOT_BRACKET = re.compile(f'[^（）《》“”【】{SEP}]+')
 _PAIRS = {'）': '（', '》': '《', '”': '“', '】': '【'}
 
-# %% ../nbs/00_data_cleaning.ipynb #3dd3f21d
+# %% ../nbs/00_data_cleaning.ipynb #35c82166
 def balance(
     text:str, # one row
 )->str: # without brackets and quotes that lack their partner
@@ -565,7 +565,7 @@ def balance(
     drop = {*odd, *(i for _, i in stack)}
     return ''.join(c for i, c in enumerate(text) if i not in drop) if drop else text
 
-# %% ../nbs/00_data_cleaning.ipynb #98faa413
+# %% ../nbs/00_data_cleaning.ipynb #bc529f70
 def fix_brackets(
     text:str, # one row, or many joined
 )->str: # with brackets that hold something and have their partner
@@ -575,24 +575,24 @@ def fix_brackets(
     for pair in ('（）', '《》', '“”', '【】', '（）', '“”'): left = left.replace(pair, '')
     return SEP.join(balance(t) if odd else t for t, odd in zip(text.split(SEP), left.split(SEP)))
 
-# %% ../nbs/00_data_cleaning.ipynb #843b0565
+# %% ../nbs/00_data_cleaning.ipynb #c777bc08
 @lru_cache
 def _t2s():
     from opencc import OpenCC
     return OpenCC('t2s')
 
-# %% ../nbs/00_data_cleaning.ipynb #07a01338
+# %% ../nbs/00_data_cleaning.ipynb #5c5472d2
 def simplify(
     text:str, # one row, or many joined
 )->str: # in simplified characters
     "Traditional to simplified Chinese by OpenCC."
     return _t2s().convert(text)
 
-# %% ../nbs/00_data_cleaning.ipynb #b98bd722
+# %% ../nbs/00_data_cleaning.ipynb #ab9e3a6d
 TEXT_RULES = (strip_invisible, strip_html, half_width, chinese_punct, tidy_spaces, fix_brackets, collapse_runs)
 _CODE = r'```|(?i:<!doctype|</?(?:html|body|head|script|style)>)|\bdef \w+\(|#include ?<|\bpublic (?:static|class) |console\.log|\bSELECT .{1,80} FROM '
 
-# %% ../nbs/00_data_cleaning.ipynb #496ffd09
+# %% ../nbs/00_data_cleaning.ipynb #c1e64e2d
 def clean_prose(
     text:str, # one row, or many joined
 )->str: # after every rule of `TEXT_RULES` but the first
@@ -600,7 +600,7 @@ def clean_prose(
     for rule in TEXT_RULES[1:]: text = rule(text)
     return text
 
-# %% ../nbs/00_data_cleaning.ipynb #575a237f
+# %% ../nbs/00_data_cleaning.ipynb #331bbe1d
 def clean_texts(
     texts:Sequence[str], # one string per row
 )->list[str]: # cleaned; rows of code keep everything one can see
@@ -610,11 +610,11 @@ def clean_texts(
     prose = iter(on_joined(clean_prose, [t for t, c in zip(texts, is_code) if not c]))
     return [t.strip() if c else next(prose).strip() for t, c in zip(texts, is_code)]
 
-# %% ../nbs/00_data_cleaning.ipynb #d5e2df37
+# %% ../nbs/00_data_cleaning.ipynb #62e25ad0
 _LAST_END = re.compile(r'.*(?:[。！？!?…][”）》’]?|\.(?=\s|$))', re.S)
 _OPEN_ENDS = ('，', '、', '；', '：', '（', '“', '《', ',')
 
-# %% ../nbs/00_data_cleaning.ipynb #50ecdcf1
+# %% ../nbs/00_data_cleaning.ipynb #6a706206
 def cut_at_sentence(
     text:str, # an answer
     max_chars:int, # longest allowed
@@ -623,7 +623,7 @@ def cut_at_sentence(
     m = _LAST_END.match(text[:max_chars])
     return m[0] if m else ''
 
-# %% ../nbs/00_data_cleaning.ipynb #9218af53
+# %% ../nbs/00_data_cleaning.ipynb #e33a6526
 def is_truncated(
     text:str, # an answer
     long_chars:int=128, # a text at least this long that ends in the middle of a sentence was cut by its source
@@ -632,7 +632,7 @@ def is_truncated(
     if text.endswith(_OPEN_ENDS): return True
     return len(text) >= long_chars and bool(_HAN_RE.match(text[-1])) and '\n' not in text[len(cut_at_sentence(text, len(text))):]
 
-# %% ../nbs/00_data_cleaning.ipynb #414563bc
+# %% ../nbs/00_data_cleaning.ipynb #1e8462b1
 def mend_end(
     text:str, # an answer
     max_chars:int, # longest allowed
@@ -643,7 +643,7 @@ def mend_end(
     if len(text) > max_chars: return cut
     return cut if 2*len(cut) >= len(text) else text.rstrip('，、；：（“《,')
 
-# %% ../nbs/00_data_cleaning.ipynb #73781c9d
+# %% ../nbs/00_data_cleaning.ipynb #34b81082
 def dice(
     a:str, # a text
     b:str, # another
@@ -652,7 +652,7 @@ def dice(
     a, b = set(a), set(b)
     return 2*len(a & b)/(len(a) + len(b)) if a or b else 1.
 
-# %% ../nbs/00_data_cleaning.ipynb #80ef68ff
+# %% ../nbs/00_data_cleaning.ipynb #b9a65a8e
 def merge_title(
     title:str, # the short form of a question
     desc:str, # the long form, may be empty
@@ -664,7 +664,7 @@ def merge_title(
     if dice(title, desc) >= alike: return title if keep == 'title' else desc
     return f'{title.rstrip()}\n{desc}' if title.strip() else desc
 
-# %% ../nbs/00_data_cleaning.ipynb #fc8ea8e3
+# %% ../nbs/00_data_cleaning.ipynb #707e78fc
 @dataclass(frozen=True)
 class CleanCfg:
     "What chapter 00 does. Thresholds in characters unless said otherwise."
@@ -692,7 +692,7 @@ class CleanCfg:
     sft_valid_share:float=0.05 # share of sft/ rows that validate
     progress:bool=True # a bar, when a person is watching
 
-# %% ../nbs/00_data_cleaning.ipynb #a3e6322f
+# %% ../nbs/00_data_cleaning.ipynb #947ea174
 def clean_cfg(
     scale:str|None=None, # tiny, mini or base; None reads the dial
 )->CleanCfg: # the preset
@@ -701,23 +701,23 @@ def clean_cfg(
     small = dict(tiny=dict(wiki_chars=120, max_prompt=256, max_response=256), mini=dict(wiki_chars=240))
     return replace(cfg, **small.get(scale_name(scale), {}))
 
-# %% ../nbs/00_data_cleaning.ipynb #107c5efd
+# %% ../nbs/00_data_cleaning.ipynb #8f72b727
 Cols = Mapping[str, list[str]] # column name → one string per row
 Pairs = tuple[list[str], list[str], list[str]] # prompt, response, rule that rejects the row or ''
 
-# %% ../nbs/00_data_cleaning.ipynb #122d1683
+# %% ../nbs/00_data_cleaning.ipynb #8bfe0a76
 def _when(rule:str, hits:Iterable[bool])->list[str]: return [rule if h else '' for h in hits]
 
 def _first(*rules:list[str])->list[str]:
     "For every row the first rule that rejects it."
     return [next(filter(None, r), '') for r in zip(*rules)]
 
-# %% ../nbs/00_data_cleaning.ipynb #fd69f6e8
+# %% ../nbs/00_data_cleaning.ipynb #14778200
 def _stars(x:str)->float|None:
     try: return float(x)
     except ValueError: return None
 
-# %% ../nbs/00_data_cleaning.ipynb #a8bd6e1c
+# %% ../nbs/00_data_cleaning.ipynb #b13bba8a
 def pair_webtext(
     cols:Cols, # title, content, star
     cfg:CleanCfg, # uses min_star
@@ -727,7 +727,7 @@ def pair_webtext(
     bad = _when('bad_value', (x is None for x in stars))
     return cols['title'], cols['content'], _first(bad, _when('star', (x is not None and not x >= cfg.min_star for x in stars)))
 
-# %% ../nbs/00_data_cleaning.ipynb #a7ee9ff6
+# %% ../nbs/00_data_cleaning.ipynb #d110bcd6
 def pair_baike(
     cols:Cols, # title, desc, answer
     cfg:CleanCfg, # uses dice
@@ -735,7 +735,7 @@ def pair_baike(
     "baike_qa2019: title and description ask, or the title alone if they say the same."
     return [merge_title(t, d, cfg.dice) for t, d in zip(cols['title'], cols['desc'])], cols['answer'], ['']*len(cols['title'])
 
-# %% ../nbs/00_data_cleaning.ipynb #3c857506
+# %% ../nbs/00_data_cleaning.ipynb #deb85ccc
 def pair_medical(
     cols:Cols, # title, ask, answer
     cfg:CleanCfg, # uses dice
@@ -743,11 +743,11 @@ def pair_medical(
     "Chinese-medical-dialogue: title and question, or the question alone if they say the same."
     return [merge_title(t, a, cfg.dice, 'desc') for t, a in zip(cols['title'], cols['ask'])], cols['answer'], ['']*len(cols['title'])
 
-# %% ../nbs/00_data_cleaning.ipynb #723803ff
+# %% ../nbs/00_data_cleaning.ipynb #fa5785de
 _TRANSLATE = re.compile('翻译|translat', re.I)
 _TABLE = re.compile(r'表格|-----')
 
-# %% ../nbs/00_data_cleaning.ipynb #e91189f0
+# %% ../nbs/00_data_cleaning.ipynb #8ff99094
 def pair_belle(
     cols:Cols, # instruction, input, output
     cfg:CleanCfg, # unused
@@ -757,12 +757,12 @@ def pair_belle(
     table = _when('table', (bool(_TABLE.search(a) or _TABLE.search(b)) for a, b in zip(asks, cols['output'])))
     return asks, cols['output'], _first(_when('translation', map(bool, map(_TRANSLATE.search, asks))), table)
 
-# %% ../nbs/00_data_cleaning.ipynb #e563c96e
+# %% ../nbs/00_data_cleaning.ipynb #d1118e7b
 QUESTIONS = ('什么是{}？', '介绍一下{}', '请介绍一下{}。', '{}是什么？', '你知道{}吗？', '解释什么是{}', '请解释一下{}。', '简单说说{}。',
     '对于{}，你有什么了解？', '关于{}，你知道些什么？', '给我讲讲{}。', '我想了解{}。', '{}是什么意思？', '请简要介绍{}。', '谈谈{}。',
     '能介绍一下{}吗？', '请问{}是什么？', '你了解{}吗？', '请描述一下{}。', '说一说{}。')
 
-# %% ../nbs/00_data_cleaning.ipynb #7b8612e4
+# %% ../nbs/00_data_cleaning.ipynb #a7280d0e
 def wiki_question(
     title:str, # of an article
     seed:int=0, # another seed draws other questions
@@ -770,24 +770,24 @@ def wiki_question(
     "One of 20 questions, drawn by the title, so that it does not depend on the order of the articles."
     return QUESTIONS[zlib.crc32(f'{seed}:{title}'.encode('utf-8', 'replace')) % len(QUESTIONS)].format(title)
 
-# %% ../nbs/00_data_cleaning.ipynb #c509e11f
+# %% ../nbs/00_data_cleaning.ipynb #4ba9feaa
 _VARIANT = re.compile(r'-\{(?:[^{}\x01]*?zh-(?:hans|cn):([^;{}\x01]*)[^{}\x01]*|(?:[A-Z]\|)?([^{}\x01]*))\}-')
 
-# %% ../nbs/00_data_cleaning.ipynb #fe889741
+# %% ../nbs/00_data_cleaning.ipynb #948a66ca
 def wiki_variants(
     text:str, # one row, or many joined
 )->str: # with the mainland form of every marked word
     "MediaWiki marks words that differ by region, -{zh-tw:資訊;zh-hans:信息}- or -{系}-; keep one form."
     return _VARIANT.sub(lambda m: m[1] or m[2] or '', text) if '-{' in text else text
 
-# %% ../nbs/00_data_cleaning.ipynb #478d5c0d
+# %% ../nbs/00_data_cleaning.ipynb #83f8a606
 def _lead(title:str, text:str, chars:int)->str:
     "The beginning of an article, without the line that repeats the title, on one line."
     lines = [x.strip() for x in text.strip()[:4*chars + 200].split('\n')]
     if lines and lines[0] == title.strip(): del lines[0]
     return '\n'.join(x for x in lines if x)
 
-# %% ../nbs/00_data_cleaning.ipynb #10acbc69
+# %% ../nbs/00_data_cleaning.ipynb #e9c7fdcb
 def pair_wiki(
     cols:Cols, # title, text
     cfg:CleanCfg, # uses wiki_chars, seed
@@ -798,12 +798,12 @@ def pair_wiki(
     texts = clean_texts(texts)
     return [wiki_question(t, cfg.seed) for t in titles], [cut_at_sentence(t, cfg.wiki_chars) for t in texts], _when('no_title', (not t.strip() for t in titles))
 
-# %% ../nbs/00_data_cleaning.ipynb #1b175140
+# %% ../nbs/00_data_cleaning.ipynb #2088ce23
 def _rename(pair:Callable, **names:str)->Callable:
     "A pair function for the same columns under other names."
     return lambda cols, cfg: pair({a: cols[b] for a, b in names.items()}, cfg)
 
-# %% ../nbs/00_data_cleaning.ipynb #c1e2b99c
+# %% ../nbs/00_data_cleaning.ipynb #2234ac0e
 def pair_plain(
     cols:Cols, # prompt, response
     cfg:CleanCfg, # unused
@@ -811,13 +811,13 @@ def pair_plain(
     "A source that is already question and answer."
     return cols['prompt'], cols['response'], ['']*len(cols['prompt'])
 
-# %% ../nbs/00_data_cleaning.ipynb #ff6b8310
+# %% ../nbs/00_data_cleaning.ipynb #190910f8
 PAIR_OF = dict(webtext=pair_webtext, baike=pair_baike, medical=pair_medical, belle=pair_belle, chat=pair_belle, wiki=pair_wiki, pair=pair_plain,
     zhihu=_rename(pair_plain, prompt='INSTRUCTION', response='RESPONSE'),
     alpaca=_rename(pair_belle, instruction='zh_instruction', input='zh_input', output='zh_output'),
     question=lambda cols, cfg: pair_belle(dict(instruction=cols['question'], input=['']*len(cols['question']), output=cols['std_answer']), cfg))
 
-# %% ../nbs/00_data_cleaning.ipynb #f48b740d
+# %% ../nbs/00_data_cleaning.ipynb #aeb62f61
 def min_lengths(
     source:str, # name of a schema
     cfg:CleanCfg, # the thresholds
@@ -826,10 +826,10 @@ def min_lengths(
     return dict(webtext=(1, cfg.min_content), baike=(1, cfg.min_answer), medical=(1, cfg.min_answer), wiki=(1, cfg.min_wiki),
         zhihu=(cfg.min_zhihu_prompt, cfg.min_zhihu_response), belle=(1, cfg.min_instruct), chat=(1, cfg.min_instruct)).get(source, (1, 1))
 
-# %% ../nbs/00_data_cleaning.ipynb #667edafa
+# %% ../nbs/00_data_cleaning.ipynb #9d39d072
 _MOJIBAKE = re.compile('\ufffd|锟斤拷|烫烫烫')
 
-# %% ../nbs/00_data_cleaning.ipynb #094b58cb
+# %% ../nbs/00_data_cleaning.ipynb #f96a3bd3
 def judge(
     prompts:list[str], # cleaned
     responses:list[str], # cleaned
@@ -843,7 +843,7 @@ def judge(
         _when('response_short', (len(r) < lengths[1] for r in responses)),
         _when('mojibake', (bool(_MOJIBAKE.search(p) or _MOJIBAKE.search(r)) for p, r in zip(prompts, responses))))
 
-# %% ../nbs/00_data_cleaning.ipynb #d6fb152b
+# %% ../nbs/00_data_cleaning.ipynb #5b1e8e6e
 def clean_columns(
     source:str, # name of a schema
     cols:Cols, # its columns
@@ -857,17 +857,17 @@ def clean_columns(
     too_long = _when('response_long', (bool(r) and not m for r, m in zip(responses, mended)))
     return prompts, mended, _first(rules, too_long, judge(prompts, mended, min_lengths(source, cfg), cfg))
 
-# %% ../nbs/00_data_cleaning.ipynb #13963517
+# %% ../nbs/00_data_cleaning.ipynb #723f49b0
 def _chat_fields(row:Mapping)->Mapping|None:
     "The single turn of a conversation as instruction and output; None if there are several turns."
     turns = row.get('conversations')
     if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(t, Mapping) for t in turns): return None
     return dict(instruction=turns[0].get('value'), input='', output=turns[1].get('value'))
 
-# %% ../nbs/00_data_cleaning.ipynb #d6dcf7a9
+# %% ../nbs/00_data_cleaning.ipynb #746c5621
 def _fields(schema:Schema)->tuple[str, ...]: return ('instruction', 'input', 'output') if schema.name == 'chat' else schema.need + schema.may
 
-# %% ../nbs/00_data_cleaning.ipynb #27ba1c34
+# %% ../nbs/00_data_cleaning.ipynb #8202d4f7
 def _values(row:Mapping, schema:Schema)->tuple[tuple[str, ...]|None, str]:
     "The fields of one record as text, or the rule that rejects it."
     if any(c not in row for c in schema.need): return None, 'missing_column'
@@ -876,16 +876,16 @@ def _values(row:Mapping, schema:Schema)->tuple[tuple[str, ...]|None, str]:
     if any(isinstance(v, (dict, list)) for v in values): return None, 'bad_value'
     return tuple('' if v is None else str(v) for v in values), ''
 
-# %% ../nbs/00_data_cleaning.ipynb #636cb7af
+# %% ../nbs/00_data_cleaning.ipynb #bfc40529
 REJECTS = pa.schema([('source', pa.string()), ('file', pa.string()), ('line', pa.int64()), ('rule', pa.string()), ('text', pa.string())])
 KEPT = pa.schema([('prompt', pa.string()), ('response', pa.string()), ('kind', pa.string()), ('line', pa.int64())])
 
-# %% ../nbs/00_data_cleaning.ipynb #fd37a578
+# %% ../nbs/00_data_cleaning.ipynb #df63f236
 def _utf8(text:str)->str: return text.encode('utf-8', 'replace').decode('utf-8')
 
 def _raw_text(row:Any, text:str)->str: return _utf8(text or json.dumps(row, ensure_ascii=False, default=str))
 
-# %% ../nbs/00_data_cleaning.ipynb #50a16c98
+# %% ../nbs/00_data_cleaning.ipynb #c29e2fb8
 def _judge_rows(rows:list[Row], schema:Schema, role:str, cfg:CleanCfg)->tuple[list[tuple], list[tuple]]:
     "Kept (prompt, response, kind, line) and rejected (line, rule, text) of one chunk. Held-out rows meet no length rule."
     values = [(None, rule) if rule else _values(row, schema) for _, row, _, rule in rows]
@@ -897,16 +897,16 @@ def _judge_rows(rows:list[Row], schema:Schema, role:str, cfg:CleanCfg)->tuple[li
     kept = [(p, r, kind, rows[k][0]) for k, p, r, kind in zip(good, prompts, responses, kinds) if k not in rule_of]
     return kept, [(rows[k][0], rule_of[k], _raw_text(rows[k][1], rows[k][2])) for k in sorted(rule_of)]
 
-# %% ../nbs/00_data_cleaning.ipynb #98843c1b
+# %% ../nbs/00_data_cleaning.ipynb #caa95946
 def _heldout_columns(cols:Cols)->Pairs:
     "Held-out questions are cleaned like the others, but only an empty one is rejected."
     both, n = clean_texts([*cols['prompt'], *cols['response']]), len(cols['prompt'])
     return both[:n], both[n:], _when('prompt_short', (not p for p in both[:n]))
 
-# %% ../nbs/00_data_cleaning.ipynb #d65ddc0a
+# %% ../nbs/00_data_cleaning.ipynb #be1d5ca5
 _NOISE = ' \n\t，。！？；：、“”‘’（）《》…·~～,!?;"'
 
-# %% ../nbs/00_data_cleaning.ipynb #928fb887
+# %% ../nbs/00_data_cleaning.ipynb #19454f5f
 def normal_form(
     text:str, # one row, or many joined
 )->str: # what is compared
@@ -915,7 +915,7 @@ def normal_form(
     for c in _NOISE: text = text.replace(c, '')
     return text
 
-# %% ../nbs/00_data_cleaning.ipynb #a0c862ba
+# %% ../nbs/00_data_cleaning.ipynb #0569d4a5
 def ngrams(
     text:str, # a normal form
     n:int=4, # characters
@@ -923,7 +923,7 @@ def ngrams(
     "The set of character n-grams: unlike single characters, they know the word order."
     return {text[i:i + n] for i in range(max(1, len(text) - n + 1))}
 
-# %% ../nbs/00_data_cleaning.ipynb #7fc3e37e
+# %% ../nbs/00_data_cleaning.ipynb #2242656c
 def jaccard(
     a:set, # n-grams
     b:set, # n-grams
@@ -931,7 +931,7 @@ def jaccard(
     "Shared part of two sets: |A∩B| / |A∪B|."
     return len(a & b)/(len(a) + len(b) - len(a & b))
 
-# %% ../nbs/00_data_cleaning.ipynb #16b13ff3
+# %% ../nbs/00_data_cleaning.ipynb #5da426ce
 def same_text(
     a:str, # a normal form
     b:str, # another
@@ -943,11 +943,11 @@ def same_text(
     if a == b: return True
     return min(len(a), len(b)) >= short and jaccard(ngrams(a, n), ngrams(b, n)) >= alike
 
-# %% ../nbs/00_data_cleaning.ipynb #71a99bc0
-BANDS, BAND_ROWS = 20, 6
+# %% ../nbs/00_data_cleaning.ipynb #f1358e0a
+BANDS, BAND_ROWS = 14, 5
 _M1, _M2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
-# %% ../nbs/00_data_cleaning.ipynb #b148267c
+# %% ../nbs/00_data_cleaning.ipynb #8522729e
 def mix(
     x:np.ndarray, # uint64
 )->np.ndarray: # uint64, every bit depends on every bit
@@ -956,7 +956,7 @@ def mix(
     x = (x ^ (x >> np.uint64(29)))*_M1
     return x ^ (x >> np.uint64(32))
 
-# %% ../nbs/00_data_cleaning.ipynb #d31deb9f
+# %% ../nbs/00_data_cleaning.ipynb #a7776899
 def ngram_hashes(
     texts:Sequence[str], # normal forms
     n:int=4, # characters per n-gram
@@ -966,12 +966,12 @@ def ngram_hashes(
     code = np.frombuffer(''.join(texts).encode('utf-32-le', 'replace'), '<u4').astype(np.uint64)
     size = np.fromiter(map(len, texts), np.int64, len(texts))
     h = np.zeros(max(0, len(code) - n + 1), np.uint64)
-    for k in range(n): h = (h ^ code[k:k + len(h)])*_M1; h ^= h >> np.uint64(29)
+    for k in range(n): h = h*_M1 + code[k:k + len(h)]
     inside = np.ones(len(code), bool)
     for k in range(1, n): inside[np.cumsum(size) - k] = False
-    return h[inside[:len(h)]], np.concatenate([[0], np.cumsum(size - n + 1)]).astype(np.uint64)
+    return mix(h[inside[:len(h)]]), np.concatenate([[0], np.cumsum(size - n + 1)]).astype(np.uint64)
 
-# %% ../nbs/00_data_cleaning.ipynb #2fbd3508
+# %% ../nbs/00_data_cleaning.ipynb #d9f88ad9
 def minhash(
     texts:Sequence[str], # normal forms
     n:int=4, # characters per n-gram
@@ -980,9 +980,9 @@ def minhash(
     "MinHash signatures by rensa, straight from the array of hashes."
     flat, offsets = ngram_hashes(texts, n)
     rows = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, size, 42).to_rows() if texts else []
-    return np.array(rows, np.uint32).reshape(-1, size)
+    return np.fromiter(chain.from_iterable(rows), np.uint32, len(rows)*size).reshape(-1, size)
 
-# %% ../nbs/00_data_cleaning.ipynb #8475c4bf
+# %% ../nbs/00_data_cleaning.ipynb #ecf3de11
 def band_keys(
     sig:np.ndarray, # (rows, BANDS*BAND_ROWS)
 )->np.ndarray: # (BANDS, rows) uint64
@@ -991,29 +991,29 @@ def band_keys(
     for k in range(BAND_ROWS): key = mix(key*_M1 + bands[:, :, k].astype(np.uint64) + np.uint64(1))
     return np.ascontiguousarray(key.T)
 
-# %% ../nbs/00_data_cleaning.ipynb #41d5e8e6
+# %% ../nbs/00_data_cleaning.ipynb #7c2ccb57
 def text_keys(
     texts:Sequence[str], # one string per row
 )->np.ndarray: # (rows,) uint64
     "A 64-bit hash per text, the same on every machine."
     return pd.util.hash_array(np.array(list(texts), object), categorize=False) if len(texts) else np.zeros(0, np.uint64)
 
-# %% ../nbs/00_data_cleaning.ipynb #dab2acf3
+# %% ../nbs/00_data_cleaning.ipynb #7d8c3f09
 def row_keys(
     prompts:Sequence[str], # cleaned
     responses:Sequence[str], # cleaned
     n:int=4, # characters per n-gram
 )->np.ndarray: # (2 + BANDS, rows) uint64: question, whole row, bands
-    "All that the later passes need to know of a row: 176 bytes on disk."
+    "All that the later passes need to know of a row: 128 bytes on disk."
     both = [f or t for f, t in zip(on_joined(normal_form, [*prompts, *responses]), [*prompts, *responses])]
     asks, answers = both[:len(prompts)], both[len(prompts):]
     bands = band_keys(minhash([a + b for a, b in zip(asks, answers)], n))
     return np.concatenate([text_keys(asks)[None], text_keys([f'{a}{SEP}{b}' for a, b in zip(asks, answers)])[None], bands])
 
-# %% ../nbs/00_data_cleaning.ipynb #770c0b28
+# %% ../nbs/00_data_cleaning.ipynb #62d13a84
 CHUNK = 8192 # rows per group of spool files
 
-# %% ../nbs/00_data_cleaning.ipynb #a72ee897
+# %% ../nbs/00_data_cleaning.ipynb #1e6f4f89
 def _chunks(rows:Iterable[Row])->Iterator[list[Row]]:
     rows = iter(rows)
     while chunk := list(islice(rows, CHUNK)): yield chunk
@@ -1021,12 +1021,12 @@ def _chunks(rows:Iterable[Row])->Iterator[list[Row]]:
 def _write_arrow(path:Path, table:pa.Table):
     with pa.OSFile(str(path), 'wb') as f, pa.ipc.new_file(f, table.schema) as w: w.write_table(table)
 
-# %% ../nbs/00_data_cleaning.ipynb #7731f680
+# %% ../nbs/00_data_cleaning.ipynb #869269c6
 def _table(rows:list[tuple], schema:pa.Schema)->pa.Table:
     cols = list(zip(*rows)) if rows else [()]*len(schema)
     return pa.table([pa.array(c, t) for c, t in zip(cols, schema.types)], schema=schema)
 
-# %% ../nbs/00_data_cleaning.ipynb #db67f66c
+# %% ../nbs/00_data_cleaning.ipynb #c028da09
 def _spool_chunk(stem:Path, rows:list[Row], block:Block, cfg:CleanCfg)->tuple[str, int, Counter]:
     "Clean one chunk into three files: kept rows, keys, rejects."
     schema = SCHEMAS[block.schema]
@@ -1036,7 +1036,7 @@ def _spool_chunk(stem:Path, rows:list[Row], block:Block, cfg:CleanCfg)->tuple[st
     row_keys([k[0] for k in kept], [k[1] for k in kept], cfg.ngram).tofile(stem.with_suffix('.keys'))
     return stem.name, len(kept), Counter(r[1] for r in rejects)
 
-# %% ../nbs/00_data_cleaning.ipynb #121dfc2e
+# %% ../nbs/00_data_cleaning.ipynb #2a955e97
 def spool_block(
     number:int, # of the block, names its files
     block:tuple, # fields of a `Block`
@@ -1047,14 +1047,14 @@ def spool_block(
     block, cfg = Block(*block), CleanCfg(**cfg)
     return [_spool_chunk(Path(folder)/f'{number:06d}-{k:05d}', rows, block, cfg) for k, rows in enumerate(_chunks(read_block(block)))]
 
-# %% ../nbs/00_data_cleaning.ipynb #bc6a6aae
+# %% ../nbs/00_data_cleaning.ipynb #5776a1ad
 def _in_worker():
     "A worker uses one thread, and ends when its parent does."
     os.environ['RAYON_NUM_THREADS'] = '1'
     pa.set_cpu_count(1)
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
-# %% ../nbs/00_data_cleaning.ipynb #422e5c11
+# %% ../nbs/00_data_cleaning.ipynb #8ed6a2eb
 def map_ordered(
     fn:Callable, # an exported function of this module
     tasks:Iterable[tuple], # its arguments, plain values
@@ -1071,7 +1071,7 @@ def map_ordered(
             if len(pending) > 3*workers: yield pending.popleft().result()
         while pending: yield pending.popleft().result()
 
-# %% ../nbs/00_data_cleaning.ipynb #33dfb865
+# %% ../nbs/00_data_cleaning.ipynb #67017b41
 def n_workers(
     cfg:CleanCfg, # uses workers
     size:int, # bytes of raw input
@@ -1080,7 +1080,7 @@ def n_workers(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return cfg.workers or (cores if size >= 2**25 else 1)
 
-# %% ../nbs/00_data_cleaning.ipynb #ba15914f
+# %% ../nbs/00_data_cleaning.ipynb #acb5eafa
 @dataclass
 class Spool:
     "The cleaned rows on disk. A row is known by its number: held-out rows first, then pretraining, then SFT."
@@ -1093,7 +1093,7 @@ class Spool:
         self.starts = np.concatenate([[0], np.cumsum([n for _, n, _ in self.chunks])]).astype(np.int64)
         self.roles = np.array([('heldout', 'pretrain', 'sft').index(b.role) for b in self.blocks], np.uint8)
 
-# %% ../nbs/00_data_cleaning.ipynb #8523463c
+# %% ../nbs/00_data_cleaning.ipynb #49b2b8f7
 def fill_spool(
     sources:list[Source], # recognised files
     cfg:CleanCfg, # thresholds
@@ -1110,15 +1110,15 @@ def fill_spool(
         blocks += [block]*len(result)
     return Spool(folder, chunks, blocks)
 
-# %% ../nbs/00_data_cleaning.ipynb #6f628050
+# %% ../nbs/00_data_cleaning.ipynb #4118680d
 STATUS = ('kept', 'leak', 'duplicate', 'near_duplicate')
 KEPT_ROW, LEAK, EXACT, NEAR = range(4)
 PART_ROWS = 1_000_000 # rows whose keys are in memory at a time
 
-# %% ../nbs/00_data_cleaning.ipynb #2356ea85
+# %% ../nbs/00_data_cleaning.ipynb #acfb58b4
 def _roles(spool:Spool, ids:np.ndarray)->np.ndarray: return spool.roles[np.searchsorted(spool.starts, ids, 'right') - 1]
 
-# %% ../nbs/00_data_cleaning.ipynb #b85605f3
+# %% ../nbs/00_data_cleaning.ipynb #cff2c3d1
 def _keys(spool:Spool, status:np.ndarray, column:int, part:int=0, parts:int=1)->tuple[np.ndarray, np.ndarray]:
     "The keys of one column that fall into a part, sorted, and their rows; dead rows are left out. Equal keys keep the order of rows."
     keys, ids = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
@@ -1130,16 +1130,16 @@ def _keys(spool:Spool, status:np.ndarray, column:int, part:int=0, parts:int=1)->
     order = np.argsort(keys, kind='stable')
     return keys[order], ids[order]
 
-# %% ../nbs/00_data_cleaning.ipynb #77c2b446
+# %% ../nbs/00_data_cleaning.ipynb #2110b8e6
 def _parts(spool:Spool)->int: return 1 + int(spool.starts[-1])//PART_ROWS
 
-# %% ../nbs/00_data_cleaning.ipynb #dd709b76
+# %% ../nbs/00_data_cleaning.ipynb #1ecf8441
 def _heads(keys:np.ndarray)->np.ndarray:
     "For sorted keys: the position of the first equal one."
     new = np.concatenate([[True], keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, bool)
     return np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0)) if len(keys) else np.zeros(0, np.int64)
 
-# %% ../nbs/00_data_cleaning.ipynb #0441adfc
+# %% ../nbs/00_data_cleaning.ipynb #16ec6eab
 def mark_exact(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8, changed
@@ -1156,32 +1156,34 @@ def mark_exact(
         salted = (keys ^ mix(roles.astype(np.uint64) + np.uint64(1)))[order]
         status[ids[order][(roles[order] > 0) & (_heads(salted) < np.arange(len(keys)))]] = EXACT
 
-# %% ../nbs/00_data_cleaning.ipynb #1170d8fe
+# %% ../nbs/00_data_cleaning.ipynb #da133bf9
+def _decode(codes:np.ndarray)->np.ndarray: return np.stack([codes >> 32, codes & 0xFFFFFFFF], 1)
+
 def _pairs_in_groups(keys:np.ndarray, ids:np.ndarray, lags:int=16)->np.ndarray:
     "(pairs, 2) rows with equal keys, the earlier first."
     head = _heads(keys)
     star = np.flatnonzero(head < np.arange(len(keys)))
-    found = [np.stack([ids[head[star]], ids[star]], 1)]
+    found = [(ids[head[star]] << 32) + ids[star]]
     for lag in range(1, lags + 1):
         at = np.flatnonzero(keys[lag:] == keys[:-lag]) if lag < len(keys) else np.zeros(0, np.int64)
         if not len(at): break
-        found.append(np.stack([ids[at], ids[at + lag]], 1))
-    return np.unique(np.concatenate(found), axis=0)
+        found.append((ids[at] << 32) + ids[at + lag])
+    return _decode(np.unique(np.concatenate(found)))
 
-# %% ../nbs/00_data_cleaning.ipynb #c54bec90
+# %% ../nbs/00_data_cleaning.ipynb #b5b0ff56
 def _open_spool(folder:str)->tuple[Spool, np.ndarray]:
     "The spool and the status of its rows, as a worker reads them."
     meta = json.loads((Path(folder)/'spool.json').read_text())
     spool = Spool(Path(folder), [(c, n, None) for c, n in meta['chunks']], [Block('', '', 0, r) for r in meta['roles']])
     return spool, np.fromfile(Path(folder)/'status', np.uint8)
 
-# %% ../nbs/00_data_cleaning.ipynb #c13e8aa0
+# %% ../nbs/00_data_cleaning.ipynb #f248c72e
 def _save_spool(spool:Spool, status:np.ndarray):
     meta = dict(chunks=[c[:2] for c in spool.chunks], roles=[b.role for b in spool.blocks])
     (spool.folder/'spool.json').write_text(json.dumps(meta))
     status.tofile(spool.folder/'status')
 
-# %% ../nbs/00_data_cleaning.ipynb #a5a0cc43
+# %% ../nbs/00_data_cleaning.ipynb #9846bc5e
 def find_pairs(
     folder:str, # of the spool
     band:int, # 0 … BANDS-1
@@ -1194,7 +1196,7 @@ def find_pairs(
     pairs.tofile(Path(folder)/f'{band}-{part}.pairs')
     return len(pairs)
 
-# %% ../nbs/00_data_cleaning.ipynb #858e5b37
+# %% ../nbs/00_data_cleaning.ipynb #04333147
 def _normal_texts(spool:Spool, ids:np.ndarray)->dict[int, tuple[str, str]]:
     "The normal forms of some rows' question and answer. One chunk is open at a time."
     texts, chunk_of = {}, np.searchsorted(spool.starts, ids, 'right') - 1
@@ -1206,7 +1208,7 @@ def _normal_texts(spool:Spool, ids:np.ndarray)->dict[int, tuple[str, str]]:
         texts.update(zip(mine.tolist(), zip(*cols)))
     return texts
 
-# %% ../nbs/00_data_cleaning.ipynb #a112ba22
+# %% ../nbs/00_data_cleaning.ipynb #813c794a
 def near_pairs(
     folder:str, # of the spool
     part:int, # of the pairs
@@ -1217,7 +1219,7 @@ def near_pairs(
     (spool, _), cfg, good = _open_spool(folder), CleanCfg(**cfg), []
     files = sorted(Path(folder).glob('*.pairs'))
     mine = [p[p[:, 0] % parts == part] for p in (np.fromfile(f, np.int64).reshape(-1, 2) for f in files)]
-    pairs = np.unique(np.concatenate(mine), axis=0)
+    pairs = _decode(np.unique(np.concatenate([(p[:, 0] << 32) + p[:, 1] for p in mine])))
     for chunk in np.array_split(pairs, 1 + len(pairs)//50_000):
         texts, same_role = _normal_texts(spool, np.unique(chunk)), _roles(spool, chunk[:, 0]) == _roles(spool, chunk[:, 1])
         for (i, j), same in zip(chunk.tolist(), same_role):
@@ -1227,7 +1229,7 @@ def near_pairs(
     np.array(good, np.int64).reshape(-1, 2).tofile(out)
     return str(out)
 
-# %% ../nbs/00_data_cleaning.ipynb #7c9358b9
+# %% ../nbs/00_data_cleaning.ipynb #085c2388
 def _keep_first(spool:Spool, status:np.ndarray, pairs:np.ndarray)->list[tuple[int, int]]:
     "Walk near pairs in the order of the later row: it goes if an earlier kept row is like it. Pairs of pretraining and SFT are returned."
     across = []
@@ -1238,7 +1240,7 @@ def _keep_first(spool:Spool, status:np.ndarray, pairs:np.ndarray)->list[tuple[in
         else: across.append((i, j))
     return across
 
-# %% ../nbs/00_data_cleaning.ipynb #1a22ca74
+# %% ../nbs/00_data_cleaning.ipynb #c06a1d8f
 def mark_near(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8, changed
@@ -1255,10 +1257,10 @@ def mark_near(
     pairs = np.concatenate([np.fromfile(f, np.int64).reshape(-1, 2) for f in files])
     return _keep_first(spool, status, pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))])
 
-# %% ../nbs/00_data_cleaning.ipynb #98fd4766
+# %% ../nbs/00_data_cleaning.ipynb #b04f79b9
 SPLITS = ('train', 'test', 'valid', 'sft_train', 'sft_valid', 'heldout')
 
-# %% ../nbs/00_data_cleaning.ipynb #4a0e8f0a
+# %% ../nbs/00_data_cleaning.ipynb #ed664251
 class Shares(NamedTuple):
     "What share of the questions goes where."
     test:float # of pretraining rows
@@ -1266,12 +1268,12 @@ class Shares(NamedTuple):
     sft_valid:float # of SFT rows
     own_sft:bool # is there an sft/ folder?
 
-# %% ../nbs/00_data_cleaning.ipynb #91046d27
+# %% ../nbs/00_data_cleaning.ipynb #0a35b0ca
 def _unit(keys:np.ndarray, seed:int)->np.ndarray:
     "Keys as numbers in [0, 1), another seed shuffles them."
     return (mix(keys ^ mix(np.array([seed + 1], np.uint64))) >> np.uint64(11)).astype(np.float64)/2**53
 
-# %% ../nbs/00_data_cleaning.ipynb #cf0fa359
+# %% ../nbs/00_data_cleaning.ipynb #165a5024
 def pretrain_split(
     keys:np.ndarray, # question keys, uint64
     shares:Shares, # of test and valid
@@ -1281,13 +1283,13 @@ def pretrain_split(
     u = _unit(keys, seed)
     return np.where(u < shares.valid, 2, np.where(u < shares.valid + shares.test, 1, 0))
 
-# %% ../nbs/00_data_cleaning.ipynb #0f2287b1
+# %% ../nbs/00_data_cleaning.ipynb #11e4395d
 def _shares(spool:Spool, status:np.ndarray, cfg:CleanCfg)->Shares:
     "Shares for this many kept rows: a small set still gets a validation split."
     n = max(1, sum(int((status[a:b] == KEPT_ROW).sum()) for a, b, r in zip(spool.starts, spool.starts[1:], spool.roles) if r == 1))
     return Shares(cfg.test_share, max(cfg.valid_share, min(cfg.valid_min/n, 0.05)), cfg.sft_valid_share, bool((spool.roles == 2).any()))
 
-# %% ../nbs/00_data_cleaning.ipynb #4d7ff5b0
+# %% ../nbs/00_data_cleaning.ipynb #e3f4a7ad
 def mark_sft_leaks(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8, changed
@@ -1306,7 +1308,7 @@ def mark_sft_leaks(
     for i, j in across:
         if held[i]: status[j] = LEAK
 
-# %% ../nbs/00_data_cleaning.ipynb #c49a27f4
+# %% ../nbs/00_data_cleaning.ipynb #f8d9da04
 def destinations(
     role:str, # heldout, pretrain or sft
     keys:np.ndarray, # (rows,) question keys
@@ -1322,11 +1324,11 @@ def destinations(
     split[instruct & (split == 1) & (_unit(keys, seed + 7) < 0.5)] = 4
     return [(k, np.flatnonzero(split == k)) for k in (0, 1, 2, 4)] + [(3, np.flatnonzero(instruct & (split == 0)))]
 
-# %% ../nbs/00_data_cleaning.ipynb #47a9cb9c
+# %% ../nbs/00_data_cleaning.ipynb #a54e258f
 BUCKET_ROWS = 50_000 # rows of a bucket, which is sorted in memory (more from 3 million rows on: there are at most 64 buckets)
 ROW_GROUP = 4096
 
-# %% ../nbs/00_data_cleaning.ipynb #cc5879d0
+# %% ../nbs/00_data_cleaning.ipynb #c7bdbd51
 class Scatter:
     "Bucket files of one split, open for writing."
     def __init__(self,
@@ -1358,7 +1360,7 @@ class Scatter:
             path.unlink()
             yield table.sort_by('at').select(self.schema.names)
 
-# %% ../nbs/00_data_cleaning.ipynb #82027261
+# %% ../nbs/00_data_cleaning.ipynb #88ea79f4
 def write_groups(
     path:Path, # the parquet file
     tables:Iterable[pa.Table], # pieces of any size
@@ -1374,17 +1376,17 @@ def write_groups(
             rest = rest.slice(whole).combine_chunks()
         if len(rest): w.write_table(rest, row_group_size=ROW_GROUP)
 
-# %% ../nbs/00_data_cleaning.ipynb #5414292e
+# %% ../nbs/00_data_cleaning.ipynb #02e8060b
 PAIR = pa.schema([('prompt', pa.string()), ('response', pa.string())])
 HELDOUT = PAIR.append(pa.field('kind', pa.string()))
 
-# %% ../nbs/00_data_cleaning.ipynb #64a99aa2
+# %% ../nbs/00_data_cleaning.ipynb #2e98461a
 def _scatters(spool:Spool, folder:Path)->dict[str, Scatter]:
     folder.mkdir()
     n, buckets = int(spool.starts[-1]), dict(train=64, sft_train=64, test=8, valid=8, sft_valid=8, heldout=1)  # few enough open files for any system
     return {s: Scatter(folder/s, min(buckets[s], 1 + n//BUCKET_ROWS), HELDOUT if s == 'heldout' else PAIR) for s in SPLITS}
 
-# %% ../nbs/00_data_cleaning.ipynb #16a14196
+# %% ../nbs/00_data_cleaning.ipynb #bb4d814e
 def write_splits(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8
@@ -1407,7 +1409,7 @@ def write_splits(
         if s != 'heldout' or has_heldout: write_groups(out/f'{s}.parquet', sc.gather(), sc.schema)
     return {s: sc.rows for s, sc in scatters.items()}
 
-# %% ../nbs/00_data_cleaning.ipynb #4b8c2882
+# %% ../nbs/00_data_cleaning.ipynb #229b8dfb
 def _late_rejects(spool:Spool, k:int, status:np.ndarray)->pa.Table:
     "Duplicates and leaks of one chunk as rejects."
     (name, n, _), start, block = spool.chunks[k], spool.starts[k], spool.blocks[k]
@@ -1418,7 +1420,7 @@ def _late_rejects(spool:Spool, k:int, status:np.ndarray)->pa.Table:
     const = lambda x: pa.array([x]*len(at), pa.string())
     return pa.table([const(SCHEMAS[block.schema].name), const(block.file), t['line'], pa.array([STATUS[s] for s in mine[at]], pa.string()), texts], schema=REJECTS)
 
-# %% ../nbs/00_data_cleaning.ipynb #e95c55d8
+# %% ../nbs/00_data_cleaning.ipynb #d05d2275
 def write_rejects(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8
@@ -1432,7 +1434,7 @@ def write_rejects(
             with pa.memory_map(str(spool.folder/f'{name}.rejects')) as f: early = pa.ipc.open_file(f).read_all()
             w.write_table(pa.concat_tables([early, _late_rejects(spool, k, status)]))
 
-# %% ../nbs/00_data_cleaning.ipynb #cc032279
+# %% ../nbs/00_data_cleaning.ipynb #e6658777
 def count_rows(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8
@@ -1450,7 +1452,7 @@ def count_rows(
     if unknown: counts['unrecognised'] = dict(rows_in=len(unknown), kept=0, rejected=Counter(unknown_format=len(unknown)))
     return {k: c | dict(rejected=dict(c['rejected'])) for k, c in counts.items()}
 
-# %% ../nbs/00_data_cleaning.ipynb #5b92826e
+# %% ../nbs/00_data_cleaning.ipynb #259c11ed
 def make_report(
     sources:dict[str, dict], # from `count_rows`
     splits:dict[str, int], # rows per split
@@ -1467,7 +1469,7 @@ def make_report(
         rules=dict(rules.most_common()), sources=sources, splits=splits, unrecognised=list(unknown),
         config={k: v for k, v in asdict(cfg).items() if k not in ('raw', 'workers', 'progress')})
 
-# %% ../nbs/00_data_cleaning.ipynb #c01eb812
+# %% ../nbs/00_data_cleaning.ipynb #c96ef2ca
 def _sweep(path:Path):
     "Remove what runs that died left beside `path`; put back an old folder that a run died while swapping."
     for old in path.parent.glob(f'.{path.name}.*.old'):
@@ -1477,7 +1479,7 @@ def _sweep(path:Path):
         pid = tmp.name.split('.')[-2]
         if not pid.isdigit() or int(pid) == os.getpid() or not psutil.pid_exists(int(pid)): shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/00_data_cleaning.ipynb #4d73a544
+# %% ../nbs/00_data_cleaning.ipynb #73242aa6
 @contextmanager
 def folder_aside(
     path:Path, # the final folder
@@ -1495,14 +1497,14 @@ def folder_aside(
         shutil.rmtree(old, ignore_errors=True)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/00_data_cleaning.ipynb #4fc8a6b2
+# %% ../nbs/00_data_cleaning.ipynb #120823ec
 def _raw_of(cfg:CleanCfg)->Path:
     "The raw folder asked for; the sample corpus is made when there is none."
     if raw := cfg.raw or raw_dir(): return Path(raw)
     make_sample_corpus(run_path('raw'), cfg.seed)
     return run_path('raw')
 
-# %% ../nbs/00_data_cleaning.ipynb #a829b49d
+# %% ../nbs/00_data_cleaning.ipynb #a08a3647
 def mark_rows(
     spool:Spool, # the rows
     cfg:CleanCfg, # thresholds
@@ -1516,7 +1518,7 @@ def mark_rows(
     mark_sft_leaks(spool, status, shares, across, cfg.seed)
     return status, shares
 
-# %% ../nbs/00_data_cleaning.ipynb #6d9c62ad
+# %% ../nbs/00_data_cleaning.ipynb #6404ace5
 def clean(
     cfg:CleanCfg|None=None, # None: the preset of the scale
 )->dict: # the report
@@ -1535,7 +1537,7 @@ def clean(
         for work in ('spool', 'buckets'): shutil.rmtree(tmp/work)
     return report
 
-# %% ../nbs/00_data_cleaning.ipynb #4f792322
+# %% ../nbs/00_data_cleaning.ipynb #0c0ade27
 def report_table(
     report:dict, # from `clean` or report.json
 )->pd.DataFrame: # a row per source and a total; columns: rows_in, kept, one per rule
@@ -1544,7 +1546,7 @@ def report_table(
     rows['total'] = dict(rows_in=report['rows_in'], kept=report['kept'], **report['rules'])
     return pd.DataFrame(rows).T.reindex(columns=['rows_in', 'kept', *report['rules']]).fillna(0).astype(int)
 
-# %% ../nbs/00_data_cleaning.ipynb #24ff9151
+# %% ../nbs/00_data_cleaning.ipynb #e128ec8a
 def plot_report(
     report:dict, # from `clean` or report.json
     ax=None, # matplotlib Axes; None makes one

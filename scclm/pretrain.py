@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'TINY_REAL', 'PretrainCfg', 'pretrain_cfg', 'bits_per_char
            'Watch', 'read_samples', 'stage_stream', 'stage_eval', 'stage_figures', 'finish_stage', 'baseline_bits',
            'pretrain', 'rows_per_batch', 'hf_fit']
 
-# %% ../nbs/05_pretrain.ipynb #aa20130b
+# %% ../nbs/05_pretrain.ipynb #3c9a5499
 import json, math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +24,7 @@ from .tokenizer import load_tokenizer
 from .trainer import (Run, TrainCfg, count_labels, due, eval_loss, exact_match, fit, greedy_answers, lr_factor,
                            make_optimizers, pair_eval, read_log)
 
-# %% ../nbs/05_pretrain.ipynb #d775680b
+# %% ../nbs/05_pretrain.ipynb #9bd03d67
 @dataclass(frozen=True)
 class PretrainCfg(TrainCfg):
     "Pretraining: the loop's fields, data and initialisation."
@@ -36,7 +36,7 @@ class PretrainCfg(TrainCfg):
     window:int = 16384            # rows shuffled and sorted together
     out:str = ''                  # stage folder; none: pretrain/ of this scale
 
-# %% ../nbs/05_pretrain.ipynb #aaecc4c2
+# %% ../nbs/05_pretrain.ipynb #573bc6a7
 PRESETS = dict(
     tiny=PretrainCfg(steps=2900, lr=1e-3, precision='fp32', eval_every=500, save_every=500, log_every=25),
     mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=256, window=65_536,
@@ -53,7 +53,7 @@ def pretrain_cfg(
     scale = scale_name(scale)
     return replace(PRESETS[scale], **TINY_REAL) if scale == 'tiny' and raw_dir() else PRESETS[scale]
 
-# %% ../nbs/05_pretrain.ipynb #77c68074
+# %% ../nbs/05_pretrain.ipynb #a4a6a361
 def bits_per_char(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -67,33 +67,45 @@ def bits_per_char(
     n_char = sum(len(r) + 1 if len(ids) < max_len else len(tok.decode(ids[:-1])) + 1 for (_, r), (_, ids) in zip(pairs, encoded))
     return eval_loss(model, batches) * n_tok / n_char / math.log(2)
 
-# %% ../nbs/05_pretrain.ipynb #eda740c9
+# %% ../nbs/05_pretrain.ipynb #cb1c4438
 class CharBigram:
     "Character bigram with a unigram back-off, additive at the bottom (Jelinek-Mercer, fixed weight); `order` 1 drops the bigram."
-    def __init__(self, texts, order:int=2, weight:float=0.8):
+    def __init__(self,
+        texts, # training texts
+        order:int=2, # 2: bigram; 1: unigram
+        weight:float=0.8, # of the bigram against the unigram
+    ):
+        "Count."
         self.order, self.weight = order, weight
         self.uni, self.bi, self.left = Counter(), Counter(), Counter()
         for t in texts: self.add(t)
         self.total, self.kinds = sum(self.uni.values()), len(self.uni) + 1
 
-    def add(self, text:str):
+    def add(self,
+        text:str, # one text
+    ):
         "Count one text and its end."
         chars = [*text, '']
         self.uni.update(chars)
         if self.order == 2: self.left.update(['', *text]); self.bi.update(zip(['', *text], chars))
 
-    def prob(self, prev:str, char:str)->float: # > 0, also for an unseen character
-        "Probability of `char` after `prev`; '' is the start on the left and the end on the right."
+    def prob(self,
+        prev:str, # one character, '' at the start
+        char:str, # one character, '' for the end
+    )->float: # > 0, also for an unseen character
+        "Probability of `char` after `prev`."
         p = (self.uni[char] + 1) / (self.total + self.kinds)
         if self.order == 1 or not self.left[prev]: return p
         return self.weight * self.bi[prev, char] / self.left[prev] + (1 - self.weight) * p
 
-    def bits(self, texts)->float: # bits per character, the end counted as one
+    def bits(self,
+        texts, # scored texts
+    )->float: # bits per character, the end counted as one
         "Cross-entropy of texts under this model."
         pairs = [(a, b) for t in texts for a, b in zip(['', *t], [*t, ''])]
         return -sum(math.log2(self.prob(a, b)) for a, b in pairs) / len(pairs)
 
-# %% ../nbs/05_pretrain.ipynb #f0613958
+# %% ../nbs/05_pretrain.ipynb #dcd3f051
 def read_pairs(
     path, # parquet with prompt and response
     limit:int|None=None, # first rows only
@@ -115,12 +127,20 @@ def heldout_exact(
     rows['ok'] = [a.strip() == r for a, r in zip(greedy_answers(model, tok, rows.prompt.tolist()), rows.response)]
     return dict(all=float(rows.ok.mean())) | {k: float(v) for k, v in rows.groupby('kind').ok.mean().items()}
 
-# %% ../nbs/05_pretrain.ipynb #a2df83e1
+# %% ../nbs/05_pretrain.ipynb #6d025580
 class Watch:
     "Callback: answer the same prompts every `every` steps and append to samples.jsonl in the run's folder."
-    def __init__(self, tok, prompts:list[str], every:int): self.tok, self.prompts, self.every = tok, prompts, every
+    def __init__(self,
+        tok, # tokenizer
+        prompts:list[str], # the questions
+        every:int, # steps between answers
+    ):
+        "Remember what to ask, and when."
+        self.tok, self.prompts, self.every = tok, prompts, every
 
-    def __call__(self, run:Run):
+    def __call__(self,
+        run:Run, # after a step
+    ):
         "After a step."
         if not due(run, self.every) or not run.acc.is_main_process: return
         model = run.acc.unwrap_model(run.model).eval()
@@ -136,7 +156,7 @@ def read_samples(
     rows = [json.loads(line) for line in Path(path).read_text(encoding='utf-8').splitlines()]
     return {r['step']: r['answers'] for r in sorted(rows, key=lambda r: r['step'])}
 
-# %% ../nbs/05_pretrain.ipynb #2a29f18f
+# %% ../nbs/05_pretrain.ipynb #e215eb6e
 def stage_stream(
     files, # parquet files
     tok, # tokenizer
@@ -147,7 +167,7 @@ def stage_stream(
     return PairStream([str(f) for f in files], tok, budget_tok=cfg.budget_tok, max_len=cfg.max_len, window=cfg.window, seed=cfg.seed,
                       rank=state.process_index, world=state.num_processes)
 
-# %% ../nbs/05_pretrain.ipynb #e00d647d
+# %% ../nbs/05_pretrain.ipynb #7f355556
 def stage_eval(
     tok, # tokenizer
     max_len:int, # longest prompt and answer, tokens
@@ -168,7 +188,7 @@ def stage_eval(
         return figures
     return evaluate
 
-# %% ../nbs/05_pretrain.ipynb #302d7941
+# %% ../nbs/05_pretrain.ipynb #b6e0cb92
 def stage_figures(
     run:Run, # done
     tok, # tokenizer
@@ -182,7 +202,7 @@ def stage_figures(
     return {k: last[k] for k in ('loss_valid', 'bleu4')} | dict(bits_per_char=bits_per_char(model, tok, test, max_len), exact_heldout=heldout_exact(model, tok),
                        real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), real_tok=run.real_tok, seconds=run.seconds, steps=run.step)
 
-# %% ../nbs/05_pretrain.ipynb #99182a75
+# %% ../nbs/05_pretrain.ipynb #eee411f8
 def finish_stage(
     run:Run, # of `fit`
     tok, # tokenizer
@@ -197,7 +217,7 @@ def finish_stage(
     with write_aside(run.out/'figures.json') as tmp: tmp.write_text(json.dumps(figures or {}, indent=1))
     return run
 
-# %% ../nbs/05_pretrain.ipynb #df28c361
+# %% ../nbs/05_pretrain.ipynb #491d748c
 def baseline_bits(
     train:list[tuple[str, str]], # pairs to count
     test:list[tuple[str, str]], # pairs to score
@@ -206,7 +226,7 @@ def baseline_bits(
     texts, scored = [r for _, r in train], [r for _, r in test]
     return {f'bits_per_char_{name}': CharBigram(texts, order=n).bits(scored) for n, name in [(1, 'unigram'), (2, 'bigram')]}
 
-# %% ../nbs/05_pretrain.ipynb #58c799ae
+# %% ../nbs/05_pretrain.ipynb #1a277b02
 def pretrain(
     cfg:PretrainCfg, # from `pretrain_cfg`
     watch:tuple[str, ...]=(), # questions answered ten times along the way, into samples.jsonl
@@ -224,7 +244,7 @@ def pretrain(
     floors = baseline_bits(read_pairs(files[0], 200_000), read_pairs(run_path('data', 'test.parquet'), 2000))
     return finish_stage(run, tok, stage_figures(run, tok, cfg.max_len) | floors)
 
-# %% ../nbs/05_pretrain.ipynb #b827ef72
+# %% ../nbs/05_pretrain.ipynb #ef738499
 def rows_per_batch(
     stream:PairStream, # planned by token budget
     n_rows:int, # rows in an epoch
@@ -232,7 +252,7 @@ def rows_per_batch(
     "Mean rows in a batch: gives the Hugging Face path as many examples per step as ours."
     return max(1, round(n_rows / stream.n_batches(0)))
 
-# %% ../nbs/05_pretrain.ipynb #4dc61751
+# %% ../nbs/05_pretrain.ipynb #643984a4
 def hf_fit(
     model:nn.Module, # trained in place; frozen parameters stay frozen
     tok, # tokenizer

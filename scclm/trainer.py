@@ -11,7 +11,7 @@ __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'CURVES', 'log', 'FREE_FIELD
            'make_accelerator', 'start', 'read_log', 'trim_log', 'append_log', 'log_step', 'plot_loss', 'in_notebook',
            'Progress', 'train_step', 'fit', 'due', 'clock', 'evaluate']
 
-# %% ../nbs/04_trainer.ipynb #177dae74
+# %% ../nbs/04_trainer.ipynb #4792bff7
 import hashlib, json, logging, math, os, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from .data_cleaning import write_aside
 from .dataset import collate, encode_pairs, pair_batches
 
-# %% ../nbs/04_trainer.ipynb #2089deaf
+# %% ../nbs/04_trainer.ipynb #d30bafdb
 def shift_right(
     labels:Tensor, # (B, T), -100 at padding
 )->Tensor: # (B, T) decoder inputs: 0 (pad = decoder start), then the labels but the last
@@ -38,7 +38,7 @@ def shift_right(
     ids[:, 1:] = labels[:, :-1].clamp(min=0)
     return ids
 
-# %% ../nbs/04_trainer.ipynb #e872f11d
+# %% ../nbs/04_trainer.ipynb #c0c0c2d7
 def lm_loss(
     logits:Tensor, # (B, T, V), unnormalised
     labels:Tensor, # (B, T), -100 is ignored
@@ -46,7 +46,7 @@ def lm_loss(
     "Cross-entropy over the labels that count."
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction='sum')
 
-# %% ../nbs/04_trainer.ipynb #4ee3ca36
+# %% ../nbs/04_trainer.ipynb #a65dcc5f
 def seq2seq_loss(
     model:nn.Module, # a T5ForConditionalGeneration, possibly wrapped
     batch:dict, # input_ids (B, S), attention_mask (B, S), labels (B, T)
@@ -56,19 +56,19 @@ def seq2seq_loss(
                    decoder_input_ids=shift_right(batch['labels']), use_cache=False).logits
     return lm_loss(logits, batch['labels'])
 
-# %% ../nbs/04_trainer.ipynb #dd77657d
+# %% ../nbs/04_trainer.ipynb #b2e747af
 def count_labels(
     batch:dict, # with labels (B, T), -100 at padding
 )->int: # label tokens
     "The default `count_fn` of `fit`: what the summed loss is divided by."
     return int(batch['labels'].ne(-100).sum())
 
-# %% ../nbs/04_trainer.ipynb #7533a2e9
+# %% ../nbs/04_trainer.ipynb #111e3933
 SCHEDULES = ('linear', 'cosine', 'onecycle', 'constant')
 OPTIMIZERS = ('adamw', 'muon', 'adafactor', 'adafactor_relative')
 PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')
 
-# %% ../nbs/04_trainer.ipynb #15e50989
+# %% ../nbs/04_trainer.ipynb #d1f7bef7
 @dataclass(frozen=True)
 class TrainCfg:
     "What the loop needs to know; stages add their own fields."
@@ -104,7 +104,7 @@ class TrainCfg:
             ('precision', self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")]:
             if not ok: raise ValueError(f'{name}={getattr(self, name)!r}: expected {want}')
 
-# %% ../nbs/04_trainer.ipynb #77fd010a
+# %% ../nbs/04_trainer.ipynb #e0d3b57d
 def _cos(a:float, b:float, t:float)->float:
     "Cosine from `a` at t=0 to `b` at t=1."
     return b + (a - b) * (1 + math.cos(math.pi * t)) / 2
@@ -116,7 +116,7 @@ CURVES = {
     'onecycle': lambda t, final: _cos(1/50, 1, t/0.3) if t < 0.3 else _cos(1, 1/50/1e4, (t - 0.3)/0.7),
 }
 
-# %% ../nbs/04_trainer.ipynb #92f1204f
+# %% ../nbs/04_trainer.ipynb #739ba638
 def lr_factor(
     step:int, # optimiser steps done so far, 0-based
     cfg:TrainCfg, # gives steps, schedule, warmup, final_lr
@@ -126,7 +126,7 @@ def lr_factor(
     if step < warm: return (step + 1) / (warm + 1)
     return CURVES[cfg.schedule]((step - warm) / max(1, cfg.steps - warm - 1), cfg.final_lr)
 
-# %% ../nbs/04_trainer.ipynb #5cd59bfb
+# %% ../nbs/04_trainer.ipynb #fdd5da69
 def plot_schedules(
     cfg:TrainCfg, # gives steps, warmup, lr
     ax=None, # matplotlib Axes
@@ -138,7 +138,7 @@ def plot_schedules(
     ax.set(xlabel='step', ylabel='learning rate'); ax.legend()
     return ax
 
-# %% ../nbs/04_trainer.ipynb #b94d26f8
+# %% ../nbs/04_trainer.ipynb #09206b24
 def param_groups(
     model:nn.Module, # parameters with requires_grad=False are left out
     emb_lr:float=1., # learning-rate multiple of the embedding
@@ -151,7 +151,7 @@ def param_groups(
         groups['embedding' if id(p) in tables else 'matrix' if p.ndim == 2 else 'vector'].append(p)
     return [dict(name=k, params=ps, lr_scale=emb_lr if k == 'embedding' else 1.) for k, ps in groups.items() if ps]
 
-# %% ../nbs/04_trainer.ipynb #48a74def
+# %% ../nbs/04_trainer.ipynb #c827a98e
 def _adamw(groups, cfg): return [torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)]
 
 def _muon(groups, cfg):
@@ -173,7 +173,7 @@ def make_optimizers(
     make = dict(adamw=_adamw, muon=_muon, adafactor=_adafactor, adafactor_relative=partial(_adafactor, relative=True))
     return make[cfg.optimizer](param_groups(model, cfg.emb_lr), cfg)
 
-# %% ../nbs/04_trainer.ipynb #b908c996
+# %% ../nbs/04_trainer.ipynb #223d4846
 def set_lr(
     opts:list, # optimisers whose groups carry lr_scale
     lr:float, # the step's learning rate
@@ -183,7 +183,7 @@ def set_lr(
         for g in opt.param_groups:
             if g['lr'] is not None: g['lr'] = lr * g['lr_scale']
 
-# %% ../nbs/04_trainer.ipynb #cd2e2950
+# %% ../nbs/04_trainer.ipynb #7e855683
 @lru_cache
 def probe_precision()->str: # 'bf16', 'fp16' or 'fp32'
     "The precision this device is fast in: measured once on a CPU, asked of the driver on a GPU."
@@ -196,10 +196,12 @@ def probe_precision()->str: # 'bf16', 'fp16' or 'fp32'
         return min(times)
     return 'bf16' if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else 'fp32'
 
-# %% ../nbs/04_trainer.ipynb #a9bec2e9
+# %% ../nbs/04_trainer.ipynb #3382f92a
 class StopSignals:
     "While active, SIGINT and SIGTERM are noted in `asked` and nothing is torn; a second SIGINT raises KeyboardInterrupt."
-    def __init__(self): self.asked, self._old = None, {}
+    def __init__(self):
+        "Nobody has asked yet."
+        self.asked, self._old = None, {}
 
     def _note(self, signum, frame):
         if self.asked == 'SIGINT' and signum == signal.SIGINT: raise KeyboardInterrupt
@@ -215,7 +217,7 @@ class StopSignals:
         "Put the old handlers back."
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/04_trainer.ipynb #893a6cec
+# %% ../nbs/04_trainer.ipynb #a8ec6d46
 def _sha256(path:Path)->str:
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -226,7 +228,7 @@ def _fsync(path:Path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/04_trainer.ipynb #f5f2dd0c
+# %% ../nbs/04_trainer.ipynb #1781920b
 @contextmanager
 def folder_aside(
     path:Path, # the final folder; must not exist yet
@@ -244,7 +246,7 @@ def folder_aside(
     os.replace(tmp, path)
     _fsync(path.parent)
 
-# %% ../nbs/04_trainer.ipynb #de6b1407
+# %% ../nbs/04_trainer.ipynb #dad47482
 def check_folder(
     path:Path, # a folder written by `folder_aside`
 )->str|None: # what is wrong with it, or None
@@ -258,14 +260,14 @@ def check_folder(
         if p.stat().st_size != want['bytes']: return f"{p} has {p.stat().st_size} bytes, expected {want['bytes']}"
         if _sha256(p) != want['sha256']: return f'{p} does not match its checksum'
 
-# %% ../nbs/04_trainer.ipynb #56ef0bff
+# %% ../nbs/04_trainer.ipynb #228fba50
 def checkpoints(
     out:Path, # a stage's folder
 )->list[Path]: # oldest first
     "The complete checkpoint folders of a run, by step."
     return sorted((Path(out)/'checkpoints').glob('step-*'))
 
-# %% ../nbs/04_trainer.ipynb #b4758bae
+# %% ../nbs/04_trainer.ipynb #4d8e018f
 def newest_good(
     out:Path, # a stage's folder
 )->Path|None: # None: there is no checkpoint at all
@@ -279,7 +281,7 @@ def newest_good(
 
 log = logging.getLogger('scclm')
 
-# %% ../nbs/04_trainer.ipynb #91436c8d
+# %% ../nbs/04_trainer.ipynb #dc515936
 def named_weights(
     model:nn.Module, # tied tensors count once
 )->dict[str, Tensor]: # parameters, then persistent buffers, in the model's order
@@ -306,7 +308,7 @@ def load_weights(
         if a != b: raise ValueError(f'{path} holds another model: {n} has shape {a} in the file, {b} in the model')
     for n, t in own.items(): t.copy_(saved[n])
 
-# %% ../nbs/04_trainer.ipynb #c362c0ea
+# %% ../nbs/04_trainer.ipynb #5e9b59c5
 def step_seed(
     seed:int, # of the run
     step:int, # optimiser steps done
@@ -315,7 +317,7 @@ def step_seed(
     "The seed of everything random inside one step."
     return int.from_bytes(hashlib.blake2b(f'{seed}/{step}/{rank}'.encode(), digest_size=8).digest(), 'big') >> 1
 
-# %% ../nbs/04_trainer.ipynb #72f9b73d
+# %% ../nbs/04_trainer.ipynb #e428b3f8
 @dataclass
 class Run:
     "A run in progress: what callbacks see, what a checkpoint holds."
@@ -337,7 +339,7 @@ class Run:
     stopped:str|None = None       # the signal that ended `fit` early
 
     @property
-    def done(self)->bool:
+    def done(self)->bool: # True: nothing left to train
         "Whether all steps are done."
         return self.step >= self.cfg.steps
 
@@ -347,7 +349,7 @@ def empty_tally()->dict: # zeros
 
 _SAVED = ('step', 'pos', 'best', 'skipped', 'skipped_in_row', 'tally', 'real_tok', 'seconds', 'precision')
 
-# %% ../nbs/04_trainer.ipynb #eaf9397b
+# %% ../nbs/04_trainer.ipynb #639d443d
 def save_checkpoint(
     run:Run, # between two steps
 )->Path: # the new folder
@@ -370,7 +372,7 @@ def _drop(path:Path):
     os.replace(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/04_trainer.ipynb #07d1146a
+# %% ../nbs/04_trainer.ipynb #09629376
 FREE_FIELDS = ('log_every', 'save_every', 'keep_last', 'trackers', 'eval_every', 'out')
 
 def check_same_cfg(
@@ -383,7 +385,7 @@ def check_same_cfg(
     diff = [f'{k} was {saved.get(k)!r}, is {now.get(k)!r}' for k in sorted(now | saved) if k not in FREE_FIELDS and saved.get(k) != now.get(k)]
     if diff: raise ValueError(f"{where} was made with another configuration: {'; '.join(diff)}. Give the old values, or start over with resume=False")
 
-# %% ../nbs/04_trainer.ipynb #02017e7b
+# %% ../nbs/04_trainer.ipynb #388276db
 def restore(
     run:Run, # fresh
     path:Path, # a good checkpoint
@@ -400,7 +402,7 @@ def restore(
     loader.load_state_dict(run.pos)
     log.info('resumed from %s', path)
 
-# %% ../nbs/04_trainer.ipynb #63574b85
+# %% ../nbs/04_trainer.ipynb #ebec9392
 @torch.no_grad()
 def greedy_answers(
     model:nn.Module, # a T5ForConditionalGeneration in eval mode
@@ -421,7 +423,7 @@ def greedy_answers(
         for i, text in zip(ids, tok.batch_decode(out, skip_special_tokens=True)): answers[i] = text
     return answers
 
-# %% ../nbs/04_trainer.ipynb #6b09612d
+# %% ../nbs/04_trainer.ipynb #9d88ce25
 def exact_match(
     answers:list[str], # of the model
     references:list[str], # as many
@@ -438,7 +440,7 @@ def bleu4(
     from sacrebleu import corpus_bleu
     return corpus_bleu(answers, [references], tokenize='zh').score
 
-# %% ../nbs/04_trainer.ipynb #bfb030f1
+# %% ../nbs/04_trainer.ipynb #aae338d5
 @torch.no_grad()
 def eval_loss(
     model:nn.Module, # in eval mode
@@ -448,7 +450,7 @@ def eval_loss(
     total = sum(seq2seq_loss(model, {k: v.to(model.device) for k, v in b.items()}).item() for b in batches)
     return total / sum(map(count_labels, batches))
 
-# %% ../nbs/04_trainer.ipynb #52004f1a
+# %% ../nbs/04_trainer.ipynb #b4dcee4c
 def pair_eval(
     pairs:list[tuple[str, str]], # (prompt, response)
     tok, # tokenizer
@@ -465,7 +467,7 @@ def pair_eval(
         return figures
     return evaluate
 
-# %% ../nbs/04_trainer.ipynb #10fbea99
+# %% ../nbs/04_trainer.ipynb #e4ae53b5
 def make_accelerator(
     precision:str, # fp32, bf16 or fp16
     out:Path, # where trackers write
@@ -480,7 +482,7 @@ def make_accelerator(
     return Accelerator(mixed_precision={'fp32': 'no'}.get(precision, precision), cpu=not torch.cuda.is_available(),
                        log_with=list(trackers) or None, project_dir=out)
 
-# %% ../nbs/04_trainer.ipynb #ba766a2a
+# %% ../nbs/04_trainer.ipynb #e39a2033
 def start(
     model:nn.Module, # parameters with requires_grad=False stay frozen
     loader, # with state_dict and load_state_dict
@@ -504,7 +506,7 @@ def start(
     if cfg.trackers: acc.init_trackers('scclm', config={k: str(v) for k, v in asdict(cfg).items()})
     return run
 
-# %% ../nbs/04_trainer.ipynb #4e630e9e
+# %% ../nbs/04_trainer.ipynb #7a80b4b7
 def read_log(
     log, # path of a log.jsonl, or a list of entries
 )->list[dict]: # entries in order
@@ -525,7 +527,7 @@ def trim_log(
     keep = [e for e in read_log(path) if e['step'] <= step]
     with write_aside(path) as tmp: tmp.write_text(''.join(json.dumps(e) + '\n' for e in keep))
 
-# %% ../nbs/04_trainer.ipynb #b1f80310
+# %% ../nbs/04_trainer.ipynb #8aa0846b
 def append_log(
     run:Run, # gives out, trackers
     entry:dict, # step and figures
@@ -547,7 +549,7 @@ def log_step(
                          real_tok_per_s=t['real_tok'] / max(1e-9, t['seconds']), real_tok=run.real_tok, seconds=run.seconds, skipped=run.skipped))
     run.tally = empty_tally()
 
-# %% ../nbs/04_trainer.ipynb #342b162c
+# %% ../nbs/04_trainer.ipynb #82044655
 def plot_loss(
     log, # path of a log.jsonl, or a list of entries
     ax=None, # matplotlib Axes
@@ -562,7 +564,7 @@ def plot_loss(
     ax.set(xlabel='step', ylabel='loss (nats/token)'); ax.legend()
     return ax
 
-# %% ../nbs/04_trainer.ipynb #3690581a
+# %% ../nbs/04_trainer.ipynb #39a0c4e0
 def in_notebook()->bool: # True in a Jupyter kernel
     "Whether rich output can be shown."
     try: from IPython import get_ipython
@@ -579,10 +581,15 @@ def _figure_html(entries:list)->str:
     fig.savefig(buf, format='png', dpi=80, bbox_inches='tight'); plt.close(fig)
     return f'<img src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
-# %% ../nbs/04_trainer.ipynb #2495e885
+# %% ../nbs/04_trainer.ipynb #094877ed
 class Progress:
     "A bar in a terminal, a live loss plot in a notebook; `every` seconds between plots."
-    def __init__(self, run:Run, show:bool=True, every:float=10.):
+    def __init__(self,
+        run:Run, # watched
+        show:bool=True, # False: silence
+        every:float=10., # seconds between plots
+    ):
+        "Open the bar, or the notebook's display."
         from tqdm import tqdm
         self.run, self.every, self.drawn, self.handle = run, every, time.monotonic(), None
         show = show and run.acc.is_main_process
@@ -609,14 +616,14 @@ class Progress:
         self.bar.close()
         if self.handle: self.handle.update(self._html())
 
-# %% ../nbs/04_trainer.ipynb #3b24b331
+# %% ../nbs/04_trainer.ipynb #1656dbb7
 def _agree(acc:Accelerator, n:int, asked:bool)->tuple[int, bool]:
     "Items in the whole group, and whether any process was asked to stop."
     if acc.num_processes == 1: return n, asked
     total = acc.reduce(torch.tensor([n, int(asked)], device=acc.device))
     return int(total[0]), bool(total[1])
 
-# %% ../nbs/04_trainer.ipynb #28f21332
+# %% ../nbs/04_trainer.ipynb #af903e9a
 def train_step(
     run:Run, # before its next step
     group:list[dict], # the batches of this step, this process's share
@@ -656,7 +663,7 @@ def _count(run:Run, norm:float, loss:float, n:int):
     if run.skipped_in_row > run.cfg.max_skipped:
         raise RuntimeError(f'step {run.step}: {run.skipped_in_row} gradients in a row are not finite; last good checkpoint: {(checkpoints(run.out) or ["none"])[-1]}')
 
-# %% ../nbs/04_trainer.ipynb #573b9b22
+# %% ../nbs/04_trainer.ipynb #cc437746
 def fit(
     model:nn.Module, # trained in place
     loader, # iterable of batches with state_dict() and load_state_dict(state), such as PairStream
@@ -692,7 +699,7 @@ def fit(
         save_checkpoint(run)
     return run
 
-# %% ../nbs/04_trainer.ipynb #1eee3b1d
+# %% ../nbs/04_trainer.ipynb #2f79ec27
 def due(
     run:Run, # after a step
     every:int, # 0: never but at the end
@@ -725,7 +732,7 @@ def evaluate(
     if run.acc.is_main_process:
         with write_aside(run.out/'checkpoints'/'best.safetensors') as tmp: save_weights(model, tmp)
 
-# %% ../nbs/04_trainer.ipynb #3c83d314
+# %% ../nbs/04_trainer.ipynb #4fbce8c7
 @contextmanager
 def _training(run:Run, progress:bool):
     "Training mode and progress while inside; eval mode, plain forward and closed trackers after."
