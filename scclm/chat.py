@@ -8,7 +8,7 @@ __all__ = ['Decoding', 'processors', 'plot_probs', 'row_rngs', 'pick', 'find_mod
            'live_ids', 'bubble_html', 'transcript_html', 'ChatPanel', 'ChatView', 'chat_widget', 'ChatCfg',
            'pick_device', 'say', 'chat_terminal']
 
-# %% ../nbs/08_chat.ipynb #79f2be2b
+# %% ../nbs/08_chat.ipynb #c5868170
 import html, math, os, re, sys, threading, time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from transformers import (LogitsProcessorList, NoRepeatNGramLogitsProcessor, Pre
 from .data_cleaning import run_path
 from .model import load_model
 
-# %% ../nbs/08_chat.ipynb #442ee016
+# %% ../nbs/08_chat.ipynb #d62bb1e2
 def _int(low:int)->Callable: return lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= low
 def _real(low:float, high:float=math.inf)->Callable:
     return lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and low < x <= high and math.isfinite(x)
@@ -38,7 +38,7 @@ _LIMITS = dict(
     repetition_penalty=(_real(0), "a number > 0 (1 is off)"), no_repeat_ngram=(_int(0), "an integer >= 0 (0 is off)"),
     seed=(lambda x: x is None or _int(0)(x), "an integer >= 0 or None"))
 
-# %% ../nbs/08_chat.ipynb #3d858474
+# %% ../nbs/08_chat.ipynb #4a0c2976
 @dataclass(frozen=True)
 class Decoding:
     "How the next token is chosen. Raises ValueError for a field out of its range."
@@ -57,7 +57,7 @@ class Decoding:
         for name, (ok, want) in _LIMITS.items():
             if not ok(value := getattr(self, name)): raise ValueError(f"{name}={value!r} is not valid: expected {want}")
 
-# %% ../nbs/08_chat.ipynb #0e1527e0
+# %% ../nbs/08_chat.ipynb #b188ec3a
 def processors(
     dec:Decoding, # the knobs
 )->LogitsProcessorList: # called with (ids so far, logits), returns the logits to choose from
@@ -71,7 +71,7 @@ def processors(
     if dec.top_p < 1: out.append(TopPLogitsWarper(float(dec.top_p)))
     return out
 
-# %% ../nbs/08_chat.ipynb #1a8fd67a
+# %% ../nbs/08_chat.ipynb #deaf7e7a
 def plot_probs(
     probs:dict[str, float], # probability of each token
     ax=None, # matplotlib Axes; None makes new ones
@@ -85,7 +85,7 @@ def plot_probs(
     ax.tick_params(axis='x', rotation=45)
     return ax
 
-# %% ../nbs/08_chat.ipynb #421843a0
+# %% ../nbs/08_chat.ipynb #4142abcd
 def row_rngs(
     dec:Decoding, # its seed is used
     n:int, # rows of the batch
@@ -96,7 +96,7 @@ def row_rngs(
     for g in rngs: g.seed() if dec.seed is None else g.manual_seed(dec.seed)
     return rngs
 
-# %% ../nbs/08_chat.ipynb #af4b264f
+# %% ../nbs/08_chat.ipynb #13c0b12c
 def pick(
     scores:Tensor, # (B, V), processed logits
     rngs:list[torch.Generator]|None=None, # one per row; None takes the most likely token
@@ -105,7 +105,7 @@ def pick(
     if rngs is None: return scores.argmax(-1)
     return torch.cat([torch.multinomial(p, 1, generator=g) for p, g in zip(scores.softmax(-1), rngs, strict=True)])
 
-# %% ../nbs/08_chat.ipynb #05d42e44
+# %% ../nbs/08_chat.ipynb #afea35eb
 def find_model(
     path:str|Path|None=None, # a model folder; None: what 06 made, else what 05 made
 )->Path: # the folder
@@ -115,7 +115,7 @@ def find_model(
     if found := next((p for p in places if p.exists()), None): return found
     raise FileNotFoundError(f"no model in {' or '.join(map(str, places))}: run nbs/06_sft.ipynb or `scclm sft` first")
 
-# %% ../nbs/08_chat.ipynb #660e0d4c
+# %% ../nbs/08_chat.ipynb #39d90307
 def decode(
     tok:PreTrainedTokenizerBase, # tokenizer of the model
     ids:list[int], # an answer
@@ -123,7 +123,7 @@ def decode(
     "The text of `ids`."
     return tok.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-# %% ../nbs/08_chat.ipynb #450f1f38
+# %% ../nbs/08_chat.ipynb #507830b1
 def pad_prompts(
     prompts:list[list[int]], # ids, each with its [EOS]
     device:torch.device|str='cpu', # where the model lives
@@ -135,7 +135,7 @@ def pad_prompts(
     mask = torch.arange(ids.shape[1]) < torch.tensor([len(p) for p in prompts])[:, None]
     return ids.to(device), mask.long().to(device)
 
-# %% ../nbs/08_chat.ipynb #bd237803
+# %% ../nbs/08_chat.ipynb #acc56e0c
 @torch.no_grad()
 def token_steps(
     model:PreTrainedModel, # encoder-decoder, in eval mode
@@ -156,7 +156,7 @@ def token_steps(
         yield new.tolist()
         if done.all(): return
 
-# %% ../nbs/08_chat.ipynb #0e9b48c5
+# %% ../nbs/08_chat.ipynb #ae7b4dc4
 @torch.no_grad()
 def beam_ids(
     model:PreTrainedModel, # encoder-decoder, in eval mode
@@ -172,10 +172,10 @@ def beam_ids(
         no_repeat_ngram_size=dec.no_repeat_ngram, stopping_criteria=halt)
     return out[:, 1:].tolist()
 
-# %% ../nbs/08_chat.ipynb #6cc8389b
+# %% ../nbs/08_chat.ipynb #bc9971f9
 _BYTE, _HALF = re.compile('<0x[0-9A-F]{2}>'), re.compile('\ufffd{1,3}\\Z') # a byte-fallback token; what may be half a character
 
-# %% ../nbs/08_chat.ipynb #20407eb1
+# %% ../nbs/08_chat.ipynb #2c157dd2
 def text_pieces(
     ids:Iterable[int], # token ids as they come
     tok:PreTrainedTokenizerBase, # tokenizer of the model
@@ -191,7 +191,7 @@ def text_pieces(
     text = decode(tok, seen)
     if text.strip() and len(text) > len(sent): yield text[len(sent):]
 
-# %% ../nbs/08_chat.ipynb #c15a08d0
+# %% ../nbs/08_chat.ipynb #97b3c47b
 def check_text(
     text:str, # what a user typed
     n:int=0, # its place in the list
@@ -201,7 +201,7 @@ def check_text(
     if re.search(r'[\ud800-\udfff]', text): raise ValueError(f"prompt {n} holds half a character (a lone surrogate): expected valid Unicode")
     return text
 
-# %% ../nbs/08_chat.ipynb #06ab3e2e
+# %% ../nbs/08_chat.ipynb #d673e525
 def encode_prompts(
     tok:PreTrainedTokenizerBase, # tokenizer of the model
     texts:list[str], # questions; '[EOS]' typed by a user is five characters, not the end mark
@@ -215,7 +215,7 @@ def encode_prompts(
     if n is None: return out
     raise ValueError(f"prompt {n} has {len(out[n])} tokens with its end mark: expected at most max_prompt_tok={max_prompt_tok}")
 
-# %% ../nbs/08_chat.ipynb #1668984c
+# %% ../nbs/08_chat.ipynb #916aa88a
 def plan_batches(
     lens:list[int], # tokens of every row
     budget_tok:int, # padded tokens that a batch may hold
@@ -227,7 +227,7 @@ def plan_batches(
         cur.append(i)
     return [*batches, cur] if cur else batches
 
-# %% ../nbs/08_chat.ipynb #f27d40c7
+# %% ../nbs/08_chat.ipynb #1e385d00
 class ChatBot:
     "A model that answers: one question or many, at once or piece by piece. Every question stands alone: earlier ones are not remembered."
     def __init__(self,
@@ -244,7 +244,7 @@ class ChatBot:
         self.model, self.tok, self.decoding, self.fallback = model.eval(), tok, decoding, fallback
         self.max_prompt_tok, self.batch_tok = max_prompt_tok, batch_tok
 
-# %% ../nbs/08_chat.ipynb #1c3307ed
+# %% ../nbs/08_chat.ipynb #1961138d
 @patch(cls_method=True)
 def from_dir(cls:ChatBot,
     path:str|Path|None=None, # a model folder; None: what 06 made, else what 05 made
@@ -255,7 +255,7 @@ def from_dir(cls:ChatBot,
     "Load a folder that `save_model` wrote. Raises FileNotFoundError that says how to make one."
     return cls(*load_model(find_model(path), dtype, device), **kw)
 
-# %% ../nbs/08_chat.ipynb #3809d58e
+# %% ../nbs/08_chat.ipynb #06ec6b05
 @patch
 def encode(self:ChatBot,
     texts:list[str], # questions
@@ -263,7 +263,7 @@ def encode(self:ChatBot,
     "`encode_prompts` with this model's limit and end mark."
     return encode_prompts(self.tok, texts, self.max_prompt_tok, self.model.config.eos_token_id)
 
-# %% ../nbs/08_chat.ipynb #530bebaf
+# %% ../nbs/08_chat.ipynb #21c890f5
 def answer_ids(
     model:PreTrainedModel, # encoder-decoder, in eval mode
     prompts:list[list[int]], # B prompts, ids with [EOS]
@@ -273,7 +273,7 @@ def answer_ids(
     if dec.strategy == 'beam': return beam_ids(model, prompts, dec)
     return [list(row) for row in zip(*token_steps(model, prompts, dec))]
 
-# %% ../nbs/08_chat.ipynb #72993d2d
+# %% ../nbs/08_chat.ipynb #ea7d5802
 @patch
 def answer(self:ChatBot,
     texts:list[str], # questions
@@ -286,7 +286,7 @@ def answer(self:ChatBot,
             if (text := decode(self.tok, ids)).strip(): out[i] = text
     return out
 
-# %% ../nbs/08_chat.ipynb #591e8336
+# %% ../nbs/08_chat.ipynb #41b9cba2
 def live_ids(
     model:PreTrainedModel, # encoder-decoder, in eval mode
     prompt:list[int], # one prompt, ids with [EOS]
@@ -299,7 +299,7 @@ def live_ids(
         if stop(): return
         yield i
 
-# %% ../nbs/08_chat.ipynb #03073391
+# %% ../nbs/08_chat.ipynb #7efd3f3f
 def _speak(pieces:Iterator[str], fallback:str, stop:Callable[[], bool])->Iterator[str]:
     blank = True
     for piece in pieces:
@@ -308,7 +308,7 @@ def _speak(pieces:Iterator[str], fallback:str, stop:Callable[[], bool])->Iterato
         blank = False
     if blank and not stop(): yield fallback
 
-# %% ../nbs/08_chat.ipynb #18eb6209
+# %% ../nbs/08_chat.ipynb #1f838b1f
 @patch
 def stream(self:ChatBot,
     text:str, # question
@@ -320,7 +320,7 @@ def stream(self:ChatBot,
     ids = live_ids(self.model, prompt, decoding or self.decoding, stop)
     return _speak(text_pieces(ids, self.tok), self.fallback, stop)
 
-# %% ../nbs/08_chat.ipynb #539e4eaf
+# %% ../nbs/08_chat.ipynb #78a6e4d2
 _SIDES = dict(user=('flex-end', '#1f6feb', '#fff', '14px 14px 4px 14px'), bot=('flex-start', '#eef1f5', '#1f2328', '14px 14px 14px 4px'),
               error=('flex-start', '#fdecea', '#8a1c13', '14px 14px 14px 4px'))
 
@@ -334,7 +334,7 @@ def bubble_html(
             f'padding:8px 13px;border-radius:{corners};background:{back};color:{ink};font-size:14px;line-height:1.6;'
             f'white-space:pre-wrap;overflow-wrap:anywhere">{html.escape(text)}</div></div>')
 
-# %% ../nbs/08_chat.ipynb #5fcedc44
+# %% ../nbs/08_chat.ipynb #a13896be
 def transcript_html(
     messages:list[dict], # each with role and text
 )->str: # a block that needs no kernel and no script
@@ -342,7 +342,7 @@ def transcript_html(
     body = ''.join(bubble_html(m['role'], m['text']) for m in messages)
     return f'<div style="max-width:640px;border:1px solid #d0d7de;border-radius:12px;padding:8px;background:#fff">{body}</div>'
 
-# %% ../nbs/08_chat.ipynb #e342053a
+# %% ../nbs/08_chat.ipynb #bf4a9e51
 _BUTTONS = (('发送', 'primary', 'send the question'), ('停止', 'warning', 'stop the answer'), ('清空', '', 'forget all messages'))
 
 def _button(text:str, style:str, tip:str)->widgets.Button:
@@ -359,7 +359,7 @@ def _knobs(dec:Decoding)->tuple:
 def _frame(bubbles:widgets.VBox)->widgets.Box: # filled from below, so that the newest bubble is in sight
     return widgets.Box([bubbles], layout=widgets.Layout(display='flex', flex_flow='column-reverse', height='320px', overflow='auto'))
 
-# %% ../nbs/08_chat.ipynb #547e8889
+# %% ../nbs/08_chat.ipynb #b6c4e7fa
 class ChatPanel(widgets.VBox):
     "Entry, buttons, knobs and room for bubbles. It asks nobody."
     def __init__(self,
@@ -380,14 +380,14 @@ class ChatPanel(widgets.VBox):
         "Temperature and top-p move only when sampling."
         self.temperature.disabled = self.top_p.disabled = self.strategy.value != 'sampling'
 
-# %% ../nbs/08_chat.ipynb #ff0ae2ca
+# %% ../nbs/08_chat.ipynb #f98b04e1
 @patch(as_prop=True)
 def decoding(self:ChatPanel)->Decoding: # for the next answer
     "What the knobs say."
     return replace(self._base, strategy=self.strategy.value, temperature=self.temperature.value,
                    top_p=self.top_p.value, repetition_penalty=self.repetition.value)
 
-# %% ../nbs/08_chat.ipynb #84b19437
+# %% ../nbs/08_chat.ipynb #f0a76e6e
 class ChatView(ChatPanel):
     "A chat in a notebook. `messages` is its whole state: a list of dicts with role (user, bot, error) and text."
     def __init__(self,
@@ -402,7 +402,7 @@ class ChatView(ChatPanel):
             btn.on_click(lambda _, act=act: act())
         self.set_writer(None)
 
-# %% ../nbs/08_chat.ipynb #1283a0b1
+# %% ../nbs/08_chat.ipynb #ab3d4ac9
 @patch
 def add(self:ChatView,
     role:str, # user, bot or error
@@ -413,7 +413,7 @@ def add(self:ChatView,
     self.bubbles.children += (widgets.HTML(layout=widgets.Layout(width='100%')),)
     self.refresh()
 
-# %% ../nbs/08_chat.ipynb #5e4b9826
+# %% ../nbs/08_chat.ipynb #e37c793b
 @patch
 def refresh(self:ChatView)->float: # when, seconds of the monotonic clock
     "Show the last message as it is now."
@@ -421,7 +421,7 @@ def refresh(self:ChatView)->float: # when, seconds of the monotonic clock
     self.bubbles.children[-1].value = bubble_html(msg['role'], msg['text'] or '…')
     return time.monotonic()
 
-# %% ../nbs/08_chat.ipynb #c0281ee3
+# %% ../nbs/08_chat.ipynb #4d1ca33c
 @patch
 def set_writer(self:ChatView,
     thread:threading.Thread|None, # who writes the answer; None: nobody
@@ -429,7 +429,7 @@ def set_writer(self:ChatView,
     "Which buttons can be pressed."
     self.send_btn.disabled, self.stop_btn.disabled, self.writer = thread is not None, thread is None, thread
 
-# %% ../nbs/08_chat.ipynb #898aa398
+# %% ../nbs/08_chat.ipynb #0f4e9af7
 def _write(view:ChatView, text:str, dec:Decoding): # runs in a thread; shows the text at most 20 times a second
     msg, shown = view.messages[-1], 0.
     try:
@@ -441,7 +441,7 @@ def _write(view:ChatView, text:str, dec:Decoding): # runs in a thread; shows the
     view.refresh()
     view.set_writer(None)
 
-# %% ../nbs/08_chat.ipynb #a4438d18
+# %% ../nbs/08_chat.ipynb #c5deada7
 @patch
 def submit(self:ChatView,
     text:str|None=None, # question; None takes what is in the entry
@@ -456,7 +456,7 @@ def submit(self:ChatView,
     self.set_writer(threading.Thread(target=_write, args=(self, text, self.decoding), daemon=True))
     self.writer.start()
 
-# %% ../nbs/08_chat.ipynb #345bb510
+# %% ../nbs/08_chat.ipynb #1252af85
 @patch
 def enter(self:ChatView):
     "Enter was pressed: the text follows in a message of its own, unless it was here before and did not change."
@@ -465,7 +465,7 @@ def enter(self:ChatView):
     late.daemon = True
     if self.entry.value.strip(): late.start()
 
-# %% ../nbs/08_chat.ipynb #7c55fb28
+# %% ../nbs/08_chat.ipynb #e1214b23
 @patch
 def wait(self:ChatView,
     timeout:float=60., # seconds
@@ -474,35 +474,35 @@ def wait(self:ChatView,
     if t := self.writer: t.join(timeout)
     return not self.writer
 
-# %% ../nbs/08_chat.ipynb #c5015453
+# %% ../nbs/08_chat.ipynb #4ab694f2
 @patch
 def stop(self:ChatView):
     "End the answer that is being written and wait for its thread, one token at most."
     self.halt.set()
     self.wait()
 
-# %% ../nbs/08_chat.ipynb #9f348330
+# %% ../nbs/08_chat.ipynb #01efd43a
 @patch
 def clear(self:ChatView):
     "Stop and forget all messages."
     self.stop()
     self.messages, self.bubbles.children = [], ()
 
-# %% ../nbs/08_chat.ipynb #60a61cc3
+# %% ../nbs/08_chat.ipynb #f81c4176
 @patch
 def close(self:ChatView):
     "Stop, then take the widget away."
     self.stop()
     widgets.VBox.close(self)
 
-# %% ../nbs/08_chat.ipynb #14edf1c8
+# %% ../nbs/08_chat.ipynb #61de7729
 def chat_widget(
     bot:ChatBot, # who answers
 )->ChatView: # show it as a cell's last value
     "A chat to type into: Enter sends, the answer streams, a button stops it."
     return ChatView(bot)
 
-# %% ../nbs/08_chat.ipynb #7eff44f4
+# %% ../nbs/08_chat.ipynb #5ec704c1
 @dataclass(frozen=True)
 class ChatCfg(Decoding):
     "The terminal chat: how to decode, and with which model."
@@ -511,7 +511,7 @@ class ChatCfg(Decoding):
     device:str = 'auto' # cpu, cuda, mps; auto takes a GPU if there is one
     max_prompt_tok:int = 512 # longest question, tokens
 
-# %% ../nbs/08_chat.ipynb #70ba8c8c
+# %% ../nbs/08_chat.ipynb #6a7f3a15
 def pick_device(
     name:str='auto', # a device, or auto
 )->str: # cuda, mps or cpu if auto
@@ -519,13 +519,13 @@ def pick_device(
     if name != 'auto': return name
     return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
 
-# %% ../nbs/08_chat.ipynb #48ffa64e
+# %% ../nbs/08_chat.ipynb #97a92229
 def _pipe_lines()->Iterator[str]:
     for n, raw in enumerate(sys.stdin.buffer, 1):
         try: yield raw.decode('utf-8-sig')
         except UnicodeDecodeError: print(f"line {n} of stdin is not UTF-8: expected UTF-8 text", file=sys.stderr)
 
-# %% ../nbs/08_chat.ipynb #a2ed8531
+# %% ../nbs/08_chat.ipynb #0a1220a7
 def _reader()->Callable[[], str]: # raises EOFError at the end
     if not sys.stdin.isatty():
         lines, end = _pipe_lines(), object()
@@ -537,7 +537,7 @@ def _reader()->Callable[[], str]: # raises EOFError at the end
     session = PromptSession()
     return lambda: session.prompt('你> ')
 
-# %% ../nbs/08_chat.ipynb #a306e0e0
+# %% ../nbs/08_chat.ipynb #9be4e40a
 def say(
     bot:ChatBot, # who answers
     text:str, # question
@@ -552,11 +552,11 @@ def say(
     except ValueError as e: print(e, file=sys.stderr, flush=True)
     return True
 
-# %% ../nbs/08_chat.ipynb #fc00675e
+# %% ../nbs/08_chat.ipynb #62022642
 def _drop_stdout(): # nobody reads on: the flush at exit goes nowhere instead of complaining
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-# %% ../nbs/08_chat.ipynb #7378e870
+# %% ../nbs/08_chat.ipynb #7bc7bd77
 def chat_terminal(
     cfg:ChatCfg=ChatCfg(), # model and decoding
 )->int: # questions answered

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'usage', 'parse', 'summary', 'main']
 
-# %% ../nbs/appendix/cli.ipynb #8d69817d
+# %% ../nbs/appendix/cli.ipynb #5fec92be
 import logging, os, sys
 from dataclasses import dataclass
 from importlib import import_module
 
-# %% ../nbs/appendix/cli.ipynb #4b05da77
+# %% ../nbs/appendix/cli.ipynb #abfce51d
 @dataclass(frozen=True)
 class Stage:
     "Where a subcommand lives."
@@ -26,14 +26,14 @@ STAGES = dict(
     sft=Stage('sft', 'sft_cfg', 'sft', 'fine-tune it on instructions; again to resume'),
     chat=Stage('chat', 'ChatCfg', 'chat_terminal', 'talk to it'))
 
-# %% ../nbs/appendix/cli.ipynb #7c483daf
+# %% ../nbs/appendix/cli.ipynb #75ac830f
 def usage()->str: # text of `scclm --help`
     "One line per subcommand."
     lines = [f'  {name:<10} {s.does}' for name, s in STAGES.items()]
     return '\n'.join(['usage: scclm STAGE [--OPTION VALUE ...]', '', *lines, '',
                       '`scclm STAGE --help` lists the options. Dials: SCCLM_SCALE (tiny, mini, base), SCCLM_RAW, SCCLM_RUNS.'])
 
-# %% ../nbs/appendix/cli.ipynb #76696f95
+# %% ../nbs/appendix/cli.ipynb #f1d7f1b7
 def parse(
     name:str, # of the stage
     args:list[str], # options
@@ -44,7 +44,7 @@ def parse(
     preset = getattr(import_module(f'scclm.{stage.module}'), stage.preset)()
     return tyro.cli(type(preset), default=preset, args=args, prog=f'scclm {name}', description=stage.does)
 
-# %% ../nbs/appendix/cli.ipynb #016a000d
+# %% ../nbs/appendix/cli.ipynb #0ce56cae
 def summary(
     name:str, # of the stage
     result:object, # what its function returned
@@ -59,7 +59,7 @@ def summary(
         print((result.out/'figures.json').read_text())
     return 0
 
-# %% ../nbs/appendix/cli.ipynb #4dff8452
+# %% ../nbs/appendix/cli.ipynb #4e2d8e96
 def main(
     args:list[str]|None=None, # None: the process's arguments
 )->int: # exit code; 2 for what the user can mend

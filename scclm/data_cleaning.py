@@ -6,25 +6,27 @@
 __all__ = ['SCALES', 'SCHEMAS', 'Row', 'EXPECTED', 'SEP', 'TEXT_RULES', 'Cols', 'Pairs', 'QUESTIONS', 'PAIR_OF', 'REJECTS',
            'KEPT', 'BANDS', 'BAND_ROWS', 'CHUNK', 'STATUS', 'KEPT_ROW', 'LEAK', 'EXACT', 'NEAR', 'PART_ROWS', 'SPLITS',
            'BUCKET_ROWS', 'ROW_GROUP', 'PAIR', 'HELDOUT', 'scale_name', 'checkout_root', 'run_path', 'raw_dir',
-           'require', 'write_aside', 'Schema', 'match_schema', 'decode_line', 'read_jsonl', 'read_list', 'read_csv',
-           'read_docs', 'read_parquet', 'Source', 'sniff', 'find_sources', 'Block', 'plan_blocks', 'read_block',
-           'on_joined', 'strip_invisible', 'strip_html', 'half_width', 'chinese_punct', 'collapse_runs', 'tidy_spaces',
-           'balance', 'fix_brackets', 'simplify', 'clean_prose', 'clean_texts', 'cut_at_sentence', 'is_truncated',
-           'mend_end', 'dice', 'merge_title', 'CleanCfg', 'clean_cfg', 'pair_webtext', 'pair_baike', 'pair_medical',
-           'pair_belle', 'wiki_question', 'wiki_variants', 'pair_wiki', 'pair_plain', 'min_lengths', 'judge',
-           'clean_columns', 'normal_form', 'ngrams', 'jaccard', 'same_text', 'mix', 'ngram_hashes', 'minhash',
-           'band_keys', 'text_keys', 'row_keys', 'spool_block', 'map_ordered', 'n_workers', 'Spool', 'fill_spool',
-           'mark_exact', 'find_pairs', 'near_pairs', 'mark_near', 'Shares', 'pretrain_split', 'mark_sft_leaks',
-           'destinations', 'Scatter', 'write_groups', 'write_splits', 'write_rejects', 'count_rows', 'make_report',
-           'folder_aside', 'mark_rows', 'clean', 'report_table', 'plot_report']
+           'require', 'write_aside', 'settle', 'folder_aside', 'Schema', 'match_schema', 'decode_line', 'read_jsonl',
+           'read_list', 'read_csv', 'read_docs', 'read_parquet', 'Source', 'sniff', 'find_sources', 'Block',
+           'plan_blocks', 'read_block', 'on_joined', 'strip_invisible', 'strip_html', 'half_width', 'chinese_punct',
+           'collapse_runs', 'tidy_spaces', 'balance', 'fix_brackets', 'simplify', 'clean_prose', 'clean_texts',
+           'cut_at_sentence', 'is_truncated', 'mend_end', 'dice', 'merge_title', 'CleanCfg', 'clean_cfg',
+           'pair_webtext', 'pair_baike', 'pair_medical', 'pair_belle', 'wiki_question', 'wiki_variants', 'pair_wiki',
+           'pair_plain', 'min_lengths', 'judge', 'clean_columns', 'normal_form', 'ngrams', 'jaccard', 'same_text',
+           'mix', 'ngram_hashes', 'minhash', 'band_keys', 'text_keys', 'row_keys', 'spool_block', 'map_ordered',
+           'n_workers', 'Spool', 'fill_spool', 'mark_exact', 'find_pairs', 'near_pairs', 'mark_near', 'Shares',
+           'pretrain_split', 'mark_sft_leaks', 'destinations', 'Scatter', 'write_groups', 'write_splits',
+           'write_rejects', 'count_rows', 'make_report', 'mark_rows', 'clean', 'report_table', 'plot_report']
 
-# %% ../nbs/00_data_cleaning.ipynb #92590d93
+# %% ../nbs/00_data_cleaning.ipynb #203f603a
 import csv
+import ctypes
 import html
 import json
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +41,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, BinaryIO, NamedTuple
 
-# %% ../nbs/00_data_cleaning.ipynb #2b60504e
+# %% ../nbs/00_data_cleaning.ipynb #43a5427f
 import numpy as np
 import pandas as pd
 import psutil
@@ -49,13 +51,13 @@ import pyarrow.parquet as pq
 import rensa
 from tqdm import tqdm
 
-# %% ../nbs/00_data_cleaning.ipynb #faaa58d3
+# %% ../nbs/00_data_cleaning.ipynb #2edfb654
 from .sample_corpus import make_sample_corpus
 
-# %% ../nbs/00_data_cleaning.ipynb #ba0483c7
+# %% ../nbs/00_data_cleaning.ipynb #686c82ad
 SCALES = ('tiny', 'mini', 'base')
 
-# %% ../nbs/00_data_cleaning.ipynb #3fb968a1
+# %% ../nbs/00_data_cleaning.ipynb #f3eab89c
 def scale_name(
     name:str|None=None, # a scale; None reads `SCCLM_SCALE`, whose default is tiny
 )->str: # one of `SCALES`
@@ -64,25 +66,25 @@ def scale_name(
     if name not in SCALES: raise ValueError(f"SCCLM_SCALE={name!r} is not known: expected one of {', '.join(SCALES)}")
     return name
 
-# %% ../nbs/00_data_cleaning.ipynb #7ebdcf59
+# %% ../nbs/00_data_cleaning.ipynb #3203e2ac
 def checkout_root()->Path: # the folder that holds settings.ini, else the working directory
     "Relative paths of the dials start here, whether a notebook (its working directory is nbs/) or a terminal reads them."
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
 
-# %% ../nbs/00_data_cleaning.ipynb #b10ae290
+# %% ../nbs/00_data_cleaning.ipynb #864dde44
 def run_path(
     *parts:str, # path below the scale's folder, such as 'data', 'train.parquet'
 )->Path: # <SCCLM_RUNS>/<scale>/<parts>
     "Where an artefact of this scale lives. `SCCLM_RUNS` defaults to runs/ in the checkout."
     return checkout_root()/(os.environ.get('SCCLM_RUNS') or 'runs')/scale_name()/Path(*parts)
 
-# %% ../nbs/00_data_cleaning.ipynb #1d8e0b0a
+# %% ../nbs/00_data_cleaning.ipynb #5e01235d
 def raw_dir()->Path|None: # folder of raw files; None: the shipped sample corpus
     "`SCCLM_RAW`, if set."
     return checkout_root()/env if (env := os.environ.get('SCCLM_RAW')) else None
 
-# %% ../nbs/00_data_cleaning.ipynb #d7370c7e
+# %% ../nbs/00_data_cleaning.ipynb #970a5feb
 def require(
     path:Path, # an artefact of an earlier stage
     made_by:str, # the stage that makes it, such as '01_tokenizer'
@@ -92,7 +94,7 @@ def require(
     cmd = made_by.split('_', 1)[-1].replace('data_cleaning', 'clean')
     raise FileNotFoundError(f"{path} is missing: run nbs/{made_by}.ipynb or `scclm {cmd}` first")
 
-# %% ../nbs/00_data_cleaning.ipynb #41a5eeea
+# %% ../nbs/00_data_cleaning.ipynb #389c77e1
 @contextmanager
 def write_aside(
     path:Path, # the final file
@@ -106,7 +108,58 @@ def write_aside(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_data_cleaning.ipynb #954b03bf
+# %% ../nbs/00_data_cleaning.ipynb #75f71ba2
+def _fsync(path:Path):
+    "Wait until the disk has `path` (a folder: its list of names); Windows cannot open folders and skips them."
+    if os.name == 'nt' and path.is_dir(): return
+    fd = os.open(path, os.O_RDONLY if os.name != 'nt' else os.O_RDWR)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
+def _exchange(a:Path, b:Path)->bool:
+    "Swap two names in one step (renameat2 on Linux, renamex_np on macOS). False where the system has no such call."
+    try:
+        libc, pa, pb = ctypes.CDLL(None), os.fsencode(a), os.fsencode(b)
+        if sys.platform == 'darwin': return libc.renamex_np(pa, pb, 2) == 0
+        return libc.renameat2(-100, pa, -100, pb, 2) == 0
+    except (OSError, AttributeError, TypeError): return False
+
+# %% ../nbs/00_data_cleaning.ipynb #0121efd1
+def settle(
+    path:Path, # a folder written by `folder_aside`
+)->Path: # the same
+    "Tidy up after a writer that died: put an old folder back that was left under its hidden name, remove half-written ones."
+    path = Path(path)
+    for old in path.parent.glob(f'.{path.name}.*.old'):
+        if path.exists(): shutil.rmtree(old, ignore_errors=True)
+        else: os.rename(old, path)
+    for tmp in path.parent.glob(f'.{path.name}.*.tmp'):
+        pid = tmp.name.split('.')[-2]
+        if not pid.isdigit() or int(pid) == os.getpid() or not psutil.pid_exists(int(pid)): shutil.rmtree(tmp, ignore_errors=True)
+    return path
+
+# %% ../nbs/00_data_cleaning.ipynb #c23e8fc8
+@contextmanager
+def folder_aside(
+    path:Path, # the final folder
+):
+    "Yield a new folder beside `path`; flush it and swap it in only if the block succeeds: a crash leaves the old folder or the new one."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settle(path)
+    tmp, old = (path.with_name(f'.{path.name}.{os.getpid()}.{end}') for end in ('tmp', 'old'))
+    tmp.mkdir()
+    try:
+        yield tmp
+        for p in (*tmp.rglob('*'), tmp): _fsync(p)
+        swapped = path.exists() and _exchange(tmp, path)
+        if path.exists() and not swapped: os.rename(path, old)
+        if not swapped: os.rename(tmp, path)
+        _fsync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+
+# %% ../nbs/00_data_cleaning.ipynb #1cda4c9d
 class Schema(NamedTuple):
     "Columns that give a source away, and those that may be absent."
     name:str # name of the source in the report
@@ -114,7 +167,7 @@ class Schema(NamedTuple):
     may:tuple[str, ...]=() # columns that are used when present
     instruct:bool=False # rows that follow an instruction: the SFT set when there is no sft/ folder
 
-# %% ../nbs/00_data_cleaning.ipynb #f478f881
+# %% ../nbs/00_data_cleaning.ipynb #fb9484bb
 SCHEMAS = (
     Schema('webtext', ('title', 'content', 'star')),
     Schema('medical', ('title', 'ask', 'answer')),
@@ -128,7 +181,7 @@ SCHEMAS = (
     Schema('pair', ('prompt', 'response'), ('kind',)),
 )
 
-# %% ../nbs/00_data_cleaning.ipynb #b6e00733
+# %% ../nbs/00_data_cleaning.ipynb #c10994f5
 def match_schema(
     columns:Iterable[str], # the column names, or keys, of one row
 )->Schema|None: # the first schema whose needed columns are all there
@@ -136,18 +189,18 @@ def match_schema(
     have = set(columns)
     return next((s for s in SCHEMAS if have.issuperset(s.need)), None)
 
-# %% ../nbs/00_data_cleaning.ipynb #4642b28f
+# %% ../nbs/00_data_cleaning.ipynb #50959864
 _HAN = '\u3400-\u4dbf\u4e00-\u9fff'
 _HAN_RE = re.compile(f'[{_HAN}]')
 
-# %% ../nbs/00_data_cleaning.ipynb #98b74b05
+# %% ../nbs/00_data_cleaning.ipynb #d583de1c
 def _plausible(text:str)->bool:
     "Most Chinese characters of real text are among the 3,755 common ones, whose first GBK byte is B0-D7; mojibake is not."
     han = _HAN_RE.findall(text[:400])
     common = sum(0xB0 <= c.encode('gb18030')[0] <= 0xD7 for c in han)
     return common >= 0.7*len(han) and len(han) >= 0.2*sum(c > '\x7f' for c in text[:400])
 
-# %% ../nbs/00_data_cleaning.ipynb #cc5104be
+# %% ../nbs/00_data_cleaning.ipynb #5c041ae1
 def decode_line(
     raw:bytes, # one physical line
 )->str|None: # its text; None if neither UTF-8 nor plausible GB18030
@@ -158,10 +211,10 @@ def decode_line(
     except UnicodeDecodeError: return None
     return text if _plausible(text) else None
 
-# %% ../nbs/00_data_cleaning.ipynb #e073a8a6
+# %% ../nbs/00_data_cleaning.ipynb #3480e36b
 Row = tuple[int, Any, str, str] # line number, record, raw text, rule that rejects it ('' if it is good)
 
-# %% ../nbs/00_data_cleaning.ipynb #8e677fc5
+# %% ../nbs/00_data_cleaning.ipynb #cdb663a0
 def _show(raw:bytes)->str:
     "Bytes that cannot be decoded, as text for the rejects."
     return raw[:4096].decode('utf-8', 'backslashreplace')
@@ -170,7 +223,7 @@ def _json_or_none(text:str)->Any:
     try: return json.loads(text)
     except (ValueError, RecursionError): return None
 
-# %% ../nbs/00_data_cleaning.ipynb #043fcc48
+# %% ../nbs/00_data_cleaning.ipynb #7ae8d7fc
 def read_jsonl(
     blob:bytes, # whole lines
     line:int=1, # number of the first one
@@ -183,23 +236,23 @@ def read_jsonl(
         row = _json_or_none(text)
         yield (i, row, text, '') if isinstance(row, dict) else (i, None, text, 'broken_json')
 
-# %% ../nbs/00_data_cleaning.ipynb #37560586
+# %% ../nbs/00_data_cleaning.ipynb #44e441bf
 def _next_object(buf:str, pos:int)->tuple[Any, int]|None:
     "The JSON value at `pos`, and where it ends; None if it is not whole."
     try: return json.JSONDecoder().raw_decode(buf, pos)
     except (ValueError, RecursionError): return None
 
-# %% ../nbs/00_data_cleaning.ipynb #9a13fe2d
+# %% ../nbs/00_data_cleaning.ipynb #a2676891
 _LIST_GAP = re.compile(r'[\s,\[\]\ufeff]*')
 
-# %% ../nbs/00_data_cleaning.ipynb #d8fff7b5
+# %% ../nbs/00_data_cleaning.ipynb #96ff8e16
 def _texts(blobs:Iterable[bytes])->Iterator[str]:
     "Decode pieces that end at line ends; a piece that mixes encodings is decoded line by line."
     for blob in blobs:
         whole = decode_line(blob)
         yield whole if whole is not None else '\n'.join('\ufffd' if (t := decode_line(x)) is None else t for x in blob.split(b'\n'))
 
-# %% ../nbs/00_data_cleaning.ipynb #bdc4680a
+# %% ../nbs/00_data_cleaning.ipynb #5bdb5a42
 def read_list(
     blobs:Iterable[bytes], # pieces of one file, cut between characters
     line:int=1, # number of the first line
@@ -221,16 +274,16 @@ def read_list(
         yield (line, hit[0], buf[pos:end], '') if ok else (line, None, buf[pos:end], 'broken_json')
         line, pos = line + buf.count('\n', pos, end), end
 
-# %% ../nbs/00_data_cleaning.ipynb #d164a554
+# %% ../nbs/00_data_cleaning.ipynb #8fa2cc34
 _OPENS = re.compile(r'\n\s*\{')
 
-# %% ../nbs/00_data_cleaning.ipynb #ef458e49
+# %% ../nbs/00_data_cleaning.ipynb #13427b5f
 def _resync(buf:str, pos:int)->int:
     "Where the next object may begin after a broken one."
     m = _OPENS.search(buf, pos + 1)
     return m.start() + 1 if m else len(buf)
 
-# %% ../nbs/00_data_cleaning.ipynb #4f1b5760
+# %% ../nbs/00_data_cleaning.ipynb #4ac8a1b0
 def _csv_fields(text:str)->list[str]|None:
     "The fields of one record; None while a quoted field is still open. Raises csv.Error for a broken record."
     if '"' not in text: return text.split(',')
@@ -239,7 +292,7 @@ def _csv_fields(text:str)->list[str]|None:
         if 'unexpected end' in str(e): return None
         raise
 
-# %% ../nbs/00_data_cleaning.ipynb #d85bcf7d
+# %% ../nbs/00_data_cleaning.ipynb #6422109c
 def _csv_record(lines:deque[tuple[int, str]], width:int)->tuple[int, list[str]|None, str]:
     "How many of `lines` the first record takes, its fields, and the rule that rejects it. A broken one takes one line only."
     text = ''
@@ -253,7 +306,7 @@ def _csv_record(lines:deque[tuple[int, str]], width:int)->tuple[int, list[str]|N
         return 1, None, 'field_count'
     return 1, None, 'broken_csv'
 
-# %% ../nbs/00_data_cleaning.ipynb #a6166f30
+# %% ../nbs/00_data_cleaning.ipynb #c7629945
 def read_csv(
     lines:Iterable[bytes], # physical lines, the header first
 )->Iterator[Row]: # one per record, numbered by its first physical line
@@ -268,11 +321,11 @@ def read_csv(
         for _ in range(n): ahead.popleft()
         ahead.extend(islice(src, n))
 
-# %% ../nbs/00_data_cleaning.ipynb #70a4c6fe
+# %% ../nbs/00_data_cleaning.ipynb #ac35ab76
 _DOC = re.compile(rb'(?=<doc )')
 _TITLE = re.compile(r'<doc [^>\n]*?title="([^"\n]*)"[^>\n]*>')
 
-# %% ../nbs/00_data_cleaning.ipynb #b4e484dd
+# %% ../nbs/00_data_cleaning.ipynb #f65db8e2
 def _article(raw:bytes)->tuple[Any, str, str]:
     "One <doc> as a record: (record, text, rule)."
     text = decode_line(raw)
@@ -281,7 +334,7 @@ def _article(raw:bytes)->tuple[Any, str, str]:
     if not head or '</doc>' not in text: return None, text, 'broken_doc'
     return dict(title=html.unescape(head[1]), text=text[head.end():text.index('</doc>')]), text, ''
 
-# %% ../nbs/00_data_cleaning.ipynb #31ff98ef
+# %% ../nbs/00_data_cleaning.ipynb #55c2dc9e
 def read_docs(
     blob:bytes, # whole articles
     line:int=1, # number of the first line
@@ -295,7 +348,7 @@ def read_docs(
         if rest.strip(): yield line + body.count(b'\n'), None, decode_line(rest) or _show(rest), 'broken_doc'
         line += raw.count(b'\n')
 
-# %% ../nbs/00_data_cleaning.ipynb #e38be42b
+# %% ../nbs/00_data_cleaning.ipynb #e855e4df
 def read_parquet(
     path:Path, # the file
     group:int, # the row group
@@ -312,7 +365,7 @@ def read_parquet(
                 line += 1
     except (OSError, ValueError, pa.ArrowException) as e: yield group, None, f'row group {group}: {e}', 'broken_file'
 
-# %% ../nbs/00_data_cleaning.ipynb #5723bf01
+# %% ../nbs/00_data_cleaning.ipynb #486b204b
 class Source(NamedTuple):
     "One recognised file."
     path:Path # the file
@@ -321,14 +374,14 @@ class Source(NamedTuple):
     role:str='pretrain' # heldout, pretrain or sft
     file:str='' # its name below the raw folder
 
-# %% ../nbs/00_data_cleaning.ipynb #dff8a6c3
+# %% ../nbs/00_data_cleaning.ipynb #7ebf9379
 def _head_lines(head:bytes)->list[str]:
     "The decodable, non-blank, complete lines of a file's beginning."
     lines = head.split(b'\n')[:-1] if len(head) >= 2**18 else head.split(b'\n')
     texts = (decode_line(x) for x in lines[:2000])
     return [t for t in texts if t and t.strip()]
 
-# %% ../nbs/00_data_cleaning.ipynb #b2271d90
+# %% ../nbs/00_data_cleaning.ipynb #1b48938b
 def _sniff_text(head:bytes)->tuple[str, Schema]|None:
     "Container and schema of a text file from its first bytes."
     lines = _head_lines(head)
@@ -342,7 +395,7 @@ def _sniff_text(head:bytes)->tuple[str, Schema]|None:
     header = next(csv.reader(lines[:1]), []) if lines and len(lines[0]) < 10_000 else []
     return ('csv', s) if (s := match_schema(c.strip() for c in header)) else None
 
-# %% ../nbs/00_data_cleaning.ipynb #64547cf9
+# %% ../nbs/00_data_cleaning.ipynb #88eda837
 def sniff(
     path:Path, # a file
 )->tuple[str, Schema]|None: # container and schema; None if the content is not known
@@ -355,16 +408,16 @@ def sniff(
     except (OSError, pa.ArrowException): return None
     return ('parquet', s) if (s := match_schema(columns)) else None
 
-# %% ../nbs/00_data_cleaning.ipynb #450f621f
+# %% ../nbs/00_data_cleaning.ipynb #5ea30ed7
 EXPECTED = ('JSON Lines or a JSON list with ' + ' | '.join(','.join(s.need) for s in SCHEMAS if s.name not in ('medical', 'zhihu'))
     + '; CSV with title,ask,answer; parquet with prompt,response or INSTRUCTION,RESPONSE; WikiExtractor <doc> text or --json lines')
 
-# %% ../nbs/00_data_cleaning.ipynb #daeef166
+# %% ../nbs/00_data_cleaning.ipynb #0a4532ff
 def _role(path:Path, root:Path)->str:
     parts = path.relative_to(root).parts[:-1]
     return 'heldout' if 'heldout' in parts else 'sft' if 'sft' in parts else 'pretrain'
 
-# %% ../nbs/00_data_cleaning.ipynb #3da21065
+# %% ../nbs/00_data_cleaning.ipynb #ae0695ed
 def find_sources(
     root:Path, # folder of raw files, nested at will
 )->tuple[list[Source], list[Path]]: # recognised files (held-out first, SFT last) and the others
@@ -378,7 +431,7 @@ def find_sources(
     if not found: raise ValueError(f"no readable file among the {len(files)} in {root} ({', '.join(p.name for p in files[:3])}): expected {EXPECTED}")
     return sorted(found, key=lambda s: ('heldout', 'pretrain', 'sft').index(s.role)), unknown
 
-# %% ../nbs/00_data_cleaning.ipynb #55a10bad
+# %% ../nbs/00_data_cleaning.ipynb #dc895f75
 class Block(NamedTuple):
     "A piece of a file, small enough for one worker."
     path:str # the file
@@ -390,7 +443,7 @@ class Block(NamedTuple):
     line:int=1 # number of the first line
     file:str='' # the name shown in rejects
 
-# %% ../nbs/00_data_cleaning.ipynb #77bf3b76
+# %% ../nbs/00_data_cleaning.ipynb #a35a3917
 def _cut(f:BinaryIO, size:int, sep:bytes)->Iterator[bytes]:
     "Pieces of about `size` bytes that end after `sep` (at most 8 sizes when there is none)."
     rest = b''
@@ -403,7 +456,7 @@ def _cut(f:BinaryIO, size:int, sep:bytes)->Iterator[bytes]:
         rest = rest[cut:]
     if rest: yield rest
 
-# %% ../nbs/00_data_cleaning.ipynb #c924fb82
+# %% ../nbs/00_data_cleaning.ipynb #2ce86684
 def plan_blocks(
     source:Source, # a recognised file
     size:int=2**23, # bytes per block
@@ -420,7 +473,7 @@ def plan_blocks(
                 yield block._replace(start=start, size=len(piece), line=line)
                 start, line = start + len(piece), line + piece.count(b'\n')
 
-# %% ../nbs/00_data_cleaning.ipynb #e52f3770
+# %% ../nbs/00_data_cleaning.ipynb #98a8f7f9
 def read_block(
     block:Block, # a piece of a file
 )->Iterator[Row]: # its rows, good and bad
@@ -433,10 +486,10 @@ def read_block(
             f.seek(block.start)
             yield from (read_docs if block.container == 'doc' else read_jsonl)(f.read(block.size), block.line)
 
-# %% ../nbs/00_data_cleaning.ipynb #d27602f6
+# %% ../nbs/00_data_cleaning.ipynb #f91e138a
 SEP = '\x01' # joins rows; no rule may match across it, and it never stays in a text
 
-# %% ../nbs/00_data_cleaning.ipynb #43250da8
+# %% ../nbs/00_data_cleaning.ipynb #694289ed
 def on_joined(
     rule:Callable[[str], str], # a text rule
     texts:Sequence[str], # one string per row
@@ -449,26 +502,26 @@ def on_joined(
     assert len(out) == len(texts), f'{rule} must keep the separators'
     return out
 
-# %% ../nbs/00_data_cleaning.ipynb #b109c763
+# %% ../nbs/00_data_cleaning.ipynb #6805e7c7
 _TAG = re.compile(r'</?(?:p|br|div|span|a|b|i|u|em|strong|img|font|ul|ol|li|h[1-6]|table|thead|tbody|tr|td|th|center|blockquote|sup|sub|ref|small|nowiki)'
                   r'(?:\s+[a-zA-Z:-]+\s*=[^<>\x01\n]{0,300})?\s*/?>', re.I)
 _BREAK = re.compile(r'<(?:br|/p|/div|/li|/tr|/h[1-6])\s*/?>', re.I)
 _ENTITY = re.compile(r'&(?:[a-zA-Z]{2,8}|#\d{2,6}|#x[0-9a-fA-F]{2,5});')
 _INVISIBLE = re.compile('[\x00\x02-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060\ufeff\ufffe\uffff\ud800-\udfff]')
 
-# %% ../nbs/00_data_cleaning.ipynb #0a5ca26b
+# %% ../nbs/00_data_cleaning.ipynb #7f8bb900
 def strip_invisible(
     text:str, # one row, or many joined
 )->str: # without carriage returns and characters nobody sees
     "Line ends become newlines; control characters, zero-width characters and halves of surrogate pairs go."
     return _INVISIBLE.sub('', text.replace('\r\n', '\n').replace('\r', '\n'))
 
-# %% ../nbs/00_data_cleaning.ipynb #b11ac5ad
+# %% ../nbs/00_data_cleaning.ipynb #40b97d77
 def _entity(m:re.Match)->str:
     "An HTML entity as the character it stands for; never an invisible one."
     return _INVISIBLE.sub('', html.unescape(m[0])).replace(SEP, '')
 
-# %% ../nbs/00_data_cleaning.ipynb #3579b1a4
+# %% ../nbs/00_data_cleaning.ipynb #c86a4751
 def strip_html(
     text:str, # one row, or many joined
 )->str: # without HTML tags and entities
@@ -476,20 +529,20 @@ def strip_html(
     if '&' in text: text = _ENTITY.sub(_entity, text)
     return _TAG.sub('', _BREAK.sub('\n', text)) if '<' in text else text
 
-# %% ../nbs/00_data_cleaning.ipynb #b14efd87
+# %% ../nbs/00_data_cleaning.ipynb #90f3f575
 _FORMS = str.maketrans('｡､﹐﹑﹔﹕﹖﹗「」『』〝〞\u3000\xa0', '。、，、；：？！“”‘’“”  ')
 _FORMS |= {c: c - 0xFEE0 for c in map(ord, '０１２３４５６７８９＋－＝％＃＆＠＊／．')}
 _FORMS |= {c: c - 0xFEE0 for a in (0xFF21, 0xFF41) for c in range(a, a + 26)}
 _FORM = re.compile(f"[{''.join(map(chr, _FORMS))}]+")
 
-# %% ../nbs/00_data_cleaning.ipynb #ae54e64a
+# %% ../nbs/00_data_cleaning.ipynb #12bf02a7
 def half_width(
     text:str, # one row, or many joined
 )->str: # letters and digits in ASCII, variants of punctuation in their usual form
     "Full-width letters and digits become ASCII; rare variants of punctuation become the common ones."
     return _FORM.sub(lambda m: m[0].translate(_FORMS), text)
 
-# %% ../nbs/00_data_cleaning.ipynb #d544b6bf
+# %% ../nbs/00_data_cleaning.ipynb #47685196
 _L, _R = f'[{_HAN}）》”]', f'[{_HAN}《“（]'
 _CHINESE = dict(zip(',;:!?', '，；：！？'))
 _AFTER_QUOTE = re.compile('”[,;:!?]')
@@ -500,7 +553,7 @@ _PAREN = re.compile(rf'\((?=[^()\n\x01]{{0,200}}[{_HAN}])([^()\n\x01]{{1,300}})\
 _PAREN_LATIN = re.compile(rf'\((?<=[{_HAN}]\()([^()\n\x01]{{1,60}})\)(?=[{_HAN}，。；：！？、\n\x01]|$)')
 _QUOTE = re.compile(rf'"(?<![=:,\[{{(A-Za-z0-9]")(?<![=:,] ")(?=[^"\n\x01]{{0,200}}[{_HAN}])([^"\n\x01]{{1,300}})"(?! ?[:,\]}}=])')
 
-# %% ../nbs/00_data_cleaning.ipynb #05de288b
+# %% ../nbs/00_data_cleaning.ipynb #aa76c77d
 def chinese_punct(
     text:str, # one row, or many joined
 )->str: # with Chinese punctuation next to Chinese characters
@@ -511,17 +564,17 @@ def chinese_punct(
     if '"' in text: text = _AFTER_QUOTE.sub(lambda m: '”' + _CHINESE[m[0][1]], _QUOTE.sub(r'“\1”', text))
     return _STOP.sub('。', text)
 
-# %% ../nbs/00_data_cleaning.ipynb #3f0689c6
+# %% ../nbs/00_data_cleaning.ipynb #278a6daf
 _RUN = re.compile('[，、；：。！？~～·]{2,}')
 _LONG_RUN = re.compile(r'([-=_*#…—.])\1{3,}')
 _LEAD = re.compile(f'{SEP}[，。、；：！？\\s]+')
 
-# %% ../nbs/00_data_cleaning.ipynb #aa019709
+# %% ../nbs/00_data_cleaning.ipynb #8fc57362
 def _one_mark(m:re.Match)->str:
     "A run of punctuation: each sentence end once, in order; without any, the first mark."
     return ''.join(dict.fromkeys(c for c in m[0] if c in '。！？')) or m[0][0]
 
-# %% ../nbs/00_data_cleaning.ipynb #a84814dd
+# %% ../nbs/00_data_cleaning.ipynb #45ee93f7
 def collapse_runs(
     text:str, # one row, or many joined
 )->str: # with one mark where there were many
@@ -529,13 +582,13 @@ def collapse_runs(
     text = _LONG_RUN.sub(lambda m: m[1]*(2 if m[1] in '…—' else 3), _RUN.sub(_one_mark, text))
     return _LEAD.sub(SEP, text).lstrip('，。、；：！？ \t\n')
 
-# %% ../nbs/00_data_cleaning.ipynb #27794619
+# %% ../nbs/00_data_cleaning.ipynb #05834b80
 _MARK = '，。！？；：、（）《》“”…'
 _SPACES = re.compile('  +')
 _HAN_GAP = re.compile(rf' (?:(?<=[{_HAN}] )(?=[{_HAN}])|(?<=[{_MARK}] )|(?=[{_MARK}]))')
 _BLANK = re.compile('\n[ \n]+')
 
-# %% ../nbs/00_data_cleaning.ipynb #12199576
+# %% ../nbs/00_data_cleaning.ipynb #69984a31
 def tidy_spaces(
     text:str, # one row, or many joined
 )->str: # with no space between Chinese characters, one elsewhere, no blank line
@@ -543,14 +596,14 @@ def tidy_spaces(
     text = _HAN_GAP.sub('', _SPACES.sub(' ', text.replace('\t', ' ')))
     return _BLANK.sub('\n', text.replace(' \n', '\n'))
 
-# %% ../nbs/00_data_cleaning.ipynb #cb490257
+# %% ../nbs/00_data_cleaning.ipynb #3341acab
 _EMPTY = re.compile(r'（[，、；：。\s]*）|《》|“”|【】|‘’')
 _LEAD_IN = re.compile('（[，、；： \n]+')
 _TAIL_IN = re.compile('[，、；： \n]+）')
 _NOT_BRACKET = re.compile(f'[^（）《》“”【】{SEP}]+')
 _PAIRS = {'）': '（', '》': '《', '”': '“', '】': '【'}
 
-# %% ../nbs/00_data_cleaning.ipynb #35c82166
+# %% ../nbs/00_data_cleaning.ipynb #3562782b
 def balance(
     text:str, # one row
 )->str: # without brackets and quotes that lack their partner
@@ -565,7 +618,7 @@ def balance(
     drop = {*odd, *(i for _, i in stack)}
     return ''.join(c for i, c in enumerate(text) if i not in drop) if drop else text
 
-# %% ../nbs/00_data_cleaning.ipynb #bc529f70
+# %% ../nbs/00_data_cleaning.ipynb #951a4518
 def fix_brackets(
     text:str, # one row, or many joined
 )->str: # with brackets that hold something and have their partner
@@ -575,24 +628,24 @@ def fix_brackets(
     for pair in ('（）', '《》', '“”', '【】', '（）', '“”'): left = left.replace(pair, '')
     return SEP.join(balance(t) if odd else t for t, odd in zip(text.split(SEP), left.split(SEP)))
 
-# %% ../nbs/00_data_cleaning.ipynb #c777bc08
+# %% ../nbs/00_data_cleaning.ipynb #9f7990ee
 @lru_cache
 def _t2s():
     from opencc import OpenCC
     return OpenCC('t2s')
 
-# %% ../nbs/00_data_cleaning.ipynb #5c5472d2
+# %% ../nbs/00_data_cleaning.ipynb #88833403
 def simplify(
     text:str, # one row, or many joined
 )->str: # in simplified characters
     "Traditional to simplified Chinese by OpenCC."
     return _t2s().convert(text)
 
-# %% ../nbs/00_data_cleaning.ipynb #ab9e3a6d
+# %% ../nbs/00_data_cleaning.ipynb #eb96ea97
 TEXT_RULES = (strip_invisible, strip_html, half_width, chinese_punct, tidy_spaces, fix_brackets, collapse_runs)
 _CODE = r'```|(?i:<!doctype|</?(?:html|body|head|script|style)>)|\bdef \w+\(|#include ?<|\bpublic (?:static|class) |console\.log|\bSELECT .{1,80} FROM '
 
-# %% ../nbs/00_data_cleaning.ipynb #c1e64e2d
+# %% ../nbs/00_data_cleaning.ipynb #46ecd81c
 def clean_prose(
     text:str, # one row, or many joined
 )->str: # after every rule of `TEXT_RULES` but the first
@@ -600,7 +653,7 @@ def clean_prose(
     for rule in TEXT_RULES[1:]: text = rule(text)
     return text
 
-# %% ../nbs/00_data_cleaning.ipynb #331bbe1d
+# %% ../nbs/00_data_cleaning.ipynb #6140faca
 def clean_texts(
     texts:Sequence[str], # one string per row
 )->list[str]: # cleaned; rows of code keep everything one can see
@@ -610,11 +663,11 @@ def clean_texts(
     prose = iter(on_joined(clean_prose, [t for t, c in zip(texts, is_code) if not c]))
     return [t.strip() if c else next(prose).strip() for t, c in zip(texts, is_code)]
 
-# %% ../nbs/00_data_cleaning.ipynb #62e25ad0
+# %% ../nbs/00_data_cleaning.ipynb #8cef3793
 _LAST_END = re.compile(r'.*(?:[。！？!?…][”）》’]?|\.(?=\s|$))', re.S)
 _OPEN_ENDS = ('，', '、', '；', '：', '（', '“', '《', ',')
 
-# %% ../nbs/00_data_cleaning.ipynb #6a706206
+# %% ../nbs/00_data_cleaning.ipynb #a7f4d813
 def cut_at_sentence(
     text:str, # an answer
     max_chars:int, # longest allowed
@@ -623,7 +676,7 @@ def cut_at_sentence(
     m = _LAST_END.match(text[:max_chars])
     return m[0] if m else ''
 
-# %% ../nbs/00_data_cleaning.ipynb #e33a6526
+# %% ../nbs/00_data_cleaning.ipynb #6245dc78
 def is_truncated(
     text:str, # an answer
     long_chars:int=128, # a text at least this long that ends in the middle of a sentence was cut by its source
@@ -632,7 +685,7 @@ def is_truncated(
     if text.endswith(_OPEN_ENDS): return True
     return len(text) >= long_chars and bool(_HAN_RE.match(text[-1])) and '\n' not in text[len(cut_at_sentence(text, len(text))):]
 
-# %% ../nbs/00_data_cleaning.ipynb #1e8462b1
+# %% ../nbs/00_data_cleaning.ipynb #cd434fcb
 def mend_end(
     text:str, # an answer
     max_chars:int, # longest allowed
@@ -643,7 +696,7 @@ def mend_end(
     if len(text) > max_chars: return cut
     return cut if 2*len(cut) >= len(text) else text.rstrip('，、；：（“《,')
 
-# %% ../nbs/00_data_cleaning.ipynb #34b81082
+# %% ../nbs/00_data_cleaning.ipynb #72645ebf
 def dice(
     a:str, # a text
     b:str, # another
@@ -652,7 +705,7 @@ def dice(
     a, b = set(a), set(b)
     return 2*len(a & b)/(len(a) + len(b)) if a or b else 1.
 
-# %% ../nbs/00_data_cleaning.ipynb #b9a65a8e
+# %% ../nbs/00_data_cleaning.ipynb #3473ab5f
 def merge_title(
     title:str, # the short form of a question
     desc:str, # the long form, may be empty
@@ -664,7 +717,7 @@ def merge_title(
     if dice(title, desc) >= alike: return title if keep == 'title' else desc
     return f'{title.rstrip()}\n{desc}' if title.strip() else desc
 
-# %% ../nbs/00_data_cleaning.ipynb #707e78fc
+# %% ../nbs/00_data_cleaning.ipynb #eda41167
 @dataclass(frozen=True)
 class CleanCfg:
     "What chapter 00 does. Thresholds in characters unless said otherwise."
@@ -692,7 +745,7 @@ class CleanCfg:
     sft_valid_share:float=0.05 # share of sft/ rows that validate
     progress:bool=True # a bar, when a person is watching
 
-# %% ../nbs/00_data_cleaning.ipynb #947ea174
+# %% ../nbs/00_data_cleaning.ipynb #75d7e856
 def clean_cfg(
     scale:str|None=None, # tiny, mini or base; None reads the dial
 )->CleanCfg: # the preset
@@ -701,23 +754,23 @@ def clean_cfg(
     small = dict(tiny=dict(wiki_chars=120, max_prompt=256, max_response=256), mini=dict(wiki_chars=240))
     return replace(cfg, **small.get(scale_name(scale), {}))
 
-# %% ../nbs/00_data_cleaning.ipynb #8f72b727
+# %% ../nbs/00_data_cleaning.ipynb #d0370842
 Cols = Mapping[str, list[str]] # column name → one string per row
 Pairs = tuple[list[str], list[str], list[str]] # prompt, response, rule that rejects the row or ''
 
-# %% ../nbs/00_data_cleaning.ipynb #8bfe0a76
+# %% ../nbs/00_data_cleaning.ipynb #b287cc87
 def _when(rule:str, hits:Iterable[bool])->list[str]: return [rule if h else '' for h in hits]
 
 def _first(*rules:list[str])->list[str]:
     "For every row the first rule that rejects it."
     return [next(filter(None, r), '') for r in zip(*rules)]
 
-# %% ../nbs/00_data_cleaning.ipynb #14778200
+# %% ../nbs/00_data_cleaning.ipynb #063e0451
 def _stars(x:str)->float|None:
     try: return float(x)
     except ValueError: return None
 
-# %% ../nbs/00_data_cleaning.ipynb #b13bba8a
+# %% ../nbs/00_data_cleaning.ipynb #0741dcad
 def pair_webtext(
     cols:Cols, # title, content, star
     cfg:CleanCfg, # uses min_star
@@ -727,7 +780,7 @@ def pair_webtext(
     bad = _when('bad_value', (x is None for x in stars))
     return cols['title'], cols['content'], _first(bad, _when('star', (x is not None and not x >= cfg.min_star for x in stars)))
 
-# %% ../nbs/00_data_cleaning.ipynb #d110bcd6
+# %% ../nbs/00_data_cleaning.ipynb #29c902d5
 def pair_baike(
     cols:Cols, # title, desc, answer
     cfg:CleanCfg, # uses dice
@@ -735,7 +788,7 @@ def pair_baike(
     "baike_qa2019: title and description ask, or the title alone if they say the same."
     return [merge_title(t, d, cfg.dice) for t, d in zip(cols['title'], cols['desc'])], cols['answer'], ['']*len(cols['title'])
 
-# %% ../nbs/00_data_cleaning.ipynb #deb85ccc
+# %% ../nbs/00_data_cleaning.ipynb #86535e6c
 def pair_medical(
     cols:Cols, # title, ask, answer
     cfg:CleanCfg, # uses dice
@@ -743,11 +796,11 @@ def pair_medical(
     "Chinese-medical-dialogue: title and question, or the question alone if they say the same."
     return [merge_title(t, a, cfg.dice, 'desc') for t, a in zip(cols['title'], cols['ask'])], cols['answer'], ['']*len(cols['title'])
 
-# %% ../nbs/00_data_cleaning.ipynb #fa5785de
+# %% ../nbs/00_data_cleaning.ipynb #597ea02f
 _TRANSLATE = re.compile('翻译|translat', re.I)
 _TABLE = re.compile(r'表格|-----')
 
-# %% ../nbs/00_data_cleaning.ipynb #8ff99094
+# %% ../nbs/00_data_cleaning.ipynb #5c5ee040
 def pair_belle(
     cols:Cols, # instruction, input, output
     cfg:CleanCfg, # unused
@@ -757,12 +810,12 @@ def pair_belle(
     table = _when('table', (bool(_TABLE.search(a) or _TABLE.search(b)) for a, b in zip(asks, cols['output'])))
     return asks, cols['output'], _first(_when('translation', map(bool, map(_TRANSLATE.search, asks))), table)
 
-# %% ../nbs/00_data_cleaning.ipynb #d1118e7b
+# %% ../nbs/00_data_cleaning.ipynb #ed10d538
 QUESTIONS = ('什么是{}？', '介绍一下{}', '请介绍一下{}。', '{}是什么？', '你知道{}吗？', '解释什么是{}', '请解释一下{}。', '简单说说{}。',
     '对于{}，你有什么了解？', '关于{}，你知道些什么？', '给我讲讲{}。', '我想了解{}。', '{}是什么意思？', '请简要介绍{}。', '谈谈{}。',
     '能介绍一下{}吗？', '请问{}是什么？', '你了解{}吗？', '请描述一下{}。', '说一说{}。')
 
-# %% ../nbs/00_data_cleaning.ipynb #a7280d0e
+# %% ../nbs/00_data_cleaning.ipynb #67eaff13
 def wiki_question(
     title:str, # of an article
     seed:int=0, # another seed draws other questions
@@ -770,24 +823,24 @@ def wiki_question(
     "One of 20 questions, drawn by the title, so that it does not depend on the order of the articles."
     return QUESTIONS[zlib.crc32(f'{seed}:{title}'.encode('utf-8', 'replace')) % len(QUESTIONS)].format(title)
 
-# %% ../nbs/00_data_cleaning.ipynb #4ba9feaa
+# %% ../nbs/00_data_cleaning.ipynb #a320d8a7
 _VARIANT = re.compile(r'-\{(?:[^{}\x01]*?zh-(?:hans|cn):([^;{}\x01]*)[^{}\x01]*|(?:[A-Z]\|)?([^{}\x01]*))\}-')
 
-# %% ../nbs/00_data_cleaning.ipynb #948a66ca
+# %% ../nbs/00_data_cleaning.ipynb #3ffeeaa3
 def wiki_variants(
     text:str, # one row, or many joined
 )->str: # with the mainland form of every marked word
     "MediaWiki marks words that differ by region, -{zh-tw:資訊;zh-hans:信息}- or -{系}-; keep one form."
     return _VARIANT.sub(lambda m: m[1] or m[2] or '', text) if '-{' in text else text
 
-# %% ../nbs/00_data_cleaning.ipynb #83f8a606
+# %% ../nbs/00_data_cleaning.ipynb #40ddd391
 def _lead(title:str, text:str, chars:int)->str:
     "The beginning of an article, without the line that repeats the title, on one line."
     lines = [x.strip() for x in text.strip()[:4*chars + 200].split('\n')]
     if lines and lines[0] == title.strip(): del lines[0]
     return '\n'.join(x for x in lines if x)
 
-# %% ../nbs/00_data_cleaning.ipynb #e9c7fdcb
+# %% ../nbs/00_data_cleaning.ipynb #9cc445a1
 def pair_wiki(
     cols:Cols, # title, text
     cfg:CleanCfg, # uses wiki_chars, seed
@@ -798,12 +851,12 @@ def pair_wiki(
     texts = clean_texts(texts)
     return [wiki_question(t, cfg.seed) for t in titles], [cut_at_sentence(t, cfg.wiki_chars) for t in texts], _when('no_title', (not t.strip() for t in titles))
 
-# %% ../nbs/00_data_cleaning.ipynb #2088ce23
+# %% ../nbs/00_data_cleaning.ipynb #e25e23b8
 def _rename(pair:Callable, **names:str)->Callable:
     "A pair function for the same columns under other names."
     return lambda cols, cfg: pair({a: cols[b] for a, b in names.items()}, cfg)
 
-# %% ../nbs/00_data_cleaning.ipynb #2234ac0e
+# %% ../nbs/00_data_cleaning.ipynb #e76b5541
 def pair_plain(
     cols:Cols, # prompt, response
     cfg:CleanCfg, # unused
@@ -811,13 +864,13 @@ def pair_plain(
     "A source that is already question and answer."
     return cols['prompt'], cols['response'], ['']*len(cols['prompt'])
 
-# %% ../nbs/00_data_cleaning.ipynb #190910f8
+# %% ../nbs/00_data_cleaning.ipynb #526837dd
 PAIR_OF = dict(webtext=pair_webtext, baike=pair_baike, medical=pair_medical, belle=pair_belle, chat=pair_belle, wiki=pair_wiki, pair=pair_plain,
     zhihu=_rename(pair_plain, prompt='INSTRUCTION', response='RESPONSE'),
     alpaca=_rename(pair_belle, instruction='zh_instruction', input='zh_input', output='zh_output'),
     question=lambda cols, cfg: pair_belle(dict(instruction=cols['question'], input=['']*len(cols['question']), output=cols['std_answer']), cfg))
 
-# %% ../nbs/00_data_cleaning.ipynb #aeb62f61
+# %% ../nbs/00_data_cleaning.ipynb #d680eab9
 def min_lengths(
     source:str, # name of a schema
     cfg:CleanCfg, # the thresholds
@@ -826,10 +879,10 @@ def min_lengths(
     return dict(webtext=(1, cfg.min_content), baike=(1, cfg.min_answer), medical=(1, cfg.min_answer), wiki=(1, cfg.min_wiki),
         zhihu=(cfg.min_zhihu_prompt, cfg.min_zhihu_response), belle=(1, cfg.min_instruct), chat=(1, cfg.min_instruct)).get(source, (1, 1))
 
-# %% ../nbs/00_data_cleaning.ipynb #9d39d072
+# %% ../nbs/00_data_cleaning.ipynb #867c9872
 _MOJIBAKE = re.compile('\ufffd|锟斤拷|烫烫烫')
 
-# %% ../nbs/00_data_cleaning.ipynb #f96a3bd3
+# %% ../nbs/00_data_cleaning.ipynb #74d94bf6
 def judge(
     prompts:list[str], # cleaned
     responses:list[str], # cleaned
@@ -843,7 +896,7 @@ def judge(
         _when('response_short', (len(r) < lengths[1] for r in responses)),
         _when('mojibake', (bool(_MOJIBAKE.search(p) or _MOJIBAKE.search(r)) for p, r in zip(prompts, responses))))
 
-# %% ../nbs/00_data_cleaning.ipynb #5b1e8e6e
+# %% ../nbs/00_data_cleaning.ipynb #2b14f9c4
 def clean_columns(
     source:str, # name of a schema
     cols:Cols, # its columns
@@ -857,17 +910,17 @@ def clean_columns(
     too_long = _when('response_long', (bool(r) and not m for r, m in zip(responses, mended)))
     return prompts, mended, _first(rules, too_long, judge(prompts, mended, min_lengths(source, cfg), cfg))
 
-# %% ../nbs/00_data_cleaning.ipynb #723f49b0
+# %% ../nbs/00_data_cleaning.ipynb #05c305a2
 def _chat_fields(row:Mapping)->Mapping|None:
     "The single turn of a conversation as instruction and output; None if there are several turns."
     turns = row.get('conversations')
     if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(t, Mapping) for t in turns): return None
     return dict(instruction=turns[0].get('value'), input='', output=turns[1].get('value'))
 
-# %% ../nbs/00_data_cleaning.ipynb #746c5621
+# %% ../nbs/00_data_cleaning.ipynb #e6e62c86
 def _fields(schema:Schema)->tuple[str, ...]: return ('instruction', 'input', 'output') if schema.name == 'chat' else schema.need + schema.may
 
-# %% ../nbs/00_data_cleaning.ipynb #8202d4f7
+# %% ../nbs/00_data_cleaning.ipynb #05d82b9a
 def _values(row:Mapping, schema:Schema)->tuple[tuple[str, ...]|None, str]:
     "The fields of one record as text, or the rule that rejects it."
     if any(c not in row for c in schema.need): return None, 'missing_column'
@@ -876,16 +929,16 @@ def _values(row:Mapping, schema:Schema)->tuple[tuple[str, ...]|None, str]:
     if any(isinstance(v, (dict, list)) for v in values): return None, 'bad_value'
     return tuple('' if v is None else str(v) for v in values), ''
 
-# %% ../nbs/00_data_cleaning.ipynb #bfc40529
+# %% ../nbs/00_data_cleaning.ipynb #bd3a6c89
 REJECTS = pa.schema([('source', pa.string()), ('file', pa.string()), ('line', pa.int64()), ('rule', pa.string()), ('text', pa.string())])
 KEPT = pa.schema([('prompt', pa.string()), ('response', pa.string()), ('kind', pa.string()), ('line', pa.int64())])
 
-# %% ../nbs/00_data_cleaning.ipynb #df63f236
+# %% ../nbs/00_data_cleaning.ipynb #0b348a12
 def _utf8(text:str)->str: return text.encode('utf-8', 'replace').decode('utf-8')
 
 def _raw_text(row:Any, text:str)->str: return _utf8(text or json.dumps(row, ensure_ascii=False, default=str))
 
-# %% ../nbs/00_data_cleaning.ipynb #c29e2fb8
+# %% ../nbs/00_data_cleaning.ipynb #913ed415
 def _judge_rows(rows:list[Row], schema:Schema, role:str, cfg:CleanCfg)->tuple[list[tuple], list[tuple]]:
     "Kept (prompt, response, kind, line) and rejected (line, rule, text) of one chunk. Held-out rows meet no length rule."
     values = [(None, rule) if rule else _values(row, schema) for _, row, _, rule in rows]
@@ -897,16 +950,16 @@ def _judge_rows(rows:list[Row], schema:Schema, role:str, cfg:CleanCfg)->tuple[li
     kept = [(p, r, kind, rows[k][0]) for k, p, r, kind in zip(good, prompts, responses, kinds) if k not in rule_of]
     return kept, [(rows[k][0], rule_of[k], _raw_text(rows[k][1], rows[k][2])) for k in sorted(rule_of)]
 
-# %% ../nbs/00_data_cleaning.ipynb #caa95946
+# %% ../nbs/00_data_cleaning.ipynb #a7b631ca
 def _heldout_columns(cols:Cols)->Pairs:
     "Held-out questions are cleaned like the others, but only an empty one is rejected."
     both, n = clean_texts([*cols['prompt'], *cols['response']]), len(cols['prompt'])
     return both[:n], both[n:], _when('prompt_short', (not p for p in both[:n]))
 
-# %% ../nbs/00_data_cleaning.ipynb #be1d5ca5
+# %% ../nbs/00_data_cleaning.ipynb #4b3ca8f6
 _NOISE = ' \n\t，。！？；：、“”‘’（）《》…·~～,!?;"'
 
-# %% ../nbs/00_data_cleaning.ipynb #19454f5f
+# %% ../nbs/00_data_cleaning.ipynb #15ee2ccb
 def normal_form(
     text:str, # one row, or many joined
 )->str: # what is compared
@@ -915,7 +968,7 @@ def normal_form(
     for c in _NOISE: text = text.replace(c, '')
     return text
 
-# %% ../nbs/00_data_cleaning.ipynb #0569d4a5
+# %% ../nbs/00_data_cleaning.ipynb #6a98cfd0
 def ngrams(
     text:str, # a normal form
     n:int=4, # characters
@@ -923,7 +976,7 @@ def ngrams(
     "The set of character n-grams: unlike single characters, they know the word order."
     return {text[i:i + n] for i in range(max(1, len(text) - n + 1))}
 
-# %% ../nbs/00_data_cleaning.ipynb #2242656c
+# %% ../nbs/00_data_cleaning.ipynb #43d3536e
 def jaccard(
     a:set, # n-grams
     b:set, # n-grams
@@ -931,7 +984,7 @@ def jaccard(
     "Shared part of two sets: |A∩B| / |A∪B|."
     return len(a & b)/(len(a) + len(b) - len(a & b))
 
-# %% ../nbs/00_data_cleaning.ipynb #5da426ce
+# %% ../nbs/00_data_cleaning.ipynb #ad676d8a
 def same_text(
     a:str, # a normal form
     b:str, # another
@@ -943,11 +996,11 @@ def same_text(
     if a == b: return True
     return min(len(a), len(b)) >= short and jaccard(ngrams(a, n), ngrams(b, n)) >= alike
 
-# %% ../nbs/00_data_cleaning.ipynb #f1358e0a
+# %% ../nbs/00_data_cleaning.ipynb #1dcc00b2
 BANDS, BAND_ROWS = 14, 5
 _M1, _M2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
-# %% ../nbs/00_data_cleaning.ipynb #8522729e
+# %% ../nbs/00_data_cleaning.ipynb #22c1a674
 def mix(
     x:np.ndarray, # uint64
 )->np.ndarray: # uint64, every bit depends on every bit
@@ -956,7 +1009,7 @@ def mix(
     x = (x ^ (x >> np.uint64(29)))*_M1
     return x ^ (x >> np.uint64(32))
 
-# %% ../nbs/00_data_cleaning.ipynb #a7776899
+# %% ../nbs/00_data_cleaning.ipynb #f57baaba
 def ngram_hashes(
     texts:Sequence[str], # normal forms
     n:int=4, # characters per n-gram
@@ -971,7 +1024,7 @@ def ngram_hashes(
     for k in range(1, n): inside[np.cumsum(size) - k] = False
     return mix(h[inside[:len(h)]]), np.concatenate([[0], np.cumsum(size - n + 1)]).astype(np.uint64)
 
-# %% ../nbs/00_data_cleaning.ipynb #d9f88ad9
+# %% ../nbs/00_data_cleaning.ipynb #75b2efaf
 def minhash(
     texts:Sequence[str], # normal forms
     n:int=4, # characters per n-gram
@@ -982,7 +1035,7 @@ def minhash(
     rows = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, size, 42).to_rows() if texts else []
     return np.fromiter(chain.from_iterable(rows), np.uint32, len(rows)*size).reshape(-1, size)
 
-# %% ../nbs/00_data_cleaning.ipynb #ecf3de11
+# %% ../nbs/00_data_cleaning.ipynb #b7a15df0
 def band_keys(
     sig:np.ndarray, # (rows, BANDS*BAND_ROWS)
 )->np.ndarray: # (BANDS, rows) uint64
@@ -991,14 +1044,14 @@ def band_keys(
     for k in range(BAND_ROWS): key = mix(key*_M1 + bands[:, :, k].astype(np.uint64) + np.uint64(1))
     return np.ascontiguousarray(key.T)
 
-# %% ../nbs/00_data_cleaning.ipynb #7c2ccb57
+# %% ../nbs/00_data_cleaning.ipynb #22b76308
 def text_keys(
     texts:Sequence[str], # one string per row
 )->np.ndarray: # (rows,) uint64
     "A 64-bit hash per text, the same on every machine."
     return pd.util.hash_array(np.array(list(texts), object), categorize=False) if len(texts) else np.zeros(0, np.uint64)
 
-# %% ../nbs/00_data_cleaning.ipynb #7d8c3f09
+# %% ../nbs/00_data_cleaning.ipynb #243d3074
 def row_keys(
     prompts:Sequence[str], # cleaned
     responses:Sequence[str], # cleaned
@@ -1010,10 +1063,10 @@ def row_keys(
     bands = band_keys(minhash([a + b for a, b in zip(asks, answers)], n))
     return np.concatenate([text_keys(asks)[None], text_keys([f'{a}{SEP}{b}' for a, b in zip(asks, answers)])[None], bands])
 
-# %% ../nbs/00_data_cleaning.ipynb #62d13a84
+# %% ../nbs/00_data_cleaning.ipynb #58226db3
 CHUNK = 8192 # rows per group of spool files
 
-# %% ../nbs/00_data_cleaning.ipynb #1e6f4f89
+# %% ../nbs/00_data_cleaning.ipynb #9d472123
 def _chunks(rows:Iterable[Row])->Iterator[list[Row]]:
     rows = iter(rows)
     while chunk := list(islice(rows, CHUNK)): yield chunk
@@ -1021,12 +1074,12 @@ def _chunks(rows:Iterable[Row])->Iterator[list[Row]]:
 def _write_arrow(path:Path, table:pa.Table):
     with pa.OSFile(str(path), 'wb') as f, pa.ipc.new_file(f, table.schema) as w: w.write_table(table)
 
-# %% ../nbs/00_data_cleaning.ipynb #869269c6
+# %% ../nbs/00_data_cleaning.ipynb #01f1da81
 def _table(rows:list[tuple], schema:pa.Schema)->pa.Table:
     cols = list(zip(*rows)) if rows else [()]*len(schema)
     return pa.table([pa.array(c, t) for c, t in zip(cols, schema.types)], schema=schema)
 
-# %% ../nbs/00_data_cleaning.ipynb #c028da09
+# %% ../nbs/00_data_cleaning.ipynb #17491fd1
 def _spool_chunk(stem:Path, rows:list[Row], block:Block, cfg:CleanCfg)->tuple[str, int, Counter]:
     "Clean one chunk into three files: kept rows, keys, rejects."
     schema = SCHEMAS[block.schema]
@@ -1036,7 +1089,7 @@ def _spool_chunk(stem:Path, rows:list[Row], block:Block, cfg:CleanCfg)->tuple[st
     row_keys([k[0] for k in kept], [k[1] for k in kept], cfg.ngram).tofile(stem.with_suffix('.keys'))
     return stem.name, len(kept), Counter(r[1] for r in rejects)
 
-# %% ../nbs/00_data_cleaning.ipynb #2a955e97
+# %% ../nbs/00_data_cleaning.ipynb #69144c00
 def spool_block(
     number:int, # of the block, names its files
     block:tuple, # fields of a `Block`
@@ -1047,14 +1100,14 @@ def spool_block(
     block, cfg = Block(*block), CleanCfg(**cfg)
     return [_spool_chunk(Path(folder)/f'{number:06d}-{k:05d}', rows, block, cfg) for k, rows in enumerate(_chunks(read_block(block)))]
 
-# %% ../nbs/00_data_cleaning.ipynb #5776a1ad
+# %% ../nbs/00_data_cleaning.ipynb #c2b1d037
 def _in_worker():
     "A worker uses one thread, and ends when its parent does."
     os.environ['RAYON_NUM_THREADS'] = '1'
     pa.set_cpu_count(1)
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
-# %% ../nbs/00_data_cleaning.ipynb #8ed6a2eb
+# %% ../nbs/00_data_cleaning.ipynb #0bb24b41
 def map_ordered(
     fn:Callable, # an exported function of this module
     tasks:Iterable[tuple], # its arguments, plain values
@@ -1071,7 +1124,7 @@ def map_ordered(
             if len(pending) > 3*workers: yield pending.popleft().result()
         while pending: yield pending.popleft().result()
 
-# %% ../nbs/00_data_cleaning.ipynb #67017b41
+# %% ../nbs/00_data_cleaning.ipynb #6d4bde86
 def n_workers(
     cfg:CleanCfg, # uses workers
     size:int, # bytes of raw input
@@ -1080,7 +1133,7 @@ def n_workers(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return cfg.workers or (cores if size >= 2**25 else 1)
 
-# %% ../nbs/00_data_cleaning.ipynb #acb5eafa
+# %% ../nbs/00_data_cleaning.ipynb #6adf8e41
 @dataclass
 class Spool:
     "The cleaned rows on disk. A row is known by its number: held-out rows first, then pretraining, then SFT."
@@ -1093,7 +1146,7 @@ class Spool:
         self.starts = np.concatenate([[0], np.cumsum([n for _, n, _ in self.chunks])]).astype(np.int64)
         self.roles = np.array([('heldout', 'pretrain', 'sft').index(b.role) for b in self.blocks], np.uint8)
 
-# %% ../nbs/00_data_cleaning.ipynb #49b2b8f7
+# %% ../nbs/00_data_cleaning.ipynb #11b0c0d4
 def fill_spool(
     sources:list[Source], # recognised files
     cfg:CleanCfg, # thresholds
@@ -1110,15 +1163,15 @@ def fill_spool(
         blocks += [block]*len(result)
     return Spool(folder, chunks, blocks)
 
-# %% ../nbs/00_data_cleaning.ipynb #4118680d
+# %% ../nbs/00_data_cleaning.ipynb #93f99df2
 STATUS = ('kept', 'leak', 'duplicate', 'near_duplicate')
 KEPT_ROW, LEAK, EXACT, NEAR = range(4)
 PART_ROWS = 1_000_000 # rows whose keys are in memory at a time
 
-# %% ../nbs/00_data_cleaning.ipynb #acfb58b4
+# %% ../nbs/00_data_cleaning.ipynb #9b537785
 def _roles(spool:Spool, ids:np.ndarray)->np.ndarray: return spool.roles[np.searchsorted(spool.starts, ids, 'right') - 1]
 
-# %% ../nbs/00_data_cleaning.ipynb #cff2c3d1
+# %% ../nbs/00_data_cleaning.ipynb #e6348de4
 def _keys(spool:Spool, status:np.ndarray, column:int, part:int=0, parts:int=1)->tuple[np.ndarray, np.ndarray]:
     "The keys of one column that fall into a part, sorted, and their rows; dead rows are left out. Equal keys keep the order of rows."
     keys, ids = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
@@ -1130,16 +1183,16 @@ def _keys(spool:Spool, status:np.ndarray, column:int, part:int=0, parts:int=1)->
     order = np.argsort(keys, kind='stable')
     return keys[order], ids[order]
 
-# %% ../nbs/00_data_cleaning.ipynb #2110b8e6
+# %% ../nbs/00_data_cleaning.ipynb #94c132bc
 def _parts(spool:Spool)->int: return 1 + int(spool.starts[-1])//PART_ROWS
 
-# %% ../nbs/00_data_cleaning.ipynb #1ecf8441
+# %% ../nbs/00_data_cleaning.ipynb #9b69525a
 def _heads(keys:np.ndarray)->np.ndarray:
     "For sorted keys: the position of the first equal one."
     new = np.concatenate([[True], keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, bool)
     return np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0)) if len(keys) else np.zeros(0, np.int64)
 
-# %% ../nbs/00_data_cleaning.ipynb #16ec6eab
+# %% ../nbs/00_data_cleaning.ipynb #caa5a396
 def mark_exact(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8, changed
@@ -1156,7 +1209,7 @@ def mark_exact(
         salted = (keys ^ mix(roles.astype(np.uint64) + np.uint64(1)))[order]
         status[ids[order][(roles[order] > 0) & (_heads(salted) < np.arange(len(keys)))]] = EXACT
 
-# %% ../nbs/00_data_cleaning.ipynb #da133bf9
+# %% ../nbs/00_data_cleaning.ipynb #f5616dc9
 def _decode(codes:np.ndarray)->np.ndarray: return np.stack([codes >> 32, codes & 0xFFFFFFFF], 1)
 
 def _pairs_in_groups(keys:np.ndarray, ids:np.ndarray, lags:int=16)->np.ndarray:
@@ -1170,20 +1223,20 @@ def _pairs_in_groups(keys:np.ndarray, ids:np.ndarray, lags:int=16)->np.ndarray:
         found.append((ids[at] << 32) + ids[at + lag])
     return _decode(np.unique(np.concatenate(found)))
 
-# %% ../nbs/00_data_cleaning.ipynb #b5b0ff56
+# %% ../nbs/00_data_cleaning.ipynb #cbf898bd
 def _open_spool(folder:str)->tuple[Spool, np.ndarray]:
     "The spool and the status of its rows, as a worker reads them."
     meta = json.loads((Path(folder)/'spool.json').read_text())
     spool = Spool(Path(folder), [(c, n, None) for c, n in meta['chunks']], [Block('', '', 0, r) for r in meta['roles']])
     return spool, np.fromfile(Path(folder)/'status', np.uint8)
 
-# %% ../nbs/00_data_cleaning.ipynb #f248c72e
+# %% ../nbs/00_data_cleaning.ipynb #09fb827a
 def _save_spool(spool:Spool, status:np.ndarray):
     meta = dict(chunks=[c[:2] for c in spool.chunks], roles=[b.role for b in spool.blocks])
     (spool.folder/'spool.json').write_text(json.dumps(meta))
     status.tofile(spool.folder/'status')
 
-# %% ../nbs/00_data_cleaning.ipynb #9846bc5e
+# %% ../nbs/00_data_cleaning.ipynb #0f95adf0
 def find_pairs(
     folder:str, # of the spool
     band:int, # 0 … BANDS-1
@@ -1196,7 +1249,7 @@ def find_pairs(
     pairs.tofile(Path(folder)/f'{band}-{part}.pairs')
     return len(pairs)
 
-# %% ../nbs/00_data_cleaning.ipynb #04333147
+# %% ../nbs/00_data_cleaning.ipynb #3116b704
 def _normal_texts(spool:Spool, ids:np.ndarray)->dict[int, tuple[str, str]]:
     "The normal forms of some rows' question and answer. One chunk is open at a time."
     texts, chunk_of = {}, np.searchsorted(spool.starts, ids, 'right') - 1
@@ -1208,7 +1261,7 @@ def _normal_texts(spool:Spool, ids:np.ndarray)->dict[int, tuple[str, str]]:
         texts.update(zip(mine.tolist(), zip(*cols)))
     return texts
 
-# %% ../nbs/00_data_cleaning.ipynb #813c794a
+# %% ../nbs/00_data_cleaning.ipynb #d9380053
 def near_pairs(
     folder:str, # of the spool
     part:int, # of the pairs
@@ -1229,7 +1282,7 @@ def near_pairs(
     np.array(good, np.int64).reshape(-1, 2).tofile(out)
     return str(out)
 
-# %% ../nbs/00_data_cleaning.ipynb #085c2388
+# %% ../nbs/00_data_cleaning.ipynb #d168c009
 def _keep_first(spool:Spool, status:np.ndarray, pairs:np.ndarray)->list[tuple[int, int]]:
     "Walk near pairs in the order of the later row: it goes if an earlier kept row is like it. Pairs of pretraining and SFT are returned."
     across = []
@@ -1240,7 +1293,7 @@ def _keep_first(spool:Spool, status:np.ndarray, pairs:np.ndarray)->list[tuple[in
         else: across.append((i, j))
     return across
 
-# %% ../nbs/00_data_cleaning.ipynb #c06a1d8f
+# %% ../nbs/00_data_cleaning.ipynb #c099a935
 def mark_near(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8, changed
@@ -1257,10 +1310,10 @@ def mark_near(
     pairs = np.concatenate([np.fromfile(f, np.int64).reshape(-1, 2) for f in files])
     return _keep_first(spool, status, pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))])
 
-# %% ../nbs/00_data_cleaning.ipynb #b04f79b9
+# %% ../nbs/00_data_cleaning.ipynb #35837eb5
 SPLITS = ('train', 'test', 'valid', 'sft_train', 'sft_valid', 'heldout')
 
-# %% ../nbs/00_data_cleaning.ipynb #ed664251
+# %% ../nbs/00_data_cleaning.ipynb #91ec4650
 class Shares(NamedTuple):
     "What share of the questions goes where."
     test:float # of pretraining rows
@@ -1268,12 +1321,12 @@ class Shares(NamedTuple):
     sft_valid:float # of SFT rows
     own_sft:bool # is there an sft/ folder?
 
-# %% ../nbs/00_data_cleaning.ipynb #0a35b0ca
+# %% ../nbs/00_data_cleaning.ipynb #3ee01652
 def _unit(keys:np.ndarray, seed:int)->np.ndarray:
     "Keys as numbers in [0, 1), another seed shuffles them."
     return (mix(keys ^ mix(np.array([seed + 1], np.uint64))) >> np.uint64(11)).astype(np.float64)/2**53
 
-# %% ../nbs/00_data_cleaning.ipynb #165a5024
+# %% ../nbs/00_data_cleaning.ipynb #6e4aa249
 def pretrain_split(
     keys:np.ndarray, # question keys, uint64
     shares:Shares, # of test and valid
@@ -1283,13 +1336,13 @@ def pretrain_split(
     u = _unit(keys, seed)
     return np.where(u < shares.valid, 2, np.where(u < shares.valid + shares.test, 1, 0))
 
-# %% ../nbs/00_data_cleaning.ipynb #11e4395d
+# %% ../nbs/00_data_cleaning.ipynb #487a919c
 def _shares(spool:Spool, status:np.ndarray, cfg:CleanCfg)->Shares:
     "Shares for this many kept rows: a small set still gets a validation split."
     n = max(1, sum(int((status[a:b] == KEPT_ROW).sum()) for a, b, r in zip(spool.starts, spool.starts[1:], spool.roles) if r == 1))
     return Shares(cfg.test_share, max(cfg.valid_share, min(cfg.valid_min/n, 0.05)), cfg.sft_valid_share, bool((spool.roles == 2).any()))
 
-# %% ../nbs/00_data_cleaning.ipynb #e3f4a7ad
+# %% ../nbs/00_data_cleaning.ipynb #e962ae03
 def mark_sft_leaks(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8, changed
@@ -1308,7 +1361,7 @@ def mark_sft_leaks(
     for i, j in across:
         if held[i]: status[j] = LEAK
 
-# %% ../nbs/00_data_cleaning.ipynb #f8d9da04
+# %% ../nbs/00_data_cleaning.ipynb #eaedbb26
 def destinations(
     role:str, # heldout, pretrain or sft
     keys:np.ndarray, # (rows,) question keys
@@ -1324,11 +1377,11 @@ def destinations(
     split[instruct & (split == 1) & (_unit(keys, seed + 7) < 0.5)] = 4
     return [(k, np.flatnonzero(split == k)) for k in (0, 1, 2, 4)] + [(3, np.flatnonzero(instruct & (split == 0)))]
 
-# %% ../nbs/00_data_cleaning.ipynb #a54e258f
+# %% ../nbs/00_data_cleaning.ipynb #b958d8a8
 BUCKET_ROWS = 50_000 # rows of a bucket, which is sorted in memory (more from 3 million rows on: there are at most 64 buckets)
 ROW_GROUP = 4096
 
-# %% ../nbs/00_data_cleaning.ipynb #c7bdbd51
+# %% ../nbs/00_data_cleaning.ipynb #965f227e
 class Scatter:
     "Bucket files of one split, open for writing."
     def __init__(self,
@@ -1360,7 +1413,7 @@ class Scatter:
             path.unlink()
             yield table.sort_by('at').select(self.schema.names)
 
-# %% ../nbs/00_data_cleaning.ipynb #88ea79f4
+# %% ../nbs/00_data_cleaning.ipynb #9a3fcb4b
 def write_groups(
     path:Path, # the parquet file
     tables:Iterable[pa.Table], # pieces of any size
@@ -1376,17 +1429,17 @@ def write_groups(
             rest = rest.slice(whole).combine_chunks()
         if len(rest): w.write_table(rest, row_group_size=ROW_GROUP)
 
-# %% ../nbs/00_data_cleaning.ipynb #02e8060b
+# %% ../nbs/00_data_cleaning.ipynb #041b7a9d
 PAIR = pa.schema([('prompt', pa.string()), ('response', pa.string())])
 HELDOUT = PAIR.append(pa.field('kind', pa.string()))
 
-# %% ../nbs/00_data_cleaning.ipynb #2e98461a
+# %% ../nbs/00_data_cleaning.ipynb #682e134f
 def _scatters(spool:Spool, folder:Path)->dict[str, Scatter]:
     folder.mkdir()
     n, buckets = int(spool.starts[-1]), dict(train=64, sft_train=64, test=8, valid=8, sft_valid=8, heldout=1)  # few enough open files for any system
     return {s: Scatter(folder/s, min(buckets[s], 1 + n//BUCKET_ROWS), HELDOUT if s == 'heldout' else PAIR) for s in SPLITS}
 
-# %% ../nbs/00_data_cleaning.ipynb #bb4d814e
+# %% ../nbs/00_data_cleaning.ipynb #4ca12b7d
 def write_splits(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8
@@ -1409,7 +1462,7 @@ def write_splits(
         if s != 'heldout' or has_heldout: write_groups(out/f'{s}.parquet', sc.gather(), sc.schema)
     return {s: sc.rows for s, sc in scatters.items()}
 
-# %% ../nbs/00_data_cleaning.ipynb #229b8dfb
+# %% ../nbs/00_data_cleaning.ipynb #57e96f69
 def _late_rejects(spool:Spool, k:int, status:np.ndarray)->pa.Table:
     "Duplicates and leaks of one chunk as rejects."
     (name, n, _), start, block = spool.chunks[k], spool.starts[k], spool.blocks[k]
@@ -1420,7 +1473,7 @@ def _late_rejects(spool:Spool, k:int, status:np.ndarray)->pa.Table:
     const = lambda x: pa.array([x]*len(at), pa.string())
     return pa.table([const(SCHEMAS[block.schema].name), const(block.file), t['line'], pa.array([STATUS[s] for s in mine[at]], pa.string()), texts], schema=REJECTS)
 
-# %% ../nbs/00_data_cleaning.ipynb #d05d2275
+# %% ../nbs/00_data_cleaning.ipynb #38f0a678
 def write_rejects(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8
@@ -1434,7 +1487,7 @@ def write_rejects(
             with pa.memory_map(str(spool.folder/f'{name}.rejects')) as f: early = pa.ipc.open_file(f).read_all()
             w.write_table(pa.concat_tables([early, _late_rejects(spool, k, status)]))
 
-# %% ../nbs/00_data_cleaning.ipynb #e6658777
+# %% ../nbs/00_data_cleaning.ipynb #70fe05c7
 def count_rows(
     spool:Spool, # the rows
     status:np.ndarray, # (rows,) uint8
@@ -1452,7 +1505,7 @@ def count_rows(
     if unknown: counts['unrecognised'] = dict(rows_in=len(unknown), kept=0, rejected=Counter(unknown_format=len(unknown)))
     return {k: c | dict(rejected=dict(c['rejected'])) for k, c in counts.items()}
 
-# %% ../nbs/00_data_cleaning.ipynb #259c11ed
+# %% ../nbs/00_data_cleaning.ipynb #c70adfe1
 def make_report(
     sources:dict[str, dict], # from `count_rows`
     splits:dict[str, int], # rows per split
@@ -1469,42 +1522,14 @@ def make_report(
         rules=dict(rules.most_common()), sources=sources, splits=splits, unrecognised=list(unknown),
         config={k: v for k, v in asdict(cfg).items() if k not in ('raw', 'workers', 'progress')})
 
-# %% ../nbs/00_data_cleaning.ipynb #c96ef2ca
-def _sweep(path:Path):
-    "Remove what runs that died left beside `path`; put back an old folder that a run died while swapping."
-    for old in path.parent.glob(f'.{path.name}.*.old'):
-        if path.exists(): shutil.rmtree(old, ignore_errors=True)
-        else: os.rename(old, path)
-    for tmp in path.parent.glob(f'.{path.name}.*.tmp'):
-        pid = tmp.name.split('.')[-2]
-        if not pid.isdigit() or int(pid) == os.getpid() or not psutil.pid_exists(int(pid)): shutil.rmtree(tmp, ignore_errors=True)
-
-# %% ../nbs/00_data_cleaning.ipynb #73242aa6
-@contextmanager
-def folder_aside(
-    path:Path, # the final folder
-):
-    "Yield a temporary folder beside `path`; put it in the place of `path` only if the block succeeds."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    tmp, old = (path.with_name(f'.{path.name}.{os.getpid()}.{end}') for end in ('tmp', 'old'))
-    tmp.mkdir()
-    try:
-        yield tmp
-        if path.exists(): os.rename(path, old)
-        os.rename(tmp, path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
-
-# %% ../nbs/00_data_cleaning.ipynb #120823ec
+# %% ../nbs/00_data_cleaning.ipynb #d5a94839
 def _raw_of(cfg:CleanCfg)->Path:
     "The raw folder asked for; the sample corpus is made when there is none."
     if raw := cfg.raw or raw_dir(): return Path(raw)
     make_sample_corpus(run_path('raw'), cfg.seed)
     return run_path('raw')
 
-# %% ../nbs/00_data_cleaning.ipynb #a08a3647
+# %% ../nbs/00_data_cleaning.ipynb #3aa2c66a
 def mark_rows(
     spool:Spool, # the rows
     cfg:CleanCfg, # thresholds
@@ -1518,7 +1543,7 @@ def mark_rows(
     mark_sft_leaks(spool, status, shares, across, cfg.seed)
     return status, shares
 
-# %% ../nbs/00_data_cleaning.ipynb #6404ace5
+# %% ../nbs/00_data_cleaning.ipynb #1285a33a
 def clean(
     cfg:CleanCfg|None=None, # None: the preset of the scale
 )->dict: # the report
@@ -1537,7 +1562,7 @@ def clean(
         for work in ('spool', 'buckets'): shutil.rmtree(tmp/work)
     return report
 
-# %% ../nbs/00_data_cleaning.ipynb #0c0ade27
+# %% ../nbs/00_data_cleaning.ipynb #61998f02
 def report_table(
     report:dict, # from `clean` or report.json
 )->pd.DataFrame: # a row per source and a total; columns: rows_in, kept, one per rule
@@ -1546,7 +1571,7 @@ def report_table(
     rows['total'] = dict(rows_in=report['rows_in'], kept=report['kept'], **report['rules'])
     return pd.DataFrame(rows).T.reindex(columns=['rows_in', 'kept', *report['rules']]).fillna(0).astype(int)
 
-# %% ../nbs/00_data_cleaning.ipynb #e128ec8a
+# %% ../nbs/00_data_cleaning.ipynb #3e50cd56
 def plot_report(
     report:dict, # from `clean` or report.json
     ax=None, # matplotlib Axes; None makes one

@@ -7,8 +7,8 @@ __all__ = ['PRESETS', 'KINDS', 'MADE_BY', 'SEARCHES', 'model_config', 'meta_mode
            'bias_bucket', 'aim_heads_', 'pass_through_', 'match_same_', 'mimetic_', 'default_init', 'check_vocab',
            'save_model', 'load_model', 'TextToTextModel']
 
-# %% ../nbs/03_model.ipynb #0bc46c6a
-import ctypes, json, os, shutil, sys
+# %% ../nbs/03_model.ipynb #caa0fc79
+import json
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,16 +19,16 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokeniz
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils import logging
 
-from .data_cleaning import require, scale_name
+from .data_cleaning import folder_aside, require, scale_name, settle
 from .tokenizer import save_tokenizer
 
-# %% ../nbs/03_model.ipynb #6c255357
+# %% ../nbs/03_model.ipynb #453ad2bf
 PRESETS = dict(
     tiny=dict(d_model=192, d_ff=512, num_heads=6, d_kv=32, num_layers=2, num_decoder_layers=2, dropout_rate=0.0),
     mini=dict(d_model=384, d_ff=1024, num_heads=6, d_kv=64, num_layers=6, num_decoder_layers=6, dropout_rate=0.1),
     base=dict(d_model=768, d_ff=3072, num_heads=12, d_kv=64, num_layers=10, num_decoder_layers=10, dropout_rate=0.1))
 
-# %% ../nbs/03_model.ipynb #11f18c4e
+# %% ../nbs/03_model.ipynb #89b4d5a2
 def _check_config(
     config:T5Config, # the config to judge
     overrides:dict, # what the caller asked for
@@ -39,7 +39,7 @@ def _check_config(
     if (dec := config.num_decoder_layers) > (enc := config.num_layers):
         raise ValueError(f"num_decoder_layers={dec} must be <= num_layers={enc}: the cache of `generate` is built from num_layers")
 
-# %% ../nbs/03_model.ipynb #37c5b4aa
+# %% ../nbs/03_model.ipynb #9cd412af
 def model_config(
     scale:str|None, # tiny, mini or base; None reads `SCCLM_SCALE`
     vocab_size:int, # rows of the embedding, `len(tok)`
@@ -51,21 +51,21 @@ def model_config(
     _check_config(config, overrides)
     return config
 
-# %% ../nbs/03_model.ipynb #36e8c665
+# %% ../nbs/03_model.ipynb #db2b7b0a
 def meta_model(
     config:T5Config, # from `model_config`
 )->T5ForConditionalGeneration: # shapes only, no memory
     "The skeleton of a model on the meta device: costs nothing at any scale."
     with torch.device('meta'): return T5ForConditionalGeneration(config)
 
-# %% ../nbs/03_model.ipynb #f0e5a379
+# %% ../nbs/03_model.ipynb #f32cbb24
 def n_params(
     model:nn.Module, # any model
 )->int: # parameters; shared tensors count once
     "Number of parameters."
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/03_model.ipynb #d8a9ba87
+# %% ../nbs/03_model.ipynb #c002be19
 KINDS = dict(relative_attention_bias='norms and biases', layer_norm='norms and biases', SelfAttention='self-attention',
     EncDecAttention='cross-attention', DenseReluDense='feed-forward')
 
@@ -76,7 +76,7 @@ def _part(
     if name.startswith('shared'): return 'shared embedding'
     return f"{name.split('.')[0]} {next(kind for key, kind in KINDS.items() if key in name)}"
 
-# %% ../nbs/03_model.ipynb #fb6f0905
+# %% ../nbs/03_model.ipynb #0072b953
 def param_table(
     model:T5ForConditionalGeneration, # may sit on the meta device
 )->dict: # part → number of parameters; sums to `n_params(model)`
@@ -85,7 +85,7 @@ def param_table(
     for name, p in model.named_parameters(): parts[_part(name)] = parts.get(_part(name), 0) + p.numel()
     return parts
 
-# %% ../nbs/03_model.ipynb #433979fd
+# %% ../nbs/03_model.ipynb #5fa08e96
 def build_model(
     config:T5Config, # from `model_config`
     init:str='stock', # 'stock' (transformers' T5) or 'mimetic'
@@ -98,7 +98,7 @@ def build_model(
         model = T5ForConditionalGeneration(config)
         return (mimetic_(model) if init == 'mimetic' else model).train()
 
-# %% ../nbs/03_model.ipynb #3f2d8a72
+# %% ../nbs/03_model.ipynb #4dabae50
 def bias_bucket(
     offset:int, # key position minus query position, in tokens
     bidirectional:bool, # True in the encoder, False in the decoder (the past only)
@@ -108,7 +108,7 @@ def bias_bucket(
     return T5Attention._relative_position_bucket(torch.tensor(offset), bidirectional,
         config.relative_attention_num_buckets, config.relative_attention_max_distance).item()
 
-# %% ../nbs/03_model.ipynb #54954b4c
+# %% ../nbs/03_model.ipynb #af6263db
 @torch.no_grad()
 def aim_heads_(
     stack:nn.Module, # `model.encoder` or `model.decoder`
@@ -120,7 +120,7 @@ def aim_heads_(
     for head, offset in zip(range(attn.n_heads), offsets):
         attn.relative_attention_bias.weight[bias_bucket(offset, not attn.is_decoder, stack.config), head] += strength
 
-# %% ../nbs/03_model.ipynb #3bf6103f
+# %% ../nbs/03_model.ipynb #9d0a023f
 @torch.no_grad()
 def pass_through_(
     attn:nn.Module, # a T5Attention
@@ -129,7 +129,7 @@ def pass_through_(
     nn.init.orthogonal_(attn.v.weight)
     attn.o.weight.copy_(attn.v.weight.T)
 
-# %% ../nbs/03_model.ipynb #f8826f1d
+# %% ../nbs/03_model.ipynb #1a196c25
 @torch.no_grad()
 def match_same_(
     attn:nn.Module, # a T5Attention
@@ -138,7 +138,7 @@ def match_same_(
     nn.init.orthogonal_(attn.k.weight)
     attn.q.weight.copy_(attn.k.weight * attn.key_value_proj_dim**-0.5)
 
-# %% ../nbs/03_model.ipynb #b2ef4f4e
+# %% ../nbs/03_model.ipynb #6830e361
 def mimetic_(
     model:T5ForConditionalGeneration, # stock weights, changed in place
     strength:float=5.0, # bias of the heads that look at neighbours, in nats
@@ -150,58 +150,14 @@ def mimetic_(
     aim_heads_(model.decoder, (-1, -2), strength)
     return model
 
-# %% ../nbs/03_model.ipynb #fdb9493f
+# %% ../nbs/03_model.ipynb #5c89abe8
 def default_init(
     scale:str|None=None, # tiny, mini or base; None reads `SCCLM_SCALE`
 )->str: # 'mimetic' or 'stock'
     "The initialisation a scale starts from."
     return 'mimetic' if scale_name(scale) == 'tiny' else 'stock'
 
-# %% ../nbs/03_model.ipynb #81a7ce92
-def _sync(
-    path:Path, # file or folder
-):
-    "Wait until the disk has `path` (a folder: its list of names); Windows cannot open folders and skips them."
-    if os.name == 'nt' and path.is_dir(): return
-    fd = os.open(path, os.O_RDONLY if os.name != 'nt' else os.O_RDWR)
-    try: os.fsync(fd)
-    finally: os.close(fd)
-
-# %% ../nbs/03_model.ipynb #0da1464f
-def _exchange(
-    a:Path, # existing folder
-    b:Path, # existing folder beside it
-)->bool: # False where the system has no such call
-    "Swap two names in one step, as Linux (renameat2) and macOS (renamex_np) can: no instant at which one is missing."
-    try:
-        libc, pa, pb = ctypes.CDLL(None), os.fsencode(a), os.fsencode(b)
-        if sys.platform == 'darwin': return libc.renamex_np(pa, pb, 2) == 0
-        return libc.renameat2(-100, pa, -100, pb, 2) == 0
-    except (OSError, AttributeError, TypeError): return False
-
-# %% ../nbs/03_model.ipynb #3fefb83d
-def _aside(
-    path:Path, # final folder
-    what:str, # 'new' or 'old'
-)->Path: # hidden sibling
-    "Where the folder being written, or the one being replaced, waits."
-    return path.with_name(f'.{path.name}.{what}')
-
-# %% ../nbs/03_model.ipynb #6ab20cf8
-def _put_in_place(
-    new:Path, # complete folder, hidden sibling of `path`
-    path:Path, # final folder
-):
-    "Let `new` take the place of `path`. Without an atomic swap the old folder waits under a hidden name that `load_model` knows."
-    old = _aside(path, 'old')
-    if path.exists() and not _exchange(new, path):
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(path, old)
-    if not path.exists(): os.rename(new, path)
-    _sync(path.parent)
-    for rest in (new, old): shutil.rmtree(rest, ignore_errors=True)
-
-# %% ../nbs/03_model.ipynb #a41f8326
+# %% ../nbs/03_model.ipynb #5eca0885
 def check_vocab(
     model:T5ForConditionalGeneration, # has `vocab_size` rows of embedding
     tok:PreTrainedTokenizerBase, # has `len(tok)` ids
@@ -211,7 +167,7 @@ def check_vocab(
     raise ValueError(f"the tokenizer has {len(tok)} ids but the model has {model.config.vocab_size} embedding rows: "
         "weights work only with the tokenizer they were trained with")
 
-# %% ../nbs/03_model.ipynb #cf729a66
+# %% ../nbs/03_model.ipynb #b485788a
 @contextmanager
 def _quiet():
     "No progress bars and no loading report from transformers inside the block: bars leave debris in notebooks, we report errors ourselves."
@@ -222,7 +178,7 @@ def _quiet():
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
-# %% ../nbs/03_model.ipynb #e1971a79
+# %% ../nbs/03_model.ipynb #840cc65e
 def save_model(
     model:T5ForConditionalGeneration, # weights and config
     tok:PreTrainedTokenizerBase, # saved beside them
@@ -230,28 +186,23 @@ def save_model(
 ):
     "Save so that a crash at any instant leaves the old folder or the new one. Raises ValueError if `tok` is not the model's."
     check_vocab(model, tok)
-    path = Path(path)
-    new = _aside(path, 'new')
-    shutil.rmtree(new, ignore_errors=True)
-    with _quiet(): model.save_pretrained(new)
-    save_tokenizer(tok, new)
-    for p in (*new.iterdir(), new): _sync(p)
-    _put_in_place(new, path)
+    with folder_aside(path) as tmp, _quiet():
+        model.save_pretrained(tmp)
+        save_tokenizer(tok, tmp)
 
-# %% ../nbs/03_model.ipynb #d23825ef
+# %% ../nbs/03_model.ipynb #57314e45
 MADE_BY = dict(pretrain='05_pretrain', sft='06_sft')
 
 def _find_folder(
     path:Path, # folder named by the user
 )->Path: # the folder to read
-    "The folder, or the one a crash left under its hidden name. Raises FileNotFoundError that names the stage that makes it."
-    path = Path(path)
-    if not path.exists() and (old := _aside(path, 'old')).exists(): return old
+    "The folder, put back first if a crash left it under its hidden name. Raises FileNotFoundError that names the stage that makes it."
+    path = settle(path)
     if path.parent.name in MADE_BY: return require(path, MADE_BY[path.parent.name])
     if not path.is_dir(): raise FileNotFoundError(f"{path} is missing: expected a model folder written by save_model")
     return path
 
-# %% ../nbs/03_model.ipynb #c7374f85
+# %% ../nbs/03_model.ipynb #60685393
 def _check_files(
     path:Path, # model folder
 ):
@@ -265,7 +216,7 @@ def _check_files(
         with safe_open(path/'model.safetensors', 'pt') as f: f.keys()
     except SafetensorError as e: raise ValueError(f"{path/'model.safetensors'} is not a readable safetensors file: {e}") from None
 
-# %% ../nbs/03_model.ipynb #1ae04d01
+# %% ../nbs/03_model.ipynb #ed462baa
 def _check_loaded(
     info:dict, # what `from_pretrained` reports
     file:Path, # the weights
@@ -274,7 +225,7 @@ def _check_loaded(
     bad = [*info['missing_keys'], *(f'{name}, {tuple(has)} for {tuple(want)}' for name, has, want in info['mismatched_keys'])]
     if bad: raise ValueError(f"{file} does not fit config.json: {len(bad)} tensors are missing or have another shape, such as {bad[0]}")
 
-# %% ../nbs/03_model.ipynb #c620c589
+# %% ../nbs/03_model.ipynb #b09b187e
 def load_model(
     path:Path, # folder written by `save_model`, or any T5 folder with its tokenizer
     dtype:torch.dtype=torch.float32, # float32, bfloat16 or float16
@@ -290,7 +241,7 @@ def load_model(
     check_vocab(model, tok)
     return model.to(device or 'cpu').eval(), tok
 
-# %% ../nbs/03_model.ipynb #e379423f
+# %% ../nbs/03_model.ipynb #98b06fa9
 SEARCHES = dict(greedy=dict(do_sample=False, num_beams=1), beam=dict(do_sample=False, num_beams=5),
     sampling=dict(do_sample=True, num_beams=1, top_k=50, top_p=0.8, temperature=0.98))
 

@@ -174,9 +174,9 @@ def test_sigkill_leaves_the_old_or_the_new(tmp_path):
 def test_every_stage_of_a_save_can_be_read(saved):
     "The states a system without an atomic swap can be left in."
     path, model, tok = saved
-    os.rename(path, path.with_name('.model.old'))                      # killed between the two renames
+    os.rename(path, path.with_name('.model.1.old'))                      # killed between the two renames
     assert n_params(load_model(path)[0]) == n_params(model)
-    (path.with_name('.model.new')).mkdir(); (path.with_name('.model.new')/'model.safetensors').write_text('half')
+    (path.with_name('.model.99999999.tmp')).mkdir(); (path.with_name('.model.99999999.tmp')/'model.safetensors').write_text('half')
     assert n_params(load_model(path)[0]) == n_params(model)
     save_model(model, tok, path)                                       # the next save tidies up
     assert [p.name for p in path.parent.iterdir()] == ['model']

@@ -7,11 +7,10 @@ import jieba
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer
 
 from scclm.tokenizer import (ALWAYS, SPECIALS, SpillCounter, TokenizerCfg, build_tokenizer, close_pieces, compare_tokenizers, count_words,
                              coverage, cut, load_tokenizer, piece_merges, retrain, sample_texts, save_tokenizer, tokenizer_cfg, train_bpe,
-                             train_tokenizer, write_folder)
+                             train_tokenizer, folder_aside)
 
 jieba.setLogLevel('ERROR')
 LINES = (Path(jieba.__file__).parent/'dict.txt').read_text(encoding='utf-8').splitlines()
@@ -145,9 +144,9 @@ def test_plain_autotokenizer_in_another_process(tok, tmp_path):
 def test_failed_write_leaves_the_old_folder(tmp_path):
     (tmp_path/'t').mkdir(); (tmp_path/'t/old').write_text('old')
     with pytest.raises(RuntimeError):
-        with write_folder(tmp_path/'t') as p: (p/'new').write_text('new'); raise RuntimeError
+        with folder_aside(tmp_path/'t') as p: (p/'new').write_text('new'); raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ['t'] and (tmp_path/'t/old').read_text() == 'old'
-    with write_folder(tmp_path/'t') as p: (p/'new').write_text('new')
+    with folder_aside(tmp_path/'t') as p: (p/'new').write_text('new')
     assert [p.name for p in tmp_path.iterdir()] == ['t'] and [p.name for p in (tmp_path/'t').iterdir()] == ['new']
 
 def test_load_says_what_is_wrong(tmp_path, monkeypatch):
