@@ -37,6 +37,7 @@ def prepare(home:Path):
 
 def train(home:Path, out:Path, cfg:TrainCfg, frozen:tuple[str, ...]):
     "One session of the run: from the newest checkpoint to the end, or until killed. With dropout, so that its randomness is tested too."
+    torch.set_num_threads(1) # so small a model gains nothing from two, and they would wait for each other on a busy machine
     tok = load_tokenizer(home / 'tokenizer')
     model = build_model(model_config('tiny', len(tok), dropout_rate=0.1, d_model=64, num_heads=2, d_ff=128), init='stock', seed=1)
     freeze(model, frozen)

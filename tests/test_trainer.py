@@ -1,0 +1,155 @@
+"The loop against a plain PyTorch loop, and everything that can interrupt it."
+import importlib.util, json, math, os, signal, subprocess, sys, time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from scclm.dataset import PairStream, encode_pairs
+from scclm.model import build_model, model_config
+from scclm.pretrain import bits_per_char, read_pairs
+from scclm.tokenizer import load_tokenizer
+from scclm.trainer import TrainCfg, checkpoints, fit, greedy_answers, lr_factor, named_weights, newest_good, read_log, seq2seq_loss
+
+ROOT = Path(__file__).resolve().parents[1]
+spec = importlib.util.spec_from_file_location('kill', ROOT/'benchmarks'/'kill.py')
+kill = importlib.util.module_from_spec(spec); spec.loader.exec_module(kill)
+
+CFG = TrainCfg(steps=12, accum=2, lr=1e-3, precision='fp32', log_every=1, save_every=4, seed=1)
+
+torch.set_num_threads(1) # small models: two threads would only wait for each other
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp('toy')
+    kill.prepare(home)
+    return home
+
+@pytest.fixture
+def tok(home): return load_tokenizer(home/'tokenizer')
+
+def model(tok, **kw): return build_model(model_config('tiny', len(tok), **dict(d_model=32, num_heads=2, d_ff=64, dropout_rate=0.) | kw), seed=1)
+def stream(home, tok, **kw): return PairStream([home/'data/train.parquet'], tok, budget_tok=256, max_len=64, seed=1, index_dir=home/'lengths', **kw)
+def same(a, b): return all(torch.equal(x, y) for x, y in zip(named_weights(a).values(), named_weights(b).values()))
+
+def test_equals_a_plain_loop(home, tok, tmp_path):
+    "Independent truth: the library's own mean loss over one padded batch per step, torch's AdamW and clipping, written out."
+    ours = model(tok); fit(ours, stream(home, tok), CFG, tmp_path, progress=False)
+    plain, batches = model(tok), iter(stream(home, tok))
+    opt = torch.optim.AdamW(plain.parameters(), lr=1., betas=(0.9, 0.98), weight_decay=0.)
+    plain.train()
+    for step in range(CFG.steps):
+        group = list(islice(batches, CFG.accum))
+        n = [int((b['labels'] != -100).sum()) for b in group]
+        loss = sum(plain(**b).loss * k for b, k in zip(group, n)) / sum(n)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.)
+        opt.param_groups[0]['lr'] = CFG.lr * (1.0 if step == 0 else 1 + (0.05 - 1) * step / (CFG.steps - 1))
+        opt.step(); opt.zero_grad()
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters()): assert torch.allclose(a, b, atol=2e-5), name
+    assert read_log(tmp_path/'log.jsonl')[-1]['loss'] == pytest.approx(loss.item(), rel=1e-4)
+
+def test_schedule_touches_its_ends():
+    cfg = TrainCfg(steps=100, warmup=0.1, final_lr=0.05)
+    assert [round(lr_factor(s, cfg), 3) for s in (0, 9, 10, 99)] == [round(1/11, 3), round(10/11, 3), 1., 0.05]
+    assert lr_factor(99, replace(cfg, schedule='cosine')) == pytest.approx(0.05)
+    assert all(lr_factor(s, replace(cfg, schedule='constant')) == 1. for s in range(10, 100))
+
+def test_one_bad_gradient_is_skipped_and_many_stop_the_run(home, tok, tmp_path):
+    calls = [0]
+    def loss(m, batch):
+        calls[0] += 1
+        return seq2seq_loss(m, batch) * (math.nan if calls[0] in bad else 1.)
+    bad = {5}
+    run = fit(model(tok), stream(home, tok), CFG, tmp_path/'one', loss_fn=loss, progress=False)
+    assert run.skipped == 1 and run.done and all(torch.isfinite(p).all() for p in run.model.parameters())
+    calls[0], bad = 0, set(range(11, 1000))
+    with pytest.raises(RuntimeError, match=r'4 gradients in a row are not finite; last good checkpoint: .*step-00000008'):
+        fit(model(tok), stream(home, tok), replace(CFG, max_skipped=3), tmp_path/'many', loss_fn=loss, progress=False)
+
+@pytest.mark.parametrize('harm', ['truncate', 'flip', 'delete', 'empty manifest'])
+def test_damaged_newest_checkpoint_falls_back_and_ends_the_same(home, tok, tmp_path, harm, caplog):
+    whole = model(tok, dropout_rate=0.1); fit(whole, stream(home, tok), CFG, tmp_path/'whole', progress=False)
+    def stop_at_9(run):
+        if run.step == 9: os.kill(os.getpid(), signal.SIGINT)
+    part = fit(model(tok, dropout_rate=0.1), stream(home, tok), CFG, tmp_path/'part', callbacks=[stop_at_9], progress=False)
+    assert (part.step, part.stopped) == (9, 'SIGINT')
+    victim = checkpoints(tmp_path/'part')[-1]
+    f = victim/'model.safetensors'; data = bytearray(f.read_bytes())
+    if harm == 'truncate': f.write_bytes(data[:-100])
+    if harm == 'flip': data[-5] ^= 1; f.write_bytes(data)
+    if harm == 'delete': f.unlink()
+    if harm == 'empty manifest': (victim/'manifest.json').write_text('')
+    again = model(tok, dropout_rate=0.1)
+    with caplog.at_level('WARNING', logger='scclm'): fit(again, stream(home, tok), CFG, tmp_path/'part', progress=False)
+    assert 'checkpoint passed over' in caplog.text and victim.name in caplog.text
+    assert same(whole, again)
+    losses = [[(e['step'], e['loss']) for e in read_log(tmp_path/d/'log.jsonl')] for d in ('whole', 'part')]
+    assert losses[0] == losses[1]
+
+def test_killed_at_random_instants_ends_with_the_same_bytes():
+    out = subprocess.run([sys.executable, ROOT/'benchmarks'/'kill.py', '--kills', '10', '--seed', str(int(time.time()))], capture_output=True, text=True)
+    assert out.returncode == 0 and out.stdout.splitlines()[-1] == '10 kills, 10 identical', out.stdout + out.stderr
+
+def test_bits_per_char_by_hand(home, tok):
+    pairs, m = read_pairs(home/'data/valid.parquet', 12), model(tok).eval()
+    nats = 0.
+    for p, r in pairs:
+        (ids, labels), = encode_pairs([p], [r], tok, 64)
+        logp = m(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).logits.log_softmax(-1)[0]
+        nats -= sum(logp[t, i].item() for t, i in enumerate(labels))
+    assert bits_per_char(m, tok, pairs, 64) == pytest.approx(nats / math.log(2) / sum(len(r) + 1 for _, r in pairs), rel=1e-4)
+
+def test_greedy_answers_equal_generate_one_by_one(home, tok):
+    m, prompts = model(tok).eval(), [p for p, _ in read_pairs(home/'data/valid.parquet', 8)] + ['短']
+    def alone(p): return tok.decode(m.generate(torch.tensor([tok(p, add_special_tokens=False).input_ids + [1]]), max_new_tokens=12)[0], skip_special_tokens=True)
+    assert greedy_answers(m, tok, prompts, max_new_tok=12, batch_size=4) == [alone(p) for p in prompts]
+
+@pytest.fixture
+def course_runs(home, tmp_path):
+    "A runs folder with data and tokenizer, as the command line expects it."
+    import shutil
+    for d in ('data', 'tokenizer'): shutil.copytree(home/d, tmp_path/'runs'/'tiny'/d)
+    shutil.copy(home/'data/valid.parquet', tmp_path/'runs/tiny/data/test.parquet')
+    return tmp_path/'runs'
+
+def scclm(runs, *args, **kw):
+    return subprocess.Popen([sys.executable, '-m', 'scclm.cli', *args], env={**os.environ, 'SCCLM_RUNS': str(runs), 'SCCLM_SCALE': 'tiny', 'OMP_NUM_THREADS': '1'},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+
+def test_command_line_stops_on_sigterm_and_goes_on(course_runs):
+    args = ['pretrain', '--steps', '150', '--save-every', '1000', '--log-every', '1', '--eval-every', '0', '--budget-tok', '256']
+    p = scclm(course_runs, *args)
+    log = course_runs/'tiny/pretrain/log.jsonl'
+    while p.poll() is None and not (log.exists() and log.read_text().count('\n') >= 3): time.sleep(.02)
+    p.send_signal(signal.SIGTERM)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 143 and 'stopped by SIGTERM at step' in out, err
+    assert newest_good(course_runs/'tiny/pretrain') and not (course_runs/'tiny/pretrain/model').exists()
+    p = scclm(course_runs, *args); out, err = p.communicate(timeout=120)
+    assert p.returncode == 0, err
+    assert json.loads(out[out.index('{'):])['steps'] == 150
+    folder = course_runs/'tiny/pretrain/model'
+    assert len(AutoTokenizer.from_pretrained(folder)) == AutoModelForSeq2SeqLM.from_pretrained(folder).config.vocab_size
+
+@pytest.mark.parametrize('args, says', [
+    (['sft'], 'pretrain/model is missing: run nbs/05_pretrain.ipynb or `scclm pretrain` first'),
+    (['chat'], 'scclm sft'),
+    (['pretrain', '--files', 'nothing.parquet'], 'nothing.parquet'),
+    (['pretrain', '--lr', '-1'], 'lr=-1.0: expected > 0'),
+    (['pretrain', '--optimizer', 'sgd'], "optimizer='sgd': expected one of adamw"),
+    (['tokenizer', '--files', 'nothing.parquet'], 'nothing.parquet')])
+def test_user_errors_are_one_line(course_runs, args, says):
+    out, err = (p := scclm(course_runs, *args)).communicate(timeout=120)
+    assert p.returncode == 2 and 'Traceback' not in out + err, err
+    assert says in err.replace(os.sep, '/') and len(err.strip().splitlines()) == 1, err
+
+def test_unknown_scale_and_missing_data(tmp_path):
+    p = subprocess.run([sys.executable, '-m', 'scclm.cli', 'pretrain'], env={**os.environ, 'SCCLM_SCALE': 'huge'}, capture_output=True, text=True)
+    assert p.returncode == 2 and "SCCLM_SCALE='huge' is not known: expected one of tiny, mini, base" in p.stderr
+    for stage, needs in [('tokenizer', 'scclm clean'), ('pretrain', 'scclm tokenizer')]:
+        out, err = (p := scclm(tmp_path/'empty', stage)).communicate(timeout=120)
+        assert p.returncode == 2 and needs in err, err
