@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'usage', 'parse', 'summary', 'main']
 
-# %% ../nbs/appendix/cli.ipynb #a08bad4d
+# %% ../nbs/appendix/cli.ipynb #37ad6ece
 import logging, os, sys
 from dataclasses import dataclass
 from importlib import import_module
 
-# %% ../nbs/appendix/cli.ipynb #67d32d7b
+# %% ../nbs/appendix/cli.ipynb #665f6c77
 @dataclass(frozen=True)
 class Stage:
     "Where a subcommand lives."
@@ -26,14 +26,14 @@ STAGES = dict(
     sft=Stage('sft', 'sft_cfg', 'sft', 'fine-tune it on instructions; again to resume'),
     chat=Stage('chat', 'ChatCfg', 'chat_terminal', 'talk to it'))
 
-# %% ../nbs/appendix/cli.ipynb #010a3040
+# %% ../nbs/appendix/cli.ipynb #46eba5fb
 def usage()->str: # text of `scclm --help`
     "One line per subcommand."
     lines = [f'  {name:<10} {s.does}' for name, s in STAGES.items()]
     return '\n'.join(['usage: scclm STAGE [--OPTION VALUE ...]', '', *lines, '',
                       '`scclm STAGE --help` lists the options. Dials: SCCLM_SCALE (tiny, mini, base), SCCLM_RAW, SCCLM_RUNS.'])
 
-# %% ../nbs/appendix/cli.ipynb #e62855b8
+# %% ../nbs/appendix/cli.ipynb #7bb7bf4b
 def parse(
     name:str, # of the stage
     args:list[str], # options
@@ -44,7 +44,7 @@ def parse(
     preset = getattr(import_module(f'scclm.{stage.module}'), stage.preset)()
     return tyro.cli(type(preset), default=preset, args=args, prog=f'scclm {name}', description=stage.does)
 
-# %% ../nbs/appendix/cli.ipynb #625719ca
+# %% ../nbs/appendix/cli.ipynb #f003ae5c
 def summary(
     name:str, # of the stage
     result:object, # what its function returned
@@ -56,10 +56,10 @@ def summary(
     elif name == 'tokenizer': print(f'{len(result):,} tokens')
     elif name in ('pretrain', 'sft'):
         if not result.done: return {'SIGINT': 130, 'SIGTERM': 143}[result.stopped]
-        print((result.out/'figures.json').read_text())
+        print((result.out/'figures.json').read_text(encoding='utf-8'))
     return 0
 
-# %% ../nbs/appendix/cli.ipynb #74b54b93
+# %% ../nbs/appendix/cli.ipynb #59f5a9ee
 def main(
     args:list[str]|None=None, # None: the process's arguments
 )->int: # exit code; 2 for what the user can mend
@@ -78,5 +78,5 @@ def main(
         print(f'scclm {args[0]}: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
 
-# %% ../nbs/appendix/cli.ipynb #ece1db63
+# %% ../nbs/appendix/cli.ipynb #73582942
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

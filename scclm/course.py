@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['chapters', 'tree_rss_mb', 'PeakMemory', 'StatusLine', 'kernel_env', 'Stopped', 'KernelRun', 'explain', 'run_notebook',
            'code_of', 'library_code', 'raw_state', 'chapter_keys', 'read_record', 'write_record', 'done_chapters',
-           'CourseCfg', 'pick_chapters', 'start_over', 'run_notebooks', 'run_course', 'plot_course', 'course', 'main']
+           'CourseCfg', 'pick_chapters', 'start_over', 'run_notebooks', 'course_summary', 'run_course', 'plot_course',
+           'course', 'main']
 
-# %% ../nbs/appendix/course.ipynb #02a228ff
+# %% ../nbs/appendix/course.ipynb #e9106d35
 import asyncio
 import hashlib
 import json
@@ -33,7 +34,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from .data_cleaning import checkout_root, raw_dir, run_path, write_aside
 
-# %% ../nbs/appendix/course.ipynb #053caad0
+# %% ../nbs/appendix/course.ipynb #d0d37a09
 def chapters(
     nbs:Path|None=None, # folder of notebooks; None: nbs/ of the checkout
 )->list[Path]: # notebooks named NN_name.ipynb, in order
@@ -42,7 +43,7 @@ def chapters(
     if found := sorted(nbs.glob('[0-9][0-9]_*.ipynb')): return found
     raise FileNotFoundError(f"{nbs} holds no chapter: expected notebooks named like 00_data_cleaning.ipynb")
 
-# %% ../nbs/appendix/course.ipynb #1d508c0e
+# %% ../nbs/appendix/course.ipynb #0dcce5b7
 def tree_rss_mb(
     pid:int, # root of the process tree
 )->float: # resident memory of the whole tree, MB; 0 once it is gone
@@ -54,7 +55,7 @@ def tree_rss_mb(
             with suppress(psutil.Error): total += p.memory_info().rss
     return total/2**20
 
-# %% ../nbs/appendix/course.ipynb #a910f3b9
+# %% ../nbs/appendix/course.ipynb #0734182f
 class PeakMemory(threading.Thread):
     "Samples a process tree until `stop`; `peak_mb` is the largest sample."
     def __init__(self,
@@ -66,7 +67,7 @@ class PeakMemory(threading.Thread):
         self.pid,self.every_s,self.on_sample = pid,every_s,on_sample
         self.peak_mb,self._end = 0.,threading.Event()
 
-# %% ../nbs/appendix/course.ipynb #043c3e60
+# %% ../nbs/appendix/course.ipynb #35654524
 @patch
 def run(self:PeakMemory):
     "The thread's loop: sample, tell, wait."
@@ -75,7 +76,7 @@ def run(self:PeakMemory):
         if self.on_sample: self.on_sample()
         if self._end.wait(self.every_s): return
 
-# %% ../nbs/appendix/course.ipynb #723fb171
+# %% ../nbs/appendix/course.ipynb #22046135
 @patch
 def stop(self:PeakMemory)->float: # MB
     "End the sampling and return the peak."
@@ -83,14 +84,14 @@ def stop(self:PeakMemory)->float: # MB
     self.join()
     return self.peak_mb
 
-# %% ../nbs/appendix/course.ipynb #071b8964
+# %% ../nbs/appendix/course.ipynb #954b09af
 class StatusLine:
     "One line that is rewritten in a terminal and left out of a log file."
     def __init__(self,
         out=None, # text stream; None: stdout of the moment
     ): self.out,self.width,self.text = out or sys.stdout,0,''
 
-# %% ../nbs/appendix/course.ipynb #85a0ffd9
+# %% ../nbs/appendix/course.ipynb #7ca00c2a
 @patch
 def live(self:StatusLine,
     text:str, # what is going on now
@@ -101,7 +102,7 @@ def live(self:StatusLine,
     print('\r'+text.ljust(self.width), end='', file=self.out, flush=True)
     self.width = len(text)
 
-# %% ../nbs/appendix/course.ipynb #b3bfcbaf
+# %% ../nbs/appendix/course.ipynb #51df4ea4
 @patch
 def keep(self:StatusLine,
     text:str, # a line worth keeping
@@ -110,22 +111,22 @@ def keep(self:StatusLine,
     print(('\r' if self.width else '') + text.ljust(self.width), file=self.out, flush=True)
     self.width = 0
 
-# %% ../nbs/appendix/course.ipynb #632cedf7
+# %% ../nbs/appendix/course.ipynb #7de5b066
 def kernel_env()->dict[str, str]: # this process's environment, with absolute dials
     "What a kernel inherits: `SCCLM_RUNS` and `SCCLM_RAW` no longer depend on the working directory."
     env = dict(os.environ, SCCLM_RUNS=str(run_path().parent.absolute()))
     if raw := raw_dir(): env['SCCLM_RAW'] = str(raw.absolute())
     return env
 
-# %% ../nbs/appendix/course.ipynb #948d46a8
+# %% ../nbs/appendix/course.ipynb #121283fc
 class Stopped(Exception):
     "Somebody asked the run to stop."
 
-# %% ../nbs/appendix/course.ipynb #9acbfb8a
+# %% ../nbs/appendix/course.ipynb #330663e8
 _quiet = logging.getLogger('scclm.course')
 _quiet.setLevel(logging.CRITICAL + 1) # nbclient repeats on stderr what we print ourselves
 
-# %% ../nbs/appendix/course.ipynb #de8bc88d
+# %% ../nbs/appendix/course.ipynb #0c6646b1
 class KernelRun(NotebookClient):
     "A notebook in a fresh kernel that measures its memory, knows how far it is and can be stopped."
     def __init__(self,
@@ -140,20 +141,20 @@ class KernelRun(NotebookClient):
         self.src,self.line,self.t0 = src,line,time.monotonic()
         self.n_cell,self.stopped,self.memory = 0,False,None
 
-# %% ../nbs/appendix/course.ipynb #ca3d34a6
+# %% ../nbs/appendix/course.ipynb #3e6f3d97
 @patch(as_prop=True)
 def where(self:KernelRun)->str: # 'cell i/n'
     "How far it is."
     return f'cell {self.n_cell}/{len(self.nb.cells)}'
 
-# %% ../nbs/appendix/course.ipynb #d87da6ee
+# %% ../nbs/appendix/course.ipynb #e693a08c
 @patch
 def show(self:KernelRun):
     "Refresh the status line."
     text = f'{self.src.stem:<20} {self.where:<12} {time.monotonic()-self.t0:6.0f} s {self.memory.peak_mb:6.0f} MB peak'
     if self.line: self.line.live(text)
 
-# %% ../nbs/appendix/course.ipynb #06238ce0
+# %% ../nbs/appendix/course.ipynb #56c274d0
 @patch
 def begin(self:KernelRun,
     notebook, # unused
@@ -164,7 +165,7 @@ def begin(self:KernelRun,
     with suppress(RuntimeError): # Windows, or not the main thread: no signal handlers
         for sig in (signal.SIGINT, signal.SIGTERM): asyncio.get_running_loop().add_signal_handler(sig, self.interrupt)
 
-# %% ../nbs/appendix/course.ipynb #a103fb80
+# %% ../nbs/appendix/course.ipynb #9caed3b6
 @patch
 def check(self:KernelRun,
     **kwargs, # unused
@@ -172,7 +173,7 @@ def check(self:KernelRun,
     "Raises `Stopped` if somebody asked for it."
     if self.stopped: raise Stopped(self.where)
 
-# %% ../nbs/appendix/course.ipynb #57995858
+# %% ../nbs/appendix/course.ipynb #3675108d
 @patch
 def enter(self:KernelRun,
     cell, # unused
@@ -182,17 +183,17 @@ def enter(self:KernelRun,
     self.n_cell = cell_index + 1
     self.check()
 
-# %% ../nbs/appendix/course.ipynb #e74737f8
+# %% ../nbs/appendix/course.ipynb #99212f22
 @patch
 def interrupt(self:KernelRun):
     "The first call interrupts the running cell and ends the run after it; the second kills the kernel."
     hard,self.stopped = self.stopped,True
     self.stopping = asyncio.ensure_future(self.km.shutdown_kernel(now=True) if hard else self.km.interrupt_kernel())
 
-# %% ../nbs/appendix/course.ipynb #5705bb8c
+# %% ../nbs/appendix/course.ipynb #6b361e9d
 _ansi = re.compile(r'\x1b\[[0-9;]*m')
 
-# %% ../nbs/appendix/course.ipynb #1c644296
+# %% ../nbs/appendix/course.ipynb #3aaef008
 def explain(
     run:KernelRun, # a run that failed
     e:Exception, # how
@@ -204,7 +205,7 @@ def explain(
     if cell.cell_type == 'code': cell.outputs.append(nbformat.v4.new_output('error', ename=kind, evalue=why, traceback=[why]))
     return f'{run.src.name}, {run.where}:\n{cell.source}\n{why}'
 
-# %% ../nbs/appendix/course.ipynb #a1ffdf18
+# %% ../nbs/appendix/course.ipynb #efd28f5d
 def run_notebook(
     src:Path, # the notebook
     dst:Path, # where the executed copy goes, also after a failure
@@ -219,14 +220,14 @@ def run_notebook(
     with write_aside(dst) as tmp: nbformat.write(run.nb, tmp)
     return entry | (dict(error=error, stopped=run.stopped) if error else {})
 
-# %% ../nbs/appendix/course.ipynb #1de8c2c5
+# %% ../nbs/appendix/course.ipynb #9f18628c
 def code_of(
     path:Path, # a notebook
 )->str: # its code cells, joined
     "The part of a notebook that decides its result."
     return '\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code')
 
-# %% ../nbs/appendix/course.ipynb #71820549
+# %% ../nbs/appendix/course.ipynb #296d8279
 _import = re.compile(r'^\s*(?:from|import)\s+(?:scclm)?\.(\w+)', re.M) # nbdev writes `from .x import` in modules
 
 def library_code(
@@ -241,14 +242,14 @@ def library_code(
         library_code(seen[name], seen)
     return seen
 
-# %% ../nbs/appendix/course.ipynb #d95c4178
+# %% ../nbs/appendix/course.ipynb #da766c5e
 def raw_state()->list: # [path, bytes, mtime] of every raw file; empty for the sample corpus
     "What the first chapter reads: a file added, removed or changed under `SCCLM_RAW` is a new course."
     root = raw_dir()
     if not root or not root.exists(): return [str(root)]
     return [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(root.rglob('*')) if p.is_file()]
 
-# %% ../nbs/appendix/course.ipynb #c02c4b6a
+# %% ../nbs/appendix/course.ipynb #f9f6a191
 def chapter_keys(
     paths:list[Path], # chapters in order
 )->dict[str, str]: # name -> fingerprint
@@ -260,7 +261,7 @@ def chapter_keys(
         keys[p.stem] = key
     return keys
 
-# %% ../nbs/appendix/course.ipynb #9acd3d4a
+# %% ../nbs/appendix/course.ipynb #6857e5fb
 def read_record(
     path:Path, # course.json
 )->dict: # {'set_up_seconds', 'chapters'}
@@ -272,7 +273,7 @@ def read_record(
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError): pass
     raise ValueError(f"{path} is not a course record (JSON with 'chapters'): delete it, or start over with FRESH=1")
 
-# %% ../nbs/appendix/course.ipynb #91c452f1
+# %% ../nbs/appendix/course.ipynb #ad14d41f
 def write_record(
     path:Path, # course.json
     record:dict, # {'set_up_seconds', 'chapters'}
@@ -280,7 +281,7 @@ def write_record(
     "Write the record aside and rename it."
     with write_aside(path) as tmp: tmp.write_text(json.dumps(record, ensure_ascii=False, indent=1)+'\n', encoding='utf-8')
 
-# %% ../nbs/appendix/course.ipynb #af8c0a9a
+# %% ../nbs/appendix/course.ipynb #8679733d
 def done_chapters(
     record:dict, # of the earlier run
     keys:dict[str, str], # name -> fingerprint now, in order
@@ -291,7 +292,7 @@ def done_chapters(
     def stands(name): return name in old and old[name]['ok'] and old[name].get('key') == keys[name] and (copies/f'{name}.ipynb').exists()
     return [old[name] for name in takewhile(stands, keys)]
 
-# %% ../nbs/appendix/course.ipynb #4e870d7a
+# %% ../nbs/appendix/course.ipynb #c284c4bf
 @dataclass(frozen=True)
 class CourseCfg:
     "What `make course` runs."
@@ -301,7 +302,7 @@ class CourseCfg:
     nbs:Path|None=None # folder of chapters; default: nbs/ of the checkout
     set_up_seconds:float|None=None # time the set-up took, for the record; default: SCCLM_SETUP_SECONDS
 
-# %% ../nbs/appendix/course.ipynb #205d60fb
+# %% ../nbs/appendix/course.ipynb #eb79496b
 def pick_chapters(
     paths:list[Path], # the course
     only:tuple[str, ...], # names or numbers; empty: nothing picked
@@ -312,7 +313,7 @@ def pick_chapters(
         if not any(fits(p, want) for p in paths): raise ValueError(f"only={want!r} is no chapter: expected one of {', '.join(p.stem for p in paths)}")
     return [p for p in paths if any(fits(p, w) for w in only)]
 
-# %% ../nbs/appendix/course.ipynb #99ffbfbb
+# %% ../nbs/appendix/course.ipynb #82725de7
 def start_over(
     out:Path, # runs/<scale>
 ):
@@ -322,13 +323,13 @@ def start_over(
         raise ValueError(f"SCCLM_RAW={raw} lies inside {out}, which FRESH=1 removes: move the raw data elsewhere")
     shutil.rmtree(out, ignore_errors=True)
 
-# %% ../nbs/appendix/course.ipynb #cfab802c
+# %% ../nbs/appendix/course.ipynb #f799e459
 def _row(entry, note='ok'):
     "The line kept for a chapter."
     if not entry['ok']: note = 'stopped' if entry['stopped'] else 'FAILED'
     return f"{entry['name']:<20} {entry['seconds']:8.1f} {entry['peak_rss_mb']:8.0f}  {note}"
 
-# %% ../nbs/appendix/course.ipynb #7ec05f88
+# %% ../nbs/appendix/course.ipynb #aad9ace5
 def run_notebooks(
     paths:list[Path], # notebooks in order
     line:StatusLine, # where lines go
@@ -345,18 +346,43 @@ def run_notebooks(
         return False
     return True
 
-# %% ../nbs/appendix/course.ipynb #ec16953d
+# %% ../nbs/appendix/course.ipynb #a5fbf803
 def _short(path):
     "A path as the reader typed it: from the runs folder on."
     return os.path.relpath(path, run_path().parent.parent)
 
-# %% ../nbs/appendix/course.ipynb #a8549f76
+# %% ../nbs/appendix/course.ipynb #5dd216b4
+def _read_json(*parts):
+    "A stage's file, or an empty dict."
+    path = run_path(*parts)
+    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+
+def _data_lines(report):
+    for name,c in {**report.get('sources', {}), 'all': dict(report, rejected=report.get('rules'))}.items():
+        if c.get('rows_in'): yield f"  {name:<12} {c['rows_in']:>8,} rows in, {c['kept']:>8,} kept; rejected: {', '.join(f'{k} {v}' for k,v in (c['rejected'] or {}).items()) or 'none'}"
+
+# %% ../nbs/appendix/course.ipynb #ff252f21
+def _stage_lines(name):
+    f = _read_json(name, 'figures.json')
+    if not f: return
+    bits = [f"{label} {f[k]:.3f}" for label,k in [('model', 'bits_per_char'), ('bigram', 'bits_per_char_bigram'), ('unigram', 'bits_per_char_unigram')] if k in f]
+    exact = ', '.join(f'{k} {v:.3f}' for k,v in f['exact_heldout'].items())
+    yield f"  {name}: {f['real_tok_per_s']:,.0f} real tok/s, bits per character {', '.join(bits)}" + (f'; held-out exact match {exact}' if exact else '')
+    if name == 'sft': yield from (f'  Q: {q!r}\n  A: {a!r}' for q,a in f['answers'].items())
+
+def course_summary()->str: # lines of text
+    "What the stages of this scale report, read from the files they wrote; what was not measured is left out."
+    vocab = len(_read_json('tokenizer', 'tokenizer.json').get('model', {}).get('vocab', ()))
+    return '\n'.join([*_data_lines(_read_json('data', 'report.json')), *([f'  vocabulary: {vocab:,} tokens'] if vocab else []),
+                      *_stage_lines('pretrain'), *_stage_lines('sft')])
+
+# %% ../nbs/appendix/course.ipynb #c471bb2d
 def _chat_hint():
     "How to talk to the model, with the dials that are set."
     dials = ''.join(f'{k}={v} ' for k in ('SCCLM_SCALE', 'SCCLM_RUNS') if (v := os.environ.get(k)))
     return f'课程跑完了。The course is done. Talk to your model:\n  {dials}make chat'
 
-# %% ../nbs/appendix/course.ipynb #fe3ee78c
+# %% ../nbs/appendix/course.ipynb #8f94c6d5
 def _plan(cfg, record, paths, keys):
     "Which chapters run now, and which entries stay in the record."
     done = done_chapters(record, keys, run_path('notebooks'))
@@ -364,7 +390,7 @@ def _plan(cfg, record, paths, keys):
     todo = pick_chapters(paths, cfg.only)
     return todo, [c for c in record['chapters'] if c['name'] not in {p.stem for p in todo}]
 
-# %% ../nbs/appendix/course.ipynb #6f6a9b70
+# %% ../nbs/appendix/course.ipynb #d723bfbc
 def _entering(log, record, keys):
     "What to do with each finished chapter: enter it in the record, in order, and save."
     def on_done(entry):
@@ -372,7 +398,7 @@ def _entering(log, record, keys):
         write_record(log, record)
     return on_done
 
-# %% ../nbs/appendix/course.ipynb #6d10dd51
+# %% ../nbs/appendix/course.ipynb #4e1f5a63
 def _run_chapters(cfg, line, paths, log):
     "The chapters not done yet, each entered in the record as it ends."
     keys,record = chapter_keys(paths),read_record(log)
@@ -382,10 +408,10 @@ def _run_chapters(cfg, line, paths, log):
     for c in kept: line.keep(_row(c, 'done before'))
     ok = run_notebooks(todo, line, _entering(log, record, keys))
     write_record(log, record)
-    if [c['name'] for c in record['chapters'] if c['ok']] == list(keys): line.keep('\n'+_chat_hint())
+    if [c['name'] for c in record['chapters'] if c['ok']] == list(keys): line.keep('\n'+course_summary()+'\n\n'+_chat_hint())
     return ok
 
-# %% ../nbs/appendix/course.ipynb #a4f4b98d
+# %% ../nbs/appendix/course.ipynb #bd82f55b
 def run_course(
     cfg:CourseCfg=CourseCfg(), # what to run
     out=None, # text stream for the lines; None: stdout
@@ -399,7 +425,7 @@ def run_course(
     if cfg.fresh: start_over(run_path())
     return _run_chapters(cfg, line, paths, log)
 
-# %% ../nbs/appendix/course.ipynb #40262186
+# %% ../nbs/appendix/course.ipynb #a57d6358
 def plot_course(
     record:dict, # as `read_record` gives it
     ax=None, # matplotlib axes; None: a new figure
@@ -415,7 +441,7 @@ def plot_course(
     mem.set(xlabel='peak memory, MB (dots)', xlim=(0, None))
     return ax
 
-# %% ../nbs/appendix/course.ipynb #d8b951d4
+# %% ../nbs/appendix/course.ipynb #39ac60c2
 def course(
     cfg:CourseCfg, # what to run
 )->int: # exit code: 0 done, 1 a cell failed, 2 bad input, 130 stopped
@@ -428,11 +454,11 @@ def course(
     print(why, file=sys.stderr)
     return code
 
-# %% ../nbs/appendix/course.ipynb #9b8dbb9e
+# %% ../nbs/appendix/course.ipynb #73e16efc
 def main()->int: # exit code
     "`python -m scclm.course`."
     import tyro
     return course(tyro.cli(CourseCfg, prog='python -m scclm.course', description='Run the chapters in order, each in a fresh kernel.'))
 
-# %% ../nbs/appendix/course.ipynb #a6a17532
+# %% ../nbs/appendix/course.ipynb #36a939fc
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

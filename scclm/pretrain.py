@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'TINY_REAL', 'PretrainCfg', 'pretrain_cfg', 'bits_per_char
            'Watch', 'read_samples', 'stage_stream', 'stage_eval', 'stage_figures', 'finish_stage', 'baseline_bits',
            'pretrain', 'rows_per_batch', 'hf_fit']
 
-# %% ../nbs/05_pretrain.ipynb #2adff950
+# %% ../nbs/05_pretrain.ipynb #bf2504e5
 import json, math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +24,7 @@ from .tokenizer import load_tokenizer
 from .trainer import (Run, TrainCfg, count_labels, due, eval_loss, exact_match, fit, greedy_answers, lr_factor,
                            make_optimizers, pair_eval, read_log)
 
-# %% ../nbs/05_pretrain.ipynb #24cfe497
+# %% ../nbs/05_pretrain.ipynb #a673aa11
 @dataclass(frozen=True)
 class PretrainCfg(TrainCfg):
     "Pretraining: the loop's fields, data and initialisation."
@@ -36,7 +36,7 @@ class PretrainCfg(TrainCfg):
     window:int = 16384            # rows shuffled and sorted together
     out:str = ''                  # stage folder; none: pretrain/ of this scale
 
-# %% ../nbs/05_pretrain.ipynb #41b6b2a2
+# %% ../nbs/05_pretrain.ipynb #3f440cb6
 PRESETS = dict(
     tiny=PretrainCfg(steps=4200, lr=1e-3, emb_lr=6., precision='fp32', eval_every=500, save_every=500, log_every=25),
     mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=256, window=65_536,
@@ -53,7 +53,7 @@ def pretrain_cfg(
     scale = scale_name(scale)
     return replace(PRESETS[scale], **TINY_REAL) if scale == 'tiny' and raw_dir() else PRESETS[scale]
 
-# %% ../nbs/05_pretrain.ipynb #71537605
+# %% ../nbs/05_pretrain.ipynb #10f4234a
 def bits_per_char(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -67,7 +67,7 @@ def bits_per_char(
     n_char = sum(len(r) + 1 if len(ids) < max_len else len(tok.decode(ids[:-1])) + 1 for (_, r), (_, ids) in zip(pairs, encoded))
     return eval_loss(model, batches) * n_tok / n_char / math.log(2)
 
-# %% ../nbs/05_pretrain.ipynb #c2062e38
+# %% ../nbs/05_pretrain.ipynb #01b78c3d
 class CharBigram:
     "Character bigram with a unigram back-off, additive at the bottom (Jelinek-Mercer, fixed weight); `order` 1 drops the bigram."
     def __init__(self,
@@ -105,7 +105,7 @@ class CharBigram:
         pairs = [(a, b) for t in texts for a, b in zip(['', *t], [*t, ''])]
         return -sum(math.log2(self.prob(a, b)) for a, b in pairs) / len(pairs)
 
-# %% ../nbs/05_pretrain.ipynb #27044f89
+# %% ../nbs/05_pretrain.ipynb #e0588885
 def read_pairs(
     path, # parquet with prompt and response
     limit:int|None=None, # first rows only
@@ -127,7 +127,7 @@ def heldout_exact(
     rows['ok'] = [a.strip() == r for a, r in zip(greedy_answers(model, tok, rows.prompt.tolist()), rows.response)]
     return dict(all=float(rows.ok.mean())) | {k: float(v) for k, v in rows.groupby('kind').ok.mean().items()}
 
-# %% ../nbs/05_pretrain.ipynb #11cdb1a7
+# %% ../nbs/05_pretrain.ipynb #4f181c8e
 class Watch:
     "Callback: answer the same prompts every `every` steps and append to samples.jsonl in the run's folder."
     def __init__(self,
@@ -156,7 +156,7 @@ def read_samples(
     rows = [json.loads(line) for line in Path(path).read_text(encoding='utf-8').splitlines()]
     return {r['step']: r['answers'] for r in sorted(rows, key=lambda r: r['step'])}
 
-# %% ../nbs/05_pretrain.ipynb #e5b50735
+# %% ../nbs/05_pretrain.ipynb #fb891d69
 def stage_stream(
     files, # parquet files
     tok, # tokenizer
@@ -167,7 +167,7 @@ def stage_stream(
     return PairStream([str(f) for f in files], tok, budget_tok=cfg.budget_tok, max_len=cfg.max_len, window=cfg.window, seed=cfg.seed,
                       rank=state.process_index, world=state.num_processes)
 
-# %% ../nbs/05_pretrain.ipynb #83402032
+# %% ../nbs/05_pretrain.ipynb #4298e0bd
 def stage_eval(
     tok, # tokenizer
     max_len:int, # longest prompt and answer, tokens
@@ -188,21 +188,22 @@ def stage_eval(
         return figures
     return evaluate
 
-# %% ../nbs/05_pretrain.ipynb #81be28ed
+# %% ../nbs/05_pretrain.ipynb #7d44f871
 def stage_figures(
     run:Run, # done
     tok, # tokenizer
     max_len:int=256, # longest prompt and answer, tokens
     n_test:int=2000, # test rows scored
-)->dict: # bits_per_char, exact_heldout by kind, speed, time
+)->dict: # bits_per_char, exact_heldout by kind, three answers, speed, time
     "What a finished stage reports: measured on test.parquet and on all held-out phrasings."
     model = run.acc.unwrap_model(run.model)
     test = read_pairs(require(run_path('data', 'test.parquet'), '00_data_cleaning'), n_test)
     last = [e for e in read_log(run.out/'log.jsonl') if 'loss_valid' in e][-1]
-    return {k: last[k] for k in ('loss_valid', 'bleu4')} | dict(bits_per_char=bits_per_char(model, tok, test, max_len), exact_heldout=heldout_exact(model, tok),
+    asked = [p for p, _ in test[:3]]
+    return {k: last[k] for k in ('loss_valid', 'bleu4')} | dict(answers=dict(zip(asked, greedy_answers(model, tok, asked, max_len=max_len))),bits_per_char=bits_per_char(model, tok, test, max_len), exact_heldout=heldout_exact(model, tok),
                        real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), real_tok=run.real_tok, seconds=run.seconds, steps=run.step)
 
-# %% ../nbs/05_pretrain.ipynb #4378c4f3
+# %% ../nbs/05_pretrain.ipynb #d2b68992
 def finish_stage(
     run:Run, # of `fit`
     tok, # tokenizer
@@ -214,10 +215,10 @@ def finish_stage(
         print(f'stopped by {run.stopped} at step {run.step} of {run.cfg.steps}; the same call goes on from here')
         return run
     save_model(run.acc.unwrap_model(run.model), tok, run.out/'model')
-    with write_aside(run.out/'figures.json') as tmp: tmp.write_text(json.dumps(figures or {}, indent=1))
+    with write_aside(run.out/'figures.json') as tmp: tmp.write_text(json.dumps(figures or {}, indent=1, ensure_ascii=False), encoding='utf-8')
     return run
 
-# %% ../nbs/05_pretrain.ipynb #9a9b9e05
+# %% ../nbs/05_pretrain.ipynb #8104a4f8
 def baseline_bits(
     train:list[tuple[str, str]], # pairs to count
     test:list[tuple[str, str]], # pairs to score
@@ -226,7 +227,7 @@ def baseline_bits(
     texts, scored = [r for _, r in train], [r for _, r in test]
     return {f'bits_per_char_{name}': CharBigram(texts, order=n).bits(scored) for n, name in [(1, 'unigram'), (2, 'bigram')]}
 
-# %% ../nbs/05_pretrain.ipynb #bcd47e26
+# %% ../nbs/05_pretrain.ipynb #eb9471f1
 def pretrain(
     cfg:PretrainCfg, # from `pretrain_cfg`
     watch:tuple[str, ...]=(), # questions answered ten times along the way, into samples.jsonl
@@ -244,7 +245,7 @@ def pretrain(
     floors = baseline_bits(read_pairs(files[0], 200_000), read_pairs(run_path('data', 'test.parquet'), 2000))
     return finish_stage(run, tok, stage_figures(run, tok, cfg.max_len) | floors)
 
-# %% ../nbs/05_pretrain.ipynb #fc350a22
+# %% ../nbs/05_pretrain.ipynb #15cc1674
 def rows_per_batch(
     stream:PairStream, # planned by token budget
     n_rows:int, # rows in an epoch
@@ -252,7 +253,7 @@ def rows_per_batch(
     "Mean rows in a batch: gives the Hugging Face path as many examples per step as ours."
     return max(1, round(n_rows / stream.n_batches(0)))
 
-# %% ../nbs/05_pretrain.ipynb #b03069be
+# %% ../nbs/05_pretrain.ipynb #88a107db
 def hf_fit(
     model:nn.Module, # trained in place; frozen parameters stay frozen
     tok, # tokenizer
