@@ -6,10 +6,11 @@
 #   make docs            the site, into _site/ (needs Quarto 1.9)
 #   make bench           benchmarks/*.py, results in benchmarks/results/
 #   make export          notebooks -> scclm/*.py, after you edited a notebook
+#   make outputs         outputs of the last course run -> nbs/, cleaned
 # The dials SCCLM_SCALE, SCCLM_RAW and SCCLM_RUNS are passed on:  SCCLM_RAW=~/corpus SCCLM_RUNS=runs_mine make course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup course test lab docs bench chat export
+.PHONY: help setup course test lab docs bench chat export outputs
 .DELETE_ON_ERROR:
 
 BIN   := .venv/bin
@@ -59,3 +60,6 @@ bench: $(STAMP)
 
 export: $(STAMP)
 	@$(BIN)/nbdev_export
+
+outputs: $(STAMP)
+	@$(BIN)/python .ci/store_outputs.py && $(BIN)/nbdev_clean

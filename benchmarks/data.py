@@ -1,24 +1,22 @@
 """Chapter 00 against its baselines: rows cleaned per second, near duplicates found per second, memory, word counting.
 
 Baseline and ours alternate in the same run on the same rows; the medians count.
-Rows come from a parquet file with prompt and response (`--parquet`), else from the generated sample corpus."""
+Rows come from a parquet file with prompt and response (`--data`), else from the generated sample corpus."""
 import argparse
 import html
 import json
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 
+from report import write
 from scclm import data_cleaning as dc
 
 HAN = re.compile('[\u3400-\u4dbf\u4e00-\u9fff]')
@@ -143,7 +141,7 @@ def rule_chain(args):
     "Row `rule chain`: every rule over every row, ours on all cores against per-character Python."
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
-    prompts, responses = rows_of(args.parquet, args.rows)
+    prompts, responses = rows_of(args.data, args.rows)
     chunks = [(prompts[k:k + 8192], responses[k:k + 8192]) for k in range(0, len(prompts), 8192)]
     cfg, got = dc.CleanCfg(), {}
     with ProcessPoolExecutor(args.workers, get_context('spawn')) as pool:
@@ -180,7 +178,7 @@ def near_pairs_datasketch(texts):
 
 def near_duplicates(args):
     "Row `near duplicates`: pairs of rows that are 0.85 alike in 4-grams, every tenth row planted as a near copy."
-    prompts, responses = rows_of(args.parquet, args.docs)
+    prompts, responses = rows_of(args.data, args.docs)
     texts = [dc.normal_form(f'{p}{r}') for p, r in zip(prompts, responses)]
     texts = [t for t in texts if len(t) >= 40]
     texts += [t[:len(t)//2] + '甲' + t[len(t)//2:] for t in texts[::10]]
@@ -221,7 +219,7 @@ ROWS = [rule_chain, near_duplicates, memory]
 def main():
     "Run the rows asked for, print them, write them."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--parquet', type=Path, help='file with prompt and response; default: the sample corpus')
+    p.add_argument('--data', type=Path, help='file with prompt and response; default: the sample corpus')
     p.add_argument('--rows', type=int, default=65536, help='rows of the rule chain')
     p.add_argument('--docs', type=int, default=8000, help='documents of the near duplicates')
     p.add_argument('--workers', type=int, default=2)
@@ -229,15 +227,8 @@ def main():
     p.add_argument('--only', nargs='*', choices=[f.__name__ for f in ROWS], help='functions to run')
     args = p.parse_args()
     rows = [r for f in ROWS if not args.only or f.__name__ in args.only for r in f(args)]
-    for r in rows: print(f"{r['what']:22} {r['ours']:>12,} {r['unit']:7} {r['baseline']:>12,} ({r['baseline_name']})  {r['ratio']}x")
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True).stdout.strip() or None
-    machine = f'{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total >> 30} GB'
-    out = Path(__file__).parent/'results'/'data.json'
-    old = {r['what']: r for r in json.loads(out.read_text())['rows']} if out.exists() else {}
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != 'parquet'} | dict(data=args.parquet.name if args.parquet else 'sample corpus')
-    result = dict(machine=machine, commit=commit, date=str(date.today()), config=config, rows=list((old | {r['what']: r for r in rows}).values()))
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + '\n')
+    config = {k: v for k, v in vars(args).items() if k != 'data'} | dict(data=args.data.name if args.data else 'sample corpus')
+    write('data', config, rows, merge=True)
 
 
 if __name__ == '__main__': main()

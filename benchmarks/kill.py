@@ -21,7 +21,7 @@ from scclm.sft import freeze
 from scclm.tokenizer import TokenizerCfg, load_tokenizer, train_tokenizer
 from scclm.trainer import TrainCfg, fit, newest_good, read_log
 
-SIGNALS = [signal.SIGKILL] * 8 + [signal.SIGTERM, signal.SIGINT]
+SIGNALS = [getattr(signal, 'SIGKILL', signal.SIGTERM)] * 8 + [signal.SIGTERM, signal.SIGINT] # forks: POSIX only
 
 def prepare(home:Path):
     "A small text set and its tokenizer."
@@ -57,7 +57,7 @@ def fingerprint(out:Path)->str:
     h.update((out / 'checkpoints/best.safetensors').read_bytes())
     return h.hexdigest()
 
-def session(fn, args, kill_after:float|None=None, sig=signal.SIGKILL)->bool:
+def session(fn, args, kill_after:float|None=None, sig=signal.SIGTERM)->bool:
     "Run fn in a fork; send it `sig` after so many seconds. True if the signal arrived while it ran."
     pid = os.fork()
     if not pid:

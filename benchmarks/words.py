@@ -1,11 +1,11 @@
 """Word counting against jieba in one process, encoding speed, and peak memory at a chosen size.
 
-    python benchmarks/words.py [--file data.parquet] [--rows 5000000]
+    python benchmarks/words.py [--data data.parquet] [--rows 5000000]
 
 Both sides read parquet, cut with jieba's dictionary mode and count; the baseline reads every k-th row of the same file. `--rows` counts
 a file of that many rows as well, each with a number of its own, so that distinct words grow with the rows; memory is summed over processes.
 """
-import argparse, os, subprocess, sys, tempfile, time
+import argparse, subprocess, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
 
@@ -85,11 +85,11 @@ def big(file:Path, n:int, out:Path, jieba_rows_per_s:float)->list[dict]:
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument('--file', type=Path, help='parquet with prompt and response; default: train.parquet of this scale')
+    p.add_argument('--data', type=Path, help='parquet with prompt and response; default: train.parquet of this scale')
     p.add_argument('--rows', type=int, default=0, help='also measure time and peak memory at this many rows')
     p.add_argument('--runs', type=int, default=3)
     a = p.parse_args()
-    file = a.file or require(run_path('data', 'train.parquet'), '00_data_cleaning')
+    file = a.data or require(run_path('data', 'train.parquet'), '00_data_cleaning')
     jieba.setLogLevel('ERROR'); jieba.initialize()
     with tempfile.TemporaryDirectory() as tmp:
         few, all_rows = thin(file, 4000, Path(tmp)/'few.parquet'), thin(file, 10**9, Path(tmp)/'all.parquet')
@@ -97,6 +97,6 @@ def main():
         pairs = [(rows_per_s(lambda f: count_words([f]), all_rows), rows_per_s(jieba_count, few)) for _ in range(a.runs)]
         rows = [row('word counting', *map(list, zip(*pairs)), 'jieba, one process', 'rows/s'), encoding(few, a.runs)]
         if a.rows: rows += big(all_rows, a.rows, Path(tmp)/'big.parquet', pairs[-1][1])
-    write('words', dict(file=file.name, rows=pq.ParquetFile(file).metadata.num_rows, workers=os.cpu_count(), big_rows=a.rows), rows)
+    write('data', dict(words_file=file.name, words_rows=pq.ParquetFile(file).metadata.num_rows, big_rows=a.rows), rows, merge=True)
 
 if __name__ == '__main__': main()
