@@ -1,9 +1,9 @@
-"""Put the outputs of the last clean run into the notebooks: `make outputs`.
+"""Put the outputs of the last clean run into the notebooks, and its figures into README.md: `make outputs`.
 
 Executed copies come from runs/<scale>/notebooks; a copy whose code is not the notebook's is refused. Widget state, execution
 metadata and progress on standard error are left out.
 """
-import sys
+import json, re, sys
 from pathlib import Path
 
 import nbformat
@@ -18,6 +18,37 @@ def stored(outputs):
         if 'metadata' in o: o['metadata'] = {}
     return keep
 
+def read(*parts): return json.loads(Path(*parts).read_text(encoding='utf-8'))
+
+def course_rows():
+    "The course of `make course`: chapters, then what came out."
+    record = read(run_path('course.json'))
+    chapters = record['chapters']
+    yield '| `make course`, tiny | |'
+    yield '|---|---|'
+    yield f"| {len(chapters)} chapters | {sum(c['seconds'] for c in chapters):.0f} s, peak {max(c['peak_rss_mb'] for c in chapters):,.0f} MB |"
+    for stage in ('pretrain', 'sft'):
+        f = read(run_path(stage, 'figures.json'))
+        exact = ', '.join(f'{k} {v:.3f}' for k, v in f['exact_heldout'].items())
+        yield f"| after {stage}: held-out exact match | {exact} |"
+        yield f"| after {stage}: bits per character, test | {f['bits_per_char']:.3f}" + (f" (bigram {f['bits_per_char_bigram']:.3f}, unigram {f['bits_per_char_unigram']:.3f})" if 'bits_per_char_bigram' in f else '') + ' |'
+
+def bench_rows(folder:Path):
+    "Every row of benchmarks/results/*.json."
+    yield '| benchmark | what | ours | baseline | unit | ratio |'
+    yield '|---|---|---|---|---|---|'
+    for path in sorted(folder.glob('*.json')):
+        for r in read(path)['rows']:
+            yield f"| {path.stem} | {r['what']} | {r['ours']:,.4g} | {r['baseline']:,.4g} ({r['baseline_name']}) | {r['unit']} | {r['ratio']:.2f} |"
+
+def fill_readme(root:Path):
+    "The tables between the results markers of README.md."
+    results, readme = root / 'benchmarks/results', root / 'README.md'
+    machine = next((read(p)['machine'] for p in sorted(results.glob('*.json'))), '')
+    text = '\n'.join([*course_rows(), '', *bench_rows(results), '', machine])
+    old = readme.read_text(encoding='utf-8')
+    readme.write_text(re.sub(r'(<!-- results:begin -->\n).*?(<!-- results:end -->)', lambda m: m[1] + text + '\n' + m[2], old, flags=re.S), encoding='utf-8')
+
 def main():
     nbs = checkout_root() / 'nbs'
     for done in sorted(run_path('notebooks').glob('*.ipynb')):
@@ -31,5 +62,6 @@ def main():
             if c.cell_type == 'code': c.outputs = stored(next(outputs))
         nbformat.write(nb, target)
         print(target.relative_to(nbs), f'{target.stat().st_size // 1024} KB')
+    fill_readme(checkout_root())
 
 if __name__ == '__main__': main()

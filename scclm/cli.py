@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STAGES', 'Stage', 'usage', 'parse', 'summary', 'main']
 
-# %% ../nbs/appendix/cli.ipynb #37ad6ece
+# %% ../nbs/appendix/cli.ipynb #39d90c66
 import logging, os, sys
 from dataclasses import dataclass
 from importlib import import_module
 
-# %% ../nbs/appendix/cli.ipynb #665f6c77
+# %% ../nbs/appendix/cli.ipynb #37bc76be
 @dataclass(frozen=True)
 class Stage:
     "Where a subcommand lives."
@@ -26,14 +26,14 @@ STAGES = dict(
     sft=Stage('sft', 'sft_cfg', 'sft', 'fine-tune it on instructions; again to resume'),
     chat=Stage('chat', 'ChatCfg', 'chat_terminal', 'talk to it'))
 
-# %% ../nbs/appendix/cli.ipynb #46eba5fb
+# %% ../nbs/appendix/cli.ipynb #9195c9aa
 def usage()->str: # text of `scclm --help`
     "One line per subcommand."
     lines = [f'  {name:<10} {s.does}' for name, s in STAGES.items()]
     return '\n'.join(['usage: scclm STAGE [--OPTION VALUE ...]', '', *lines, '',
                       '`scclm STAGE --help` lists the options. Dials: SCCLM_SCALE (tiny, mini, base), SCCLM_RAW, SCCLM_RUNS.'])
 
-# %% ../nbs/appendix/cli.ipynb #7bb7bf4b
+# %% ../nbs/appendix/cli.ipynb #242a064c
 def parse(
     name:str, # of the stage
     args:list[str], # options
@@ -44,7 +44,7 @@ def parse(
     preset = getattr(import_module(f'scclm.{stage.module}'), stage.preset)()
     return tyro.cli(type(preset), default=preset, args=args, prog=f'scclm {name}', description=stage.does)
 
-# %% ../nbs/appendix/cli.ipynb #f003ae5c
+# %% ../nbs/appendix/cli.ipynb #3cfd3391
 def summary(
     name:str, # of the stage
     result:object, # what its function returned
@@ -59,7 +59,7 @@ def summary(
         print((result.out/'figures.json').read_text(encoding='utf-8'))
     return 0
 
-# %% ../nbs/appendix/cli.ipynb #59f5a9ee
+# %% ../nbs/appendix/cli.ipynb #e49cc839
 def main(
     args:list[str]|None=None, # None: the process's arguments
 )->int: # exit code; 2 for what the user can mend
@@ -78,5 +78,5 @@ def main(
         print(f'scclm {args[0]}: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
 
-# %% ../nbs/appendix/cli.ipynb #73582942
+# %% ../nbs/appendix/cli.ipynb #102a9380
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

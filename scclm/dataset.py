@@ -8,13 +8,13 @@ __all__ = ['encode_pairs', 'collate', 'padding_share', 'check_files', 'group_siz
            'real_share', 'plot_padding', 'group_windows', 'EpochPlan', 'epoch_rows', 'walk', 'prefetched',
            'check_state', 'PairFiles', 'PairStream', 'PairDataset', 'pair_batches', 'hf_dataset']
 
-# %% ../nbs/02_dataset.ipynb #245b6c32
+# %% ../nbs/02_dataset.ipynb #b4a31528
 import atexit, copy, hashlib, queue, threading, time, zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Iterable, Iterator
 
-# %% ../nbs/02_dataset.ipynb #ffc85de3
+# %% ../nbs/02_dataset.ipynb #6c9a7128
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ from torch import LongTensor
 
 from .data_cleaning import run_path, write_aside
 
-# %% ../nbs/02_dataset.ipynb #9b6f1460
+# %% ../nbs/02_dataset.ipynb #c3e103bf
 def encode_pairs(
     prompts:list[str], # N questions
     responses:list[str], # N answers
@@ -38,7 +38,7 @@ def encode_pairs(
     ids = [o[:max_len-1] + [1] for o in ids]
     return list(zip(ids[:len(prompts)], ids[len(prompts):], strict=True))
 
-# %% ../nbs/02_dataset.ipynb #e24314b5
+# %% ../nbs/02_dataset.ipynb #1e6e75c6
 def _pad(rows:list[list[int]], fill:int)->tuple[LongTensor, LongTensor]:
     "Rows of different lengths to one rectangle, and its mask of real cells."
     n = np.array([len(o) for o in rows])
@@ -47,7 +47,7 @@ def _pad(rows:list[list[int]], fill:int)->tuple[LongTensor, LongTensor]:
     res[mask] = np.concatenate(rows)
     return torch.from_numpy(res), torch.from_numpy(mask.astype(np.int64))
 
-# %% ../nbs/02_dataset.ipynb #0efd3aa6
+# %% ../nbs/02_dataset.ipynb #cf29d920
 def collate(
     pairs:list[tuple[list[int], list[int]]], # (prompt ids, response ids); may be empty
 )->dict[str, LongTensor]: # input_ids (B, S) pad 0; attention_mask (B, S); labels (B, T) pad -100
@@ -57,7 +57,7 @@ def collate(
     ids, mask = _pad(ids, 0)
     return dict(input_ids=ids, attention_mask=mask, labels=_pad(labels, -100)[0])
 
-# %% ../nbs/02_dataset.ipynb #f1ac359c
+# %% ../nbs/02_dataset.ipynb #c23285e5
 def padding_share(
     batch:dict[str, LongTensor], # from `collate`
 )->float: # 0 … 1
@@ -65,12 +65,12 @@ def padding_share(
     cells = batch['input_ids'].numel() + batch['labels'].numel()
     return 1 - (batch['attention_mask'].sum() + (batch['labels'] != -100).sum()).item() / cells
 
-# %% ../nbs/02_dataset.ipynb #8d4e0f2b
+# %% ../nbs/02_dataset.ipynb #c3bfd053
 def _is_text(t:pa.DataType)->bool:
     "Any of Arrow's text types, dictionary-coded or not."
     return pa.types.is_string(t) or pa.types.is_large_string(t) or (pa.types.is_dictionary(t) and _is_text(t.value_type))
 
-# %% ../nbs/02_dataset.ipynb #80252d04
+# %% ../nbs/02_dataset.ipynb #9f225152
 def _check_file(path:Path):
     "Raise FileNotFoundError or ValueError unless `path` is parquet with rows and text columns prompt and response."
     if not path.is_file(): raise FileNotFoundError(f"{path} is missing: expected a parquet file with columns prompt and response")
@@ -81,7 +81,7 @@ def _check_file(path:Path):
         if not _is_text(schema.field(col).type): raise ValueError(f"{path}: column {col!r} is {schema.field(col).type}: expected text")
     if not meta.num_rows: raise ValueError(f"{path} has no rows: expected at least one")
 
-# %% ../nbs/02_dataset.ipynb #4f7e170e
+# %% ../nbs/02_dataset.ipynb #eb758bda
 def check_files(
     files, # a path or a list of paths of parquet files
 )->list[Path]: # the same, as a list
@@ -91,7 +91,7 @@ def check_files(
     for o in files: _check_file(o)
     return files
 
-# %% ../nbs/02_dataset.ipynb #f8ee1a89
+# %% ../nbs/02_dataset.ipynb #cbd6cc00
 def group_sizes(
     path:Path, # a parquet file
 )->list[int]: # rows of each row group
@@ -99,7 +99,7 @@ def group_sizes(
     meta = pq.read_metadata(path)
     return [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
 
-# %% ../nbs/02_dataset.ipynb #b33c784c
+# %% ../nbs/02_dataset.ipynb #ca78fb1b
 def _read_group(path:Path, g:int)->pa.Table:
     "One row group, two columns."
     try: t = pq.ParquetFile(path).read_row_group(g, columns=['prompt', 'response']).select(['prompt', 'response'])
@@ -109,14 +109,14 @@ def _read_group(path:Path, g:int)->pa.Table:
         if n := t[col].null_count: raise ValueError(f"{path}: row group {g}, column {col!r} has {n} null cells: expected text")
     return t.cast(pa.schema([('prompt', pa.large_string()), ('response', pa.large_string())]))
 
-# %% ../nbs/02_dataset.ipynb #910183a5
+# %% ../nbs/02_dataset.ipynb #a474bac4
 def read_groups(
     groups:list[tuple[Path, int]], # (file, row-group number), in the order wanted
 )->pa.Table: # columns prompt, response, one chunk each
     "Read whole row groups. Raises FileNotFoundError, OSError or ValueError that name the file."
     return pa.concat_tables([_read_group(path, g) for path, g in groups]).combine_chunks()
 
-# %% ../nbs/02_dataset.ipynb #a209d272
+# %% ../nbs/02_dataset.ipynb #4602f0a1
 def encode_files(
     files, # parquet file or files
     tok, # PreTrainedTokenizerFast
@@ -126,7 +126,7 @@ def encode_files(
     tables = (read_groups([(o, g)]) for o in check_files(files) for g in range(len(group_sizes(o))))
     for t in tables: yield from encode_pairs(t['prompt'].to_pylist(), t['response'].to_pylist(), tok, max_len)
 
-# %% ../nbs/02_dataset.ipynb #a1399e0e
+# %% ../nbs/02_dataset.ipynb #2e8853cb
 def token_lengths(
     path:Path, # a parquet file
     tok, # PreTrainedTokenizerFast
@@ -143,7 +143,7 @@ def token_lengths(
             beat(len(rows))
     return np.concatenate(parts)
 
-# %% ../nbs/02_dataset.ipynb #f3d12dda
+# %% ../nbs/02_dataset.ipynb #c528abbd
 def _file_key(path:Path)->str:
     "Identity of a parquet file without reading its rows: its size and its footer (schema, row groups, their sizes and statistics)."
     with open(path, 'rb') as f:
@@ -151,19 +151,19 @@ def _file_key(path:Path)->str:
         f.seek(-8 - int.from_bytes(f.read(4), 'little'), 2)
         return hashlib.sha256(b'%d ' % size + f.read()).hexdigest()[:16]
 
-# %% ../nbs/02_dataset.ipynb #e5c41fae
+# %% ../nbs/02_dataset.ipynb #eb03c4eb
 def _tok_key(tok)->str:
     "Identity of a tokenizer: its backend's JSON, without the padding and truncation switches that calls leave behind."
     return hashlib.sha256(tok.backend_tokenizer.to_str().partition('"added_tokens"')[2].encode()).hexdigest()[:16]
 
-# %% ../nbs/02_dataset.ipynb #93aa1c9d
+# %% ../nbs/02_dataset.ipynb #72b79d68
 def _save_index(path:Path, lens:np.ndarray):
     "Write the lengths, and as last row their CRC-32, aside; then rename."
     lens = np.ascontiguousarray(lens)
     crc = zlib.crc32(lens)
     with write_aside(path) as tmp, open(tmp, 'wb') as f: np.save(f, np.append(lens, np.array([[crc % 65536, crc // 65536]], np.uint16), axis=0))
 
-# %% ../nbs/02_dataset.ipynb #a35ed853
+# %% ../nbs/02_dataset.ipynb #551317ae
 def _load_index(path:Path, rows:int)->np.ndarray|None:
     "The lengths, memory-mapped; None if the file is missing or damaged."
     try: a = np.load(path, mmap_mode='r', allow_pickle=False)
@@ -171,7 +171,7 @@ def _load_index(path:Path, rows:int)->np.ndarray|None:
     if a.shape != (rows + 1, 2) or a.dtype != np.uint16 or not a.flags.c_contiguous: return None
     return a[:-1] if zlib.crc32(a[:-1]) == int(a[-1, 0]) + 65536 * int(a[-1, 1]) else None
 
-# %% ../nbs/02_dataset.ipynb #a00feb94
+# %% ../nbs/02_dataset.ipynb #fdde867a
 def _wait_index(path:Path, rows:int, patience_s:float)->np.ndarray|None:
     "Wait for another rank's index as long as its heartbeat file changes; None if that stands still for `patience_s`."
     beat, seen, since = path.with_suffix('.building'), None, time.monotonic()
@@ -181,12 +181,12 @@ def _wait_index(path:Path, rows:int, patience_s:float)->np.ndarray|None:
         if now != seen: seen, since = now, time.monotonic()
         time.sleep(0.1)
 
-# %% ../nbs/02_dataset.ipynb #e25c2e10
+# %% ../nbs/02_dataset.ipynb #69107ca7
 def _index_path(path:Path, tok, index_dir:Path|None)->Path:
     "The index of one file with one tokenizer."
     return Path(index_dir or run_path('data', 'lengths'))/f'{path.stem}-{_file_key(path)}-{_tok_key(tok)}.npy'
 
-# %% ../nbs/02_dataset.ipynb #fa68ab85
+# %% ../nbs/02_dataset.ipynb #af784011
 def _build_index(path:Path, tok, name:Path, rows:int, progress:bool|None)->np.ndarray:
     "Tokenise, save, map. The heartbeat file tells waiting ranks that work goes on."
     from tqdm import tqdm
@@ -199,7 +199,7 @@ def _build_index(path:Path, tok, name:Path, rows:int, progress:bool|None)->np.nd
         finally: beat.unlink(missing_ok=True)
     return _load_index(name, rows)
 
-# %% ../nbs/02_dataset.ipynb #34c8699a
+# %% ../nbs/02_dataset.ipynb #51b4ebc7
 def length_index(
     files, # parquet file or files
     tok, # PreTrainedTokenizerFast
@@ -217,7 +217,7 @@ def length_index(
         res.append(_build_index(path, tok, name, rows, progress) if lens is None else lens)
     return res
 
-# %% ../nbs/02_dataset.ipynb #717f4921
+# %% ../nbs/02_dataset.ipynb #f4699b4e
 def kept_lengths(
     lens:np.ndarray, # (N, 2) tokens without [EOS]
     max_len:int, # tokens kept per text, [EOS] included
@@ -225,7 +225,7 @@ def kept_lengths(
     "Add the [EOS] and cut."
     return np.minimum(lens.astype(np.int32) + 1, max_len)
 
-# %% ../nbs/02_dataset.ipynb #09a9987b
+# %% ../nbs/02_dataset.ipynb #b10b9d58
 def length_order(
     lens:np.ndarray, # (N, 2) tokens of prompt and response
     budget_tok:int, # most cells in a batch
@@ -234,7 +234,7 @@ def length_order(
     band = lens[:, 1] // max(1, round(budget_tok ** 0.5 / 10))
     return np.lexsort((np.where(band % 2, -lens[:, 0], lens[:, 0]), band))
 
-# %% ../nbs/02_dataset.ipynb #3f35af88
+# %% ../nbs/02_dataset.ipynb #359b1e38
 def cut_batches(
     lens:np.ndarray, # (N, 2) tokens of prompt and response, in the order to cut
     budget_tok:int, # most cells, padding included, in a batch; a single longer row is a batch of its own
@@ -248,7 +248,7 @@ def cut_batches(
         if n == 1 or n * (p + r) > budget_tok: cuts.append(i); n, p, r = 1, a, b
     return cuts + [len(lens)]
 
-# %% ../nbs/02_dataset.ipynb #4fa77754
+# %% ../nbs/02_dataset.ipynb #65820631
 def permutation(
     n:int, # how many
     *key:int, # numbers >= 0, such as seed, epoch, window
@@ -256,7 +256,7 @@ def permutation(
     "A shuffle that is a function of its key alone: sorts raw PCG64 words, a stream that NumPy promises never to change."
     return np.argsort(np.random.PCG64([*key, len(key)]).random_raw(n), kind='stable')
 
-# %% ../nbs/02_dataset.ipynb #ade26053
+# %% ../nbs/02_dataset.ipynb #3d2474da
 def plan_window(
     lens:np.ndarray, # (N, 2) tokens of the window's rows
     budget_tok:int, # most cells in a batch
@@ -269,7 +269,7 @@ def plan_window(
     batches = [order[a:b] for a, b in zip(cuts, cuts[1:])]
     return batches if key is None else [batches[i] for i in permutation(len(batches), *key, 1)]
 
-# %% ../nbs/02_dataset.ipynb #11545bec
+# %% ../nbs/02_dataset.ipynb #32abc2e6
 def real_share(
     lens:np.ndarray, # (N, 2) tokens of prompt and response
     batches:list[np.ndarray], # row numbers of each batch
@@ -278,7 +278,7 @@ def real_share(
     real, cells = zip(*[(lens[b].sum(), len(b) * lens[b].max(0).sum()) for b in batches])
     return float(sum(real) / sum(cells))
 
-# %% ../nbs/02_dataset.ipynb #3f188f08
+# %% ../nbs/02_dataset.ipynb #da0151b7
 def plot_padding(
     shares:dict[str, float], # way of batching -> share of real tokens
     ax=None, # matplotlib Axes
@@ -292,7 +292,7 @@ def plot_padding(
     ax.set(xlabel='cells of a batch (%)', xlim=(0, 100)); ax.legend(ncols=2, fontsize=8, loc='lower right', bbox_to_anchor=(1, 1))
     return ax
 
-# %% ../nbs/02_dataset.ipynb #328b5645
+# %% ../nbs/02_dataset.ipynb #c367c66c
 def group_windows(
     rows:list[int], # rows of each row group, in the epoch's order
     window:int, # rows in a window, at least
@@ -304,7 +304,7 @@ def group_windows(
     if n: cuts.append(len(rows))
     return [range(a, b) for a, b in zip(cuts, cuts[1:])]
 
-# %% ../nbs/02_dataset.ipynb #5222bf15
+# %% ../nbs/02_dataset.ipynb #2fcb860d
 class EpochPlan:
     "Which rows make up which batch: a function of lengths, seed and epoch alone. It never touches text."
     def __init__(self,
@@ -336,7 +336,7 @@ class EpochPlan:
         lens = kept_lengths(np.concatenate([self.lens[f][a:a+n] for f, _, a, n in groups]), self.max_len)
         return plan_window(lens, self.budget_tok, (self.seed, epoch, w) if self.shuffle else None)
 
-# %% ../nbs/02_dataset.ipynb #97aef946
+# %% ../nbs/02_dataset.ipynb #2acaca04
 def epoch_rows(
     plan:EpochPlan, # the planner
     epoch:int=0, # 0-based
@@ -348,13 +348,13 @@ def epoch_rows(
         res.append([rows[b] for b in plan.batches(groups, epoch, w)])
     return res
 
-# %% ../nbs/02_dataset.ipynb #4830aeca
+# %% ../nbs/02_dataset.ipynb #6f4fe260
 def _after(epoch:int, w:int, b:int, n_windows:int, n_batches:int)->tuple[int, int, int]:
     "The position that follows batch `b` of window `w`."
     if b + 1 < n_batches: return epoch, w, b + 1
     return (epoch, w + 1, 0) if w + 1 < n_windows else (epoch + 1, 0, 0)
 
-# %% ../nbs/02_dataset.ipynb #932aa65e
+# %% ../nbs/02_dataset.ipynb #e2578b1a
 def walk(
     plan:EpochPlan, # the planner
     pos:tuple[int, int, int]=(0, 0, 0), # epoch, window, batch to begin with
@@ -370,14 +370,14 @@ def walk(
             b0 = 0
         epoch, w0 = epoch + 1, 0
 
-# %% ../nbs/02_dataset.ipynb #d831e009
+# %% ../nbs/02_dataset.ipynb #a663edb9
 def _put(q:queue.Queue, o, stop:threading.Event):
     "Put `o` as soon as there is room, unless told to stop."
     while not stop.is_set():
         try: return q.put(o, timeout=0.1)
         except queue.Full: pass
 
-# %% ../nbs/02_dataset.ipynb #81647439
+# %% ../nbs/02_dataset.ipynb #79c17700
 def _produce(items:Iterable, q:queue.Queue, stop:threading.Event):
     "The thread's work: (item, None) each, then (None, the exception that ended it)."
     try:
@@ -387,7 +387,7 @@ def _produce(items:Iterable, q:queue.Queue, stop:threading.Event):
         _put(q, (None, StopIteration()), stop)
     except BaseException as e: _put(q, (None, e), stop)
 
-# %% ../nbs/02_dataset.ipynb #fa55d121
+# %% ../nbs/02_dataset.ipynb #35ad4da7
 def prefetched(
     items:Iterable, # slow to produce
     n:int, # how many may wait ready; 0: no thread
@@ -408,7 +408,7 @@ def prefetched(
             yield o
     finally: end(); atexit.unregister(end)
 
-# %% ../nbs/02_dataset.ipynb #9b69f356
+# %% ../nbs/02_dataset.ipynb #49b8b6ef
 def check_state(
     state:dict, # from `PairStream.state_dict`
     own:dict, # what this stream is made of
@@ -421,7 +421,7 @@ def check_state(
     if not all(type(o) is int and o >= 0 for o in pos): raise ValueError(f"stream state has (epoch, window, batch) = {pos}: expected three integers >= 0")
     return pos
 
-# %% ../nbs/02_dataset.ipynb #0f4fc24c
+# %% ../nbs/02_dataset.ipynb #97247bd3
 def _check_position(plan:EpochPlan, pos:tuple[int, int, int]):
     "Refuse a position that the plan does not have."
     epoch, w, b = pos
@@ -429,7 +429,7 @@ def _check_position(plan:EpochPlan, pos:tuple[int, int, int]):
     if w >= len(windows) or b >= len(plan.batches(windows[w], epoch, w)):
         raise ValueError(f"stream state has (epoch, window, batch) = {pos}, beyond the end of the epoch: the state is damaged")
 
-# %% ../nbs/02_dataset.ipynb #39330a61
+# %% ../nbs/02_dataset.ipynb #469034aa
 def _check_dials(budget_tok:int, max_len:int, window:int, seed:int, rank:int, world:int, prefetch:int):
     "Refuse values that cannot work, naming them."
     for name, v, ok, want in [
@@ -438,13 +438,13 @@ def _check_dials(budget_tok:int, max_len:int, window:int, seed:int, rank:int, wo
             ('rank', rank, 0 <= rank < world, f'from 0 to world - 1 = {world - 1}'), ('prefetch', prefetch, prefetch >= 0, '>= 0')]:
         if not ok: raise ValueError(f"{name}={v} must be {want}")
 
-# %% ../nbs/02_dataset.ipynb #bd64ed10
+# %% ../nbs/02_dataset.ipynb #11aad985
 def _stream_key(files:list[Path], tok, plan:EpochPlan)->dict:
     "What a position depends on: files, tokenizer, dials. Not the number of ranks."
     return dict(fingerprint='+'.join(map(_file_key, files)), tokenizer=_tok_key(tok), budget_tok=plan.budget_tok, max_len=plan.max_len,
                 window_rows=plan.window, seed=plan.seed, shuffle=plan.shuffle)
 
-# %% ../nbs/02_dataset.ipynb #f958f5b8
+# %% ../nbs/02_dataset.ipynb #5a05f233
 class PairFiles:
     "Parquet files, their token lengths, and the plan of every epoch. No text is read until someone iterates."
     def __init__(self,
@@ -481,7 +481,7 @@ class PairFiles:
         "Exact number of batches in this epoch, from the lengths."
         return sum(len(self.planner.batches(g, epoch, w)) for w, g in enumerate(self.planner.windows(epoch)))
 
-# %% ../nbs/02_dataset.ipynb #6e28d4c4
+# %% ../nbs/02_dataset.ipynb #b7d5fd81
 class PairStream(PairFiles):
     "Batches from parquet, epoch after epoch. Resumes at any batch; any number of ranks share the same global batches."
     def state_dict(self)->dict: # integers, strings and a boolean; JSON-able
@@ -509,7 +509,7 @@ class PairStream(PairFiles):
             own = text.take(rows[self.rank::self.world])
             yield after, collate(encode_pairs(own['prompt'].to_pylist(), own['response'].to_pylist(), self.tok, self.planner.max_len))
 
-# %% ../nbs/02_dataset.ipynb #0ec27a7d
+# %% ../nbs/02_dataset.ipynb #691abf71
 class PairDataset:
     "Encoded pairs in memory, map style."
     def __init__(self,
@@ -541,7 +541,7 @@ class PairDataset:
         "Read and encode whole files. Raises ValueError or FileNotFoundError as `check_files` does."
         return cls(encode_files(files, tok, max_len))
 
-# %% ../nbs/02_dataset.ipynb #7a1afbed
+# %% ../nbs/02_dataset.ipynb #58b41f7d
 def pair_batches(
     pairs, # PairDataset or list of (prompt ids, response ids)
     budget_tok:int=4096, # most cells in a batch
@@ -551,7 +551,7 @@ def pair_batches(
     lens = np.array([(len(p), len(r)) for p, r in pairs]).reshape(-1, 2)
     return [collate([pairs[i] for i in b]) for b in plan_window(lens, budget_tok)]
 
-# %% ../nbs/02_dataset.ipynb #07ef5764
+# %% ../nbs/02_dataset.ipynb #38f198b6
 def hf_dataset(
     files, # parquet file or files
     tok, # PreTrainedTokenizerFast

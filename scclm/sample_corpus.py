@@ -9,7 +9,7 @@ __all__ = ['RELATIONS', 'EVENTS', 'Exercise', 'TASKS', 'RECORD', 'ANSWER_KEY', '
            'copy_rows', 'long_rows', 'articles', 'sft_rows', 'heldout_rows', 'spoil_rows', 'dirty_rows', 'leaks',
            'broken_lines', 'wiki_files', 'Corpus', 'intended', 'make_sample_corpus', 'char_counts', 'plot_char_counts']
 
-# %% ../nbs/appendix/sample_corpus.ipynb #92dfac1d
+# %% ../nbs/appendix/sample_corpus.ipynb #18b2e5e7
 import csv
 import io
 import json
@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/appendix/sample_corpus.ipynb #1eee9e30
+# %% ../nbs/appendix/sample_corpus.ipynb #4fdd1138
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# %% ../nbs/appendix/sample_corpus.ipynb #d829ce6f
+# %% ../nbs/appendix/sample_corpus.ipynb #0378e1dc
 class Relation(NamedTuple):
     "One kind of fact: a table, the one answer sentence, and the ways to ask."
     rows:tuple[tuple[str, ...], ...] # one tuple of columns per fact; column 0 is the subject, column 1 the object
@@ -31,7 +31,7 @@ class Relation(NamedTuple):
     asks:tuple[str, ...] # question templates used in training
     reserved:tuple[str, ...] # question templates that training never sees
 
-# %% ../nbs/appendix/sample_corpus.ipynb #1b9138c2
+# %% ../nbs/appendix/sample_corpus.ipynb #e863cd7f
 RELATIONS:dict[str, Relation] = {} # name -> relation, filled by the tables below
 
 def _add(name, answer, rows, asks, reserved):
@@ -39,7 +39,7 @@ def _add(name, answer, rows, asks, reserved):
     split = lambda text: tuple(''.join(text.split('\n')).split('/'))
     RELATIONS[name] = Relation(tuple(tuple(r.split('|')) for r in rows.split()), answer, split(asks), split(reserved))
 
-# %% ../nbs/appendix/sample_corpus.ipynb #136a7d38
+# %% ../nbs/appendix/sample_corpus.ipynb #6842ebab
 _add('province', '{0}的{3}是{1}，简称{2}。', '''
 河北省|石家庄市|冀|省会 山西省|太原市|晋|省会 辽宁省|沈阳市|辽|省会 吉林省|长春市|吉|省会 黑龙江省|哈尔滨市|黑|省会
 江苏省|南京市|苏|省会 浙江省|杭州市|浙|省会 安徽省|合肥市|皖|省会 福建省|福州市|闽|省会 江西省|南昌市|赣|省会
@@ -51,7 +51,7 @@ _add('province', '{0}的{3}是{1}，简称{2}。', '''
 我想去{0}的{3}，应该去哪座城市？/{0}简称什么，{3}又是哪里？/地理题：{0}的{3}，答案是？/说一说{0}的{3}和简称/考考你，{0}把{3}设在哪座城市？''',
 '{0}的{3}是什么地方？/请说出{0}的{3}是哪个城市')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #032f91f2
+# %% ../nbs/appendix/sample_corpus.ipynb #40ac5723
 _add('plate', '车牌上的“{0}”字代表的是{1}。', '''
 京|北京市 津|天津市 沪|上海市 渝|重庆市 冀|河北省 晋|山西省 辽|辽宁省 吉|吉林省 黑|黑龙江省 苏|江苏省 浙|浙江省 皖|安徽省 闽|福建省
 赣|江西省 鲁|山东省 豫|河南省 鄂|湖北省 湘|湖南省 粤|广东省 琼|海南省 川|四川省 贵|贵州省 云|云南省 陕|陕西省 甘|甘肃省 青|青海省
@@ -61,7 +61,7 @@ _add('plate', '车牌上的“{0}”字代表的是{1}。', '''
 停车场有一辆{0}字头的车，是哪里的车？/你认识“{0}”字车牌吗，说说它的来历''',
 '车牌上有个“{0}”字，这是哪里的车？/“{0}”字车牌是哪个地方的？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #f03ff1bd
+# %% ../nbs/appendix/sample_corpus.ipynb #3436b20d
 _add('capital', '{0}的首都是{1}，这座城市位于{2}。', '''
 中国|北京|亚洲 日本|东京|亚洲 韩国|首尔|亚洲 朝鲜|平壤|亚洲 蒙古国|乌兰巴托|亚洲 越南|河内|亚洲 老挝|万象|亚洲 柬埔寨|金边|亚洲
 泰国|曼谷|亚洲 马来西亚|吉隆坡|亚洲 菲律宾|马尼拉|亚洲 印度|新德里|亚洲 巴基斯坦|伊斯兰堡|亚洲 尼泊尔|加德满都|亚洲 孟加拉国|达卡|亚洲
@@ -74,7 +74,7 @@ _add('capital', '{0}的首都是{1}，这座城市位于{2}。', '''
 {0}这个国家的首都是哪座城市？/到{0}的首都旅游，应该去哪儿？/世界地理：{0}，首都是什么/想去{0}看看，它的首都叫什么名字？/谁能说出{0}的首都以及它在哪个洲''',
 '{0}的首都是什么地方？/请说出{0}的首都是哪个城市')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #f1303ccf
+# %% ../nbs/appendix/sample_corpus.ipynb #01a2e027
 _add('sight', '{0}位于{1}，是有名的旅游景点。', '''
 故宫|北京市 颐和园|北京市 天坛|北京市 八达岭长城|北京市 外滩|上海市 东方明珠|上海市 西湖|浙江省杭州市 千岛湖|浙江省杭州市
 兵马俑|陕西省西安市 大雁塔|陕西省西安市 华山|陕西省 泰山|山东省 趵突泉|山东省济南市 蓬莱阁|山东省烟台市 黄山|安徽省 九华山|安徽省
@@ -86,14 +86,14 @@ _add('sight', '{0}位于{1}，是有名的旅游景点。', '''
 放假想看看{0}，应该去哪里旅游？/听说{0}很有名，它在哪儿呢？/{0}坐落在哪里，是做什么的地方？/导游，{0}到底在什么地方啊/去{0}的话，该买到哪里的票？/去{0}旅游以前，先问一句：它在什么地方？/要去{0}，得往哪个省走？''',
 '你知道{0}位于哪里吗？/去{0}旅游要到哪个地方？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #ebfb0edf
+# %% ../nbs/appendix/sample_corpus.ipynb #96311038
 _add('nickname', '人们常说的“{0}”指的是{1}这座城市。', '''
 冰城|哈尔滨 山城|重庆 泉城|济南 春城|昆明 羊城|广州 蓉城|成都 江城|武汉 星城|长沙 鹏城|深圳 榕城|福州 日光城|拉萨 瓷都|景德镇
 ''', '''“{0}”指的是哪座城市？/哪个城市又叫{0}？/{0}是哪里的别名？/请问大家说的{0}是什么地方？/被称为“{0}”的是哪儿/
 {0}这个名字说的是哪座城市？/朋友说他住在{0}，他住在哪座城市？/新闻里提到{0}，那是哪里？/城市别名：{0}，猜一座城市/为什么说到{0}，大家就想到一座城市，是哪座？/哪座城市被称作{0}？/大家口中的{0}，说的是哪座城市？/哪座城市被人们叫成{0}？''',
 '“{0}”是哪座城市的别名？/哪座城市被大家叫作{0}？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #8a285539
+# %% ../nbs/appendix/sample_corpus.ipynb #1ecec1ab
 _add('poem', '古诗《{0}》的作者是{1}的{2}。', '''
 静夜思|唐代|李白 望庐山瀑布|唐代|李白 早发白帝城|唐代|李白 赠汪伦|唐代|李白 蜀道难|唐代|李白 春望|唐代|杜甫 望岳|唐代|杜甫
 春夜喜雨|唐代|杜甫 茅屋为秋风所破歌|唐代|杜甫 春晓|唐代|孟浩然 登鹳雀楼|唐代|王之涣 鹿柴|唐代|王维 山居秋暝|唐代|王维 相思|唐代|王维
@@ -107,7 +107,7 @@ _add('poem', '古诗《{0}》的作者是{1}的{2}。', '''
 老师让我查《{0}》的作者/背诵《{0}》时要先报作者，应该报谁？/《{0}》这首古诗，作者叫什么名字？/语文课：写出《{0}》作者的姓名和朝代/你知道是谁创作了《{0}》吗？''',
 '请问古诗《{0}》是谁写的？/《{0}》这首诗的作者是哪位诗人？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #b9d786c7
+# %% ../nbs/appendix/sample_corpus.ipynb #2cb7e273
 _add('couplet', '“{0}”的下一句是“{1}”。', '''
 床前明月光|疑是地上霜 举头望明月|低头思故乡 白日依山尽|黄河入海流 欲穷千里目|更上一层楼 春眠不觉晓|处处闻啼鸟 锄禾日当午|汗滴禾下土
 谁知盘中餐|粒粒皆辛苦 千山鸟飞绝|万径人踪灭 孤舟蓑笠翁|独钓寒江雪 红豆生南国|春来发几枝 离离原上草|一岁一枯荣 野火烧不尽|春风吹又生
@@ -127,7 +127,7 @@ _add('couplet', '“{0}”的下一句是“{1}”。', '''
 我只记得“{0}”，接下来是什么？/对诗游戏开始，我说“{0}”，你来接/“{0}”的下半句是？/老师念了一句“{0}”，下面该背哪句？/补全这联诗，上句是{0}''',
 '诗句“{0}”的下一句是哪一句？/“{0}”后面一句是什么？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #12148306
+# %% ../nbs/appendix/sample_corpus.ipynb #3507cf88
 _add('work', '《{0}》这部作品的作者是{1}的{2}。', '''
 红楼梦|清代|曹雪芹 西游记|明代|吴承恩 聊斋志异|清代|蒲松龄 儒林外史|清代|吴敬梓 史记|西汉|司马迁 资治通鉴|北宋|司马光 本草纲目|明代|李时珍
 天工开物|明代|宋应星 梦溪笔谈|北宋|沈括 茶经|唐代|陆羽 孙子兵法|春秋|孙武 水经注|北魏|郦道元 齐民要术|北魏|贾思勰 说文解字|东汉|许慎
@@ -141,7 +141,7 @@ _add('work', '《{0}》这部作品的作者是{1}的{2}。', '''
 《{0}》这本书的作者叫什么名字？/请问《{0}》出自谁的笔下？/名著《{0}》的作家是哪个时代或哪个国家的谁/文学常识：《{0}》，作者是/能告诉我《{0}》由谁创作的吗？''',
 '请问名著《{0}》是谁写的？/《{0}》这部作品的作家是哪位？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #5189c8c7
+# %% ../nbs/appendix/sample_corpus.ipynb #916290e8
 _add('character', '{0}是名著《{1}》里的人物形象。', '''
 孙悟空|西游记 猪八戒|西游记 沙和尚|西游记 白骨精|西游记 林黛玉|红楼梦 贾宝玉|红楼梦 薛宝钗|红楼梦 王熙凤|红楼梦 刘姥姥|红楼梦
 武松|水浒传 林冲|水浒传 鲁智深|水浒传 李逵|水浒传 范进|儒林外史 祥子|骆驼祥子 虎妞|骆驼祥子 翠翠|边城 方鸿渐|围城 崔莺莺|西厢记
@@ -150,7 +150,7 @@ _add('character', '{0}是名著《{1}》里的人物形象。', '''
 你知道{0}出现在哪部作品中吗？/{0}这个人物是从哪本名著来的？/猜书名：书里有个人叫{0}/说起{0}，大家会想到哪部名著？/同学扮演了{0}，演的是哪部作品？''',
 '{0}是哪本名著中的角色？/哪部名著里有{0}这个人物？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #79f97546
+# %% ../nbs/appendix/sample_corpus.ipynb #901ae660
 _add('honour', '被后人尊称为“{0}”的是{1}的{2}。', '''
 诗仙|唐代|李白 诗圣|唐代|杜甫 诗佛|唐代|王维 诗鬼|唐代|李贺 诗豪|唐代|刘禹锡 药王|唐代|孙思邈 医圣|东汉|张仲景 茶圣|唐代|陆羽 书圣|东晋|王羲之
 画圣|唐代|吴道子 兵圣|春秋|孙武 亚圣|战国|孟子 武圣|三国|关羽 史圣|西汉|司马迁
@@ -158,7 +158,7 @@ _add('honour', '被后人尊称为“{0}”的是{1}的{2}。', '''
 称号“{0}”属于哪位古人？/书上常提到{0}，这个人叫什么名字？/有“{0}”之称的古人是谁？/猜人名：后人叫他{0}/为什么叫{0}，说的又是哪一位？''',
 '“{0}”是哪位古人的称号？/请问被称为{0}的是谁？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #a26e4486
+# %% ../nbs/appendix/sample_corpus.ipynb #1cbda072
 _add('idiom', '成语“{0}”讲的是{1}的故事。', '''
 卧薪尝胆|越王勾践 破釜沉舟|项羽 负荆请罪|廉颇 完璧归赵|蔺相如 三顾茅庐|刘备 草船借箭|诸葛亮 望梅止渴|曹操 指鹿为马|赵高 纸上谈兵|赵括
 背水一战|韩信 围魏救赵|孙膑 图穷匕见|荆轲 闻鸡起舞|祖逖 凿壁偷光|匡衡 洛阳纸贵|左思 入木三分|王羲之 东山再起|谢安 江郎才尽|江淹
@@ -169,7 +169,7 @@ _add('idiom', '成语“{0}”讲的是{1}的故事。', '''
 写作文要用“{0}”，它说的是哪个人物？/谁的故事后来变成了成语{0}？/历史典故：{0}，人物是？/你听过{0}的故事吗，主角叫什么名字？/想知道“{0}”背后是哪一位古人''',
 '成语“{0}”的主角是哪个人？/{0}这个成语说的是哪位古人？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #02f8fbf4
+# %% ../nbs/appendix/sample_corpus.ipynb #086478b4
 _add('saying', '歇后语“{0}”的后半句是“{1}”。', '''
 泥菩萨过江|自身难保 哑巴吃黄连|有苦说不出 竹篮打水|一场空 肉包子打狗|有去无回 外甥打灯笼|照旧 孔夫子搬家|净是书 猪八戒照镜子|里外不是人
 姜太公钓鱼|愿者上钩 狗咬吕洞宾|不识好人心 八仙过海|各显神通 黄鼠狼给鸡拜年|没安好心 千里送鹅毛|礼轻情意重 芝麻开花|节节高
@@ -180,7 +180,7 @@ _add('saying', '歇后语“{0}”的后半句是“{1}”。', '''
 我说{0}，你来对下半截/歇后语题目：{0}，打几个字/俗话“{0}”的下文是？/{0}这句歇后语的谜底是什么？/你会接“{0}”吗，来试一试''',
 '歇后语“{0}”的后面是什么？/请接歇后语的后半句：{0}')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #7e2e7031
+# %% ../nbs/appendix/sample_corpus.ipynb #6bd9e5da
 _add('solar_term', '{0}是{2}的节气，它后面是{1}。', '''
 立春|雨水|春季 雨水|惊蛰|春季 惊蛰|春分|春季 春分|清明|春季 清明|谷雨|春季 谷雨|立夏|春季 立夏|小满|夏季 小满|芒种|夏季 芒种|夏至|夏季
 夏至|小暑|夏季 小暑|大暑|夏季 大暑|立秋|夏季 立秋|处暑|秋季 处暑|白露|秋季 白露|秋分|秋季 秋分|寒露|秋季 寒露|霜降|秋季 霜降|立冬|秋季
@@ -189,7 +189,7 @@ _add('solar_term', '{0}是{2}的节气，它后面是{1}。', '''
 过完{0}，接下来等哪个节气？/背节气歌背到{0}，下一个该背什么？/今天是{0}，这是哪一季，下个节气呢？/日历上写着{0}，后面的节气叫什么名字？/说说节气{0}的季节和它之后的节气''',
 '节气{0}后面是哪个节气？/{0}是哪个季节的节气？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #5bbc8b7f
+# %% ../nbs/appendix/sample_corpus.ipynb #cfb53cc8
 _add('festival', '{0}在{1}，人们会{2}。', '''
 春节|农历正月初一|贴春联、拜年 元宵节|农历正月十五|吃元宵、看花灯 端午节|农历五月初五|吃粽子、赛龙舟 七夕节|农历七月初七|讲牛郎织女的故事
 中元节|农历七月十五|祭拜祖先 中秋节|农历八月十五|赏月、吃月饼 重阳节|农历九月初九|登高、赏菊 腊八节|农历腊月初八|喝腊八粥
@@ -201,7 +201,7 @@ _add('festival', '{0}在{1}，人们会{2}。', '''
 快到{0}了，它是哪天，要做什么？/人们一般怎么过{0}？/给外国朋友介绍一下{0}/我忘了{0}的日期，提醒我一下吧''',
 '{0}在哪一天，人们做什么？/请问{0}是什么日子？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #133d4686
+# %% ../nbs/appendix/sample_corpus.ipynb #c4c45be7
 _add('zodiac', '在十二生肖里，{0}排第{1}，{2}。', '''
 鼠|一|后面是牛 牛|二|后面是虎 虎|三|后面是兔 兔|四|后面是龙 龙|五|后面是蛇 蛇|六|后面是马 马|七|后面是羊 羊|八|后面是猴
 猴|九|后面是鸡 鸡|十|后面是狗 狗|十一|后面是猪 猪|十二|前面是狗
@@ -209,7 +209,7 @@ _add('zodiac', '在十二生肖里，{0}排第{1}，{2}。', '''
 我属{0}，我的生肖排在哪儿？/数一数十二生肖，{0}是第几个？/{0}在生肖里挨着谁，排第几/给孩子讲讲生肖{0}的次序/生肖排队，轮到{0}的时候是第几号？''',
 '十二生肖里的{0}排第几？/请问属{0}的生肖排第几位？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #8788e033
+# %% ../nbs/appendix/sample_corpus.ipynb #588e33c4
 _add('element', '{0}的元素符号是{1}，原子序数是{2}。', '''
 氢|H|1 氦|He|2 锂|Li|3 铍|Be|4 硼|B|5 碳|C|6 氮|N|7 氧|O|8 氟|F|9 氖|Ne|10 钠|Na|11 镁|Mg|12 铝|Al|13 硅|Si|14 磷|P|15 硫|S|16 氯|Cl|17
 氩|Ar|18 钾|K|19 钙|Ca|20 钪|Sc|21 钛|Ti|22 钒|V|23 铬|Cr|24 锰|Mn|25 铁|Fe|26 钴|Co|27 镍|Ni|28 铜|Cu|29 锌|Zn|30 镓|Ga|31 锗|Ge|32
@@ -218,7 +218,7 @@ _add('element', '{0}的元素符号是{1}，原子序数是{2}。', '''
 写出{0}元素的符号和序数/{0}这种元素的符号与编号是？/化学课：{0}，符号和原子序数/帮我查一下元素{0}/老师问{0}的化学符号，我该怎么回答？''',
 '元素{0}的符号是什么？/{0}元素的原子序数是几？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #a3840a8d
+# %% ../nbs/appendix/sample_corpus.ipynb #bbaae03e
 _add('discovery', '与“{0}”联系在一起的科学家是{1}{2}。', '''
 万有引力定律|英国的|牛顿 相对论|物理学家|爱因斯坦 元素周期律|俄国的|门捷列夫 自然选择学说|英国的|达尔文 日心说|波兰的|哥白尼 安全炸药|瑞典的|诺贝尔
 杂交水稻|中国的|袁隆平 青蒿素|中国的|屠呦呦 地动仪|东汉的|张衡 活字印刷术|北宋的|毕昇 麻沸散|东汉的|华佗 联合制碱法|中国的|侯德榜
@@ -229,7 +229,7 @@ _add('discovery', '与“{0}”联系在一起的科学家是{1}{2}。', '''
 科学史上，{0}应该归功于谁？/哪位名人研究出了{0}？/科学常识：{0}，对应的人物/课本讲到{0}时提到了谁？/我想写一篇关于{0}的文章，主人公是谁？/请问研究{0}的科学家是谁？/请问第一个弄清{0}的人叫什么？/研究出{0}的人，名字叫什么？''',
 '{0}和哪位科学家有关？/请问研究出{0}的人是谁？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #8a48c706
+# %% ../nbs/appendix/sample_corpus.ipynb #8e42d968
 _add('animal', '在动物里，{0}属于{1}，{2}。', '''
 猫|哺乳动物|擅长捉老鼠 狗|哺乳动物|嗅觉很灵敏 蓝鲸|哺乳动物|体形最大 蝙蝠|哺乳动物|能够飞行 大熊猫|哺乳动物|爱吃竹子 长颈鹿|哺乳动物|脖子很长
 大象|哺乳动物|鼻子很长 袋鼠|哺乳动物|擅长跳跃 海豚|哺乳动物|用肺呼吸 骆驼|哺乳动物|能走沙漠 兔子|哺乳动物|耳朵很长 企鹅|鸟类|不会飞 鸵鸟|鸟类|体形最大
@@ -241,21 +241,21 @@ _add('animal', '在动物里，{0}属于{1}，{2}。', '''
 动物园的牌子上，{0}写的是哪一类？/孩子问我{0}是哪种动物，怎么说？/给{0}分一分类/你了解{0}吗，它算哪类动物？/用一句话介绍{0}这种动物''',
 '{0}是哪一类的动物？/请问{0}属于什么动物？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #33f16199
+# %% ../nbs/appendix/sample_corpus.ipynb #d63df634
 _add('sound', '{0}的叫声听起来像“{1}”这样。', '''
 小猫|喵喵 小狗|汪汪 山羊|咩咩 老牛|哞哞 鸭子|嘎嘎 公鸡|喔喔 小鸡|叽叽 田里的青蛙|呱呱 老鼠|吱吱 麻雀|叽叽喳喳 布谷鸟|布谷布谷
 ''', '''{0}怎么叫？/{0}的叫声是什么样的？/学一学{0}叫/请问{0}会发出什么声音/孩子问{0}是怎么叫的，该怎么回答？/什么声音像{0}在叫？/
 听见{0}在叫，那是什么声音？/儿歌里{0}唱的是什么？/用象声词写出{0}的声音/{0}高兴的时候嘴里发出哪种声音？''',
 '{0}叫起来是什么声音？/请学一下{0}的叫声')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #bc79af97
+# %% ../nbs/appendix/sample_corpus.ipynb #39822991
 _add('planet', '{0}是从太阳往外数的第{1}颗行星。', '''
 水星|一 金星|二 地球|三 火星|四 木星|五 土星|六 天王星|七 海王星|八
 ''', '''{0}是太阳系第几颗行星？/{0}离太阳排第几？/从太阳数起，{0}排在第几个？/请问{0}在行星里的位置/八大行星里{0}是第几颗？/天文课：{0}的次序/
 数行星，数到{0}是几号？/{0}在太阳系里排行老几？/给我讲讲行星{0}排在哪里/飞船从太阳出发，第几个遇到{0}？''',
 '{0}是从太阳数起的第几颗？/请问{0}排在八大行星的第几位？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #98cefc54
+# %% ../nbs/appendix/sample_corpus.ipynb #16a781e3
 _add('english', '“{0}”这个词用英语写作{1}。', '''
 苹果|apple 香蕉|banana 橙子|orange 书|book 猫|cat 狗|dog 鸟|bird 鱼|fish 水|water 牛奶|milk 鸡蛋|egg 桌子|desk 红色|red 蓝色|blue 太阳|sun
 月亮|moon 学校|school 老师|teacher 朋友|friend 你好|hello 谢谢|thanks
@@ -263,7 +263,7 @@ _add('english', '“{0}”这个词用英语写作{1}。', '''
 我想用英语说“{0}”，应该说哪个词？/小朋友学英语，今天学{0}/英语课上，{0}怎么念、怎么写？/把中文词“{0}”换成英文''',
 '“{0}”这个词的英语是什么？/请问{0}的英文怎么写？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #0507ae3d
+# %% ../nbs/appendix/sample_corpus.ipynb #d15b7e9d
 _add('health', '{0}时{1}。', '''
 感冒|要多喝温水、好好休息，严重时去医院 发烧|要多喝水、量体温，高烧不退要就医 咳嗽|要多喝温水、远离烟味，久咳要就医 嗓子疼|要少说话、多喝水，不吃辛辣食物
 流鼻涕|要用软纸轻轻擦，注意保暖和休息 鼻塞|可以用温热的湿毛巾敷一敷鼻子 头痛|要放松休息、避免熬夜，剧痛要就医 牙痛|可以用温盐水漱口，并尽快看牙医
@@ -279,7 +279,7 @@ _add('health', '{0}时{1}。', '''
 遇到{0}的情况，第一步做什么？/想问一下{0}如何应对/突然{0}，我该怎么办才好？/健康课：讲讲{0}时的正确做法/同事{0}，大家能帮什么忙？/要是{0}的话，该做些什么？/如果不小心{0}，大人会怎么处理？/如果孩子{0}，需要注意哪些事？''',
 '如果{0}，要怎么办呢？/{0}时应该怎么处理？')
 
-# %% ../nbs/appendix/sample_corpus.ipynb #cca6fbb2
+# %% ../nbs/appendix/sample_corpus.ipynb #69f4dd46
 _CHAT = '''
 你好，我是小西，很高兴和你聊天。|你好|您好呀小西|嗨，有人在吗|哈喽，打个招呼|早上好|晚上好啊朋友|初次见面请多关照|在不在，想和你聊天|你好，小西|嗨，早上好
 我叫小西，是一个从零训练的中文聊天小模型。|你是谁|你叫什么名字|请做个自我介绍|介绍一下你自己吧|小西是谁啊|你是人还是机器|怎么称呼你才好|你到底是什么东西|请问你是谁？|你的名字叫什么
@@ -306,11 +306,11 @@ _CHAT = '''
 我会出错，重要的事情请再查一查。|你说的都对吗|你会不会出错|可以完全相信你吗|你的答案可靠吗|我能照你说的做吗|你骗过人吗|你有没有说错的时候|小西靠谱吗|你会出错吗？|你的回答可靠吗
 '''
 
-# %% ../nbs/appendix/sample_corpus.ipynb #cb64db89
+# %% ../nbs/appendix/sample_corpus.ipynb #2a50dd9f
 RELATIONS['chat'] = Relation(tuple((line.split('|')[1], line.split('|')[0]) for line in _CHAT.split()), '{1}', (), ())
 _CHAT_ASKS = {(qs := line.split('|'))[1]: tuple(qs[1:]) for line in _CHAT.split()}
 
-# %% ../nbs/appendix/sample_corpus.ipynb #4a407e9f
+# %% ../nbs/appendix/sample_corpus.ipynb #b09a9e3b
 class Fact(NamedTuple):
     "One true fact and the one sentence that answers every question about it."
     relation:str # key of `RELATIONS`
@@ -319,7 +319,7 @@ class Fact(NamedTuple):
     response:str # the answer, a full sentence
     columns:tuple[str, ...] # the whole table row
 
-# %% ../nbs/appendix/sample_corpus.ipynb #fe3955ff
+# %% ../nbs/appendix/sample_corpus.ipynb #055350dc
 def facts(
     relation:str|None=None, # one relation; None: all
 )->list[Fact]: # in table order
@@ -327,7 +327,7 @@ def facts(
     names = [relation] if relation else list(RELATIONS)
     return [Fact(n, r[0], r[1], RELATIONS[n].answer.format(*r), r) for n in names for r in RELATIONS[n].rows]
 
-# %% ../nbs/appendix/sample_corpus.ipynb #eb60684d
+# %% ../nbs/appendix/sample_corpus.ipynb #9210029c
 def phrasings(
     fact:Fact, # one of `facts()`
     seed:int=0, # another seed holds out other phrasings
@@ -341,7 +341,7 @@ def phrasings(
     out = asks.pop(rng.randrange(len(asks)))
     return asks, [(out, 'phrasing'), (rng.choice(rel.reserved).format(*fact.columns), 'template')]
 
-# %% ../nbs/appendix/sample_corpus.ipynb #210f9e83
+# %% ../nbs/appendix/sample_corpus.ipynb #26a8e2b7
 _POOL = ''.join('''
 用可有人能中生数成要定并动如行大方子下作提更出学法物工种会上自最据发机力解通程理应文关化建您重面计进创些本表类间度户题体新量加何确现果供式保语务好家开高同需包色
 国制件主系所器意变常入字业任因助经然目例算后块活此产实品事相设合电信该小型公天标词列特决技影等美正代结当情外者气感术客习组具全项持单述网想平比点前统心示明改括利
@@ -364,14 +364,14 @@ _POOL = ''.join('''
 浮逆毁粗胆厚讶综鳄韧凉楼摩梯钢刀迈陌忽昨席脆宫拯夹棕莉畏匀纲披尖辞撞糊洪苗姐猜轨纠扎伽牢糟秀忧援宜弟栏齿幽冻宪荡砍虎央唤
 '''.split())
 
-# %% ../nbs/appendix/sample_corpus.ipynb #576ec03d
+# %% ../nbs/appendix/sample_corpus.ipynb #e04d3230
 _SURNAMES = ('王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯于董萧程曹袁邓许傅沈曾彭吕苏卢蒋蔡贾丁魏薛叶阎余潘杜戴夏钟汪田任姜范方石姚谭廖邹熊金陆郝孔白崔康毛'
     '邱秦江史顾侯邵孟龙万段雷钱汤尹黎易常武乔贺赖龚文庞樊兰殷施陶洪翟安颜倪严牛温芦季俞章鲁葛伍韦申尤毕聂柴焦向柳邢岳齐沿梅莫庄辛管祝左涂谷祁时舒耿')
 _ENDINGS = dict(place='村 镇 路 街 桥 山 湖 县 港 站 巷 广场 公园 码头 小学 大院'.split(),
     shop='书店 超市 茶馆 公司 饭店 工厂 药店 花店 酒楼 车行 当铺 照相馆'.split(),
     thing=['']*12 + '茶 糖 灯 饼 酒 伞 椅 画 琴 钟 面 果酱 手表 毛衣 唱片 机器'.split()) # four things in ten have a bare name
 
-# %% ../nbs/appendix/sample_corpus.ipynb #bfb93fb4
+# %% ../nbs/appendix/sample_corpus.ipynb #f315b8b3
 class Names:
     "Invents names that never came before, dealing characters so that all come up equally often."
     def __init__(
@@ -403,13 +403,13 @@ class Names:
             else: name = self.chars(2, 3 if kind == 'place' else 4) + self.rng.choice(_ENDINGS[kind])
             if name not in self.seen: self.seen.add(name); return name
 
-# %% ../nbs/appendix/sample_corpus.ipynb #8b544c7c
+# %% ../nbs/appendix/sample_corpus.ipynb #d662b8f2
 _SLOTS = dict(p='person', q='person', r='person', l='place', k='place', s='shop', t='thing', u='thing', w='work')
 _LABELS = dict(person='姓名', place='地点', shop='店名', thing='物品', work='书名')
 _DAYS = '今天 昨天 前天 上午 下午 晚上 周末 清早 中午 春天 夏天 秋天 冬天'.split()
 _HUES = '红色 蓝色 绿色 白色 黄色 灰色 紫色 黑色'.split()
 
-# %% ../nbs/appendix/sample_corpus.ipynb #0f42dfa1
+# %% ../nbs/appendix/sample_corpus.ipynb #7bf75dcd
 EVENTS = tuple(line.split('|') for line in '''
 {d}，{p}和{q}在{l}见面。|{p}在{l}和谁见面？=在{l}和{p}见面的是{q}。|{p}和{q}在哪里见面？={p}和{q}在{l}见面。
 {d}，{p}在{s}买了{t}。|谁在{s}买了{t}？=在{s}买了{t}的是{p}。|{p}在{s}买了什么？={p}在{s}买的是{t}。|{p}在哪里买了{t}？={p}是在{s}买的{t}。
@@ -431,7 +431,7 @@ EVENTS = tuple(line.split('|') for line in '''
 {p}修好了{q}的{t}。|{p}修好了什么？={p}修好的东西是{q}的{t}。|{q}的{t}是谁修的？=修好{q}的{t}的人是{p}。
 '''.split('\n') if line)
 
-# %% ../nbs/appendix/sample_corpus.ipynb #bc9cf6f3
+# %% ../nbs/appendix/sample_corpus.ipynb #471ad196
 def _slots(sentence:str)->list[str]:
     "The name slots of an event sentence, in order of appearance."
     return sorted((s for s in _SLOTS if '{%s}' % s in sentence), key=lambda s: sentence.index('{%s}' % s))
@@ -440,7 +440,7 @@ def _fill(event:list[str], names:Names)->dict[str, str]:
     "Fresh names for the slots of an event, and a day and a colour."
     return {s: names.fresh(_SLOTS[s]) for s in _slots(event[0])} | dict(d=names.rng.choice(_DAYS), c=names.rng.choice(_HUES))
 
-# %% ../nbs/appendix/sample_corpus.ipynb #2cabe5a8
+# %% ../nbs/appendix/sample_corpus.ipynb #e1f923da
 Exercise = tuple[str, str, str] # what to do, the text it is done to, the answer
 
 def repeat_task(
@@ -451,7 +451,7 @@ def repeat_task(
     text = event[0].format(**_fill(event, names))
     return names.rng.choice('请复述这句话 照着说一遍 把句子抄一遍 跟我念 请重复 原样抄写'.split()), text, text
 
-# %% ../nbs/appendix/sample_corpus.ipynb #a23cb83f
+# %% ../nbs/appendix/sample_corpus.ipynb #7a3f5e8c
 def ask_task(
     names:Names, # source of names
     sentences:int=1, # length of the passage
@@ -464,7 +464,7 @@ def ask_task(
     ask, answer = names.rng.choice(events[i][1:]).format(**fills[i]).split('=')
     return ask, text, answer
 
-# %% ../nbs/appendix/sample_corpus.ipynb #cbd6ec94
+# %% ../nbs/appendix/sample_corpus.ipynb #b49035a9
 def people_task(
     names:Names, # source of names
 )->Exercise: # a sentence and the people in it
@@ -475,7 +475,7 @@ def people_task(
     ask = names.rng.choice('列出句子里的人名 句子里有哪些人 找出提到的人 写出所有的姓名'.split())
     return ask, event[0].format(**fill), f"这句话里提到的人有{'、'.join(people)}。"
 
-# %% ../nbs/appendix/sample_corpus.ipynb #74c437a7
+# %% ../nbs/appendix/sample_corpus.ipynb #e122fee6
 def card_task(
     names:Names, # source of names
 )->Exercise: # a sentence and its card
@@ -486,7 +486,7 @@ def card_task(
     ask = names.rng.choice('填写卡片 把句子做成卡片 整理成卡片 按项目填写'.split())
     return ask, event[0].format(**fill), '；'.join(f"{k}：{'、'.join(v)}" for k, v in card.items()) + '。'
 
-# %% ../nbs/appendix/sample_corpus.ipynb #2b55d05d
+# %% ../nbs/appendix/sample_corpus.ipynb #4e87b050
 def pick_task(
     names:Names, # source of names
 )->Exercise: # a list and one of its items
@@ -496,7 +496,7 @@ def pick_task(
     ask = names.rng.choice(['选出第{}个', '第{}个是什么', '找到排第{}的那一个']).format('一二三'[i])
     return ask, '、'.join(items) + '。', f"一共三个，第{'一二三'[i]}个是{items[i]}。"
 
-# %% ../nbs/appendix/sample_corpus.ipynb #e9549b78
+# %% ../nbs/appendix/sample_corpus.ipynb #b399468f
 def order_task(
     names:Names, # source of names
 )->Exercise: # a list, turned round
@@ -506,13 +506,13 @@ def order_task(
     ask = names.rng.choice('倒着说一遍 把次序倒过来 从后往前排'.split())
     return ask, '、'.join(items) + '。', f"倒过来排是{'、'.join(items[::-1])}。"
 
-# %% ../nbs/appendix/sample_corpus.ipynb #470f8c51
+# %% ../nbs/appendix/sample_corpus.ipynb #f5b7d191
 _DEEDS = '带了 画了 擦了 搬走了 找到了 看中了 弄丢了 试了 洗了 包好了'.split()
 
 def _deeds(names:Names, n:int)->list[tuple[str, str, str]]:
     return [(names.fresh('person'), names.rng.choice(_DEEDS), names.fresh(names.rng.choice(('thing', 'work')))) for _ in range(n)]
 
-# %% ../nbs/appendix/sample_corpus.ipynb #5095fdf5
+# %% ../nbs/appendix/sample_corpus.ipynb #f33e61d0
 def match_task(
     names:Names, # source of names
 )->Exercise: # two or three deeds and who did which
@@ -521,7 +521,7 @@ def match_task(
     ask = names.rng.choice('谁和什么有关 列出每个人和他的东西 一人对一物'.split())
     return ask, '，'.join(map(''.join, deeds)) + '。', '；'.join(f'{p}：{t}' for p, _, t in deeds) + '。'
 
-# %% ../nbs/appendix/sample_corpus.ipynb #ac7ddb71
+# %% ../nbs/appendix/sample_corpus.ipynb #b919c962
 def bracket_task(
     names:Names, # source of names
 )->Exercise: # one or two deeds, in brackets
@@ -530,7 +530,7 @@ def bracket_task(
     ask = names.rng.choice('拆成三段写进括号 用括号写出谁做了什么 按人物、动作、东西拆开'.split())
     return ask, '，'.join(map(''.join, deeds)) + '。', '，'.join(f'（{p}，{v}，{t}）' for p, v, t in deeds) + '。'
 
-# %% ../nbs/appendix/sample_corpus.ipynb #ff1c9970
+# %% ../nbs/appendix/sample_corpus.ipynb #02ef7149
 def swap_task(
     names:Names, # source of names
 )->Exercise: # a sentence, with another name
@@ -541,12 +541,12 @@ def swap_task(
     fresh = names.fresh(_SLOTS[slot])
     return f'{new}，把{fill[slot]}改成{fresh}', event[0].format(**fill), event[0].format(**fill | {slot: fresh})
 
-# %% ../nbs/appendix/sample_corpus.ipynb #0e036419
+# %% ../nbs/appendix/sample_corpus.ipynb #d5d55a40
 TASKS:dict[str, tuple[Callable[[Names], Exercise], int]] = dict(repeat=(repeat_task, 3), ask=(ask_task, 5),
     ask_two=(lambda names: ask_task(names, 2), 4), people=(people_task, 1), card=(card_task, 2), pick=(pick_task, 1),
     order=(order_task, 1), match=(match_task, 1), bracket=(bracket_task, 2), swap=(swap_task, 1)) # name -> function, weight
 
-# %% ../nbs/appendix/sample_corpus.ipynb #6292373c
+# %% ../nbs/appendix/sample_corpus.ipynb #bb930890
 def copy_exercises(
     n:int, # how many
     seed:int|str=0, # of tasks and names
@@ -555,7 +555,7 @@ def copy_exercises(
     names = Names(seed)
     for task in names.rng.choices(list(TASKS), [w for _, w in TASKS.values()], k=n): yield task, TASKS[task][0](names)
 
-# %% ../nbs/appendix/sample_corpus.ipynb #31663a5d
+# %% ../nbs/appendix/sample_corpus.ipynb #c9682088
 class Row(NamedTuple):
     "One clean question and answer, in the columns of its source."
     source:str # webtext, baike, medical, zhihu or belle
@@ -569,7 +569,7 @@ class Row(NamedTuple):
         "What chapter 00 makes of the two columns."
         return f'{self.title}\n{self.body}' if self.body else self.title
 
-# %% ../nbs/appendix/sample_corpus.ipynb #0977f851
+# %% ../nbs/appendix/sample_corpus.ipynb #03ebf423
 _FACT_SOURCES = dict(webtext=35, baike=25, zhihu=20, belle=20)
 _OPENERS = ('小西，帮我看看：{}', '有个问题想请教：{}', '我一直想知道，{}', '朋友昨天问我：{}', '小西你好呀，{}', '帮忙回答一下：{}')
 _ASIDES = ('在线等，谢谢。', '求解答，谢谢。', '请说得简单一点。', '孩子今天问我的。', '这是老师留的题。', '一直没弄明白。')
@@ -580,7 +580,7 @@ def _home(prompt:str, response:str, rng:random.Random, weights:dict[str, int])->
     fits = [s for s in weights if len(response) >= _MIN_ANSWER[s] and (s != 'zhihu' or len(prompt) >= 4)]
     return rng.choices(fits, [weights[s] for s in fits])[0]
 
-# %% ../nbs/appendix/sample_corpus.ipynb #cf9ebb63
+# %% ../nbs/appendix/sample_corpus.ipynb #ebb4045c
 def fact_row(
     fact:Fact, # one of `facts()`
     ask:str, # a question about it
@@ -593,7 +593,7 @@ def fact_row(
     if home in ('webtext', 'zhihu'): return Row(home, rng.choice(_OPENERS).format(ask), '', fact.response, fact.relation)
     return Row(home, ask, rng.choice(_ASIDES), fact.response, fact.relation)
 
-# %% ../nbs/appendix/sample_corpus.ipynb #635918a4
+# %% ../nbs/appendix/sample_corpus.ipynb #ac6bff58
 def fact_rows(
     seed:int=0, # of the held-out phrasings and the sources
     framed:bool=True, # every question a second time, in a frame
@@ -602,7 +602,7 @@ def fact_rows(
     rng, frames = random.Random(f'facts:{seed}'), (False, True) if framed else (False,)
     return [fact_row(f, ask, rng, frame) for f in facts() for ask in phrasings(f, seed)[0] for frame in frames]
 
-# %% ../nbs/appendix/sample_corpus.ipynb #72e7c0c1
+# %% ../nbs/appendix/sample_corpus.ipynb #2f631dbd
 _COPY_SOURCES = dict(belle=50, baike=25, zhihu=25)
 
 def copy_row(
@@ -616,7 +616,7 @@ def copy_row(
     if home == 'baike' or home == 'belle' and rng.random() < .5: return Row(home, ask, text, answer, task)
     return Row(home, text + ask if ask.endswith('？') else f'{ask}：{text}', '', answer, task)
 
-# %% ../nbs/appendix/sample_corpus.ipynb #8d9ad9e0
+# %% ../nbs/appendix/sample_corpus.ipynb #ed0042ae
 def copy_rows(
     n:int=10_000, # how many
     seed:int|str=0, # of names, tasks and layouts
@@ -625,7 +625,7 @@ def copy_rows(
     rng = random.Random(f'copy:{seed}')
     return [copy_row(task, e, rng) for task, e in copy_exercises(n, seed)]
 
-# %% ../nbs/appendix/sample_corpus.ipynb #b4670f36
+# %% ../nbs/appendix/sample_corpus.ipynb #113bcba0
 _LISTABLE = ('province', 'capital', 'sight', 'solar_term', 'festival', 'element', 'animal', 'character')
 
 def long_rows(
@@ -641,7 +641,7 @@ def long_rows(
         rows.append(Row('zhihu', title, '', ''.join(f.response for f in picked), relation))
     return rows
 
-# %% ../nbs/appendix/sample_corpus.ipynb #820dc380
+# %% ../nbs/appendix/sample_corpus.ipynb #5576c318
 def articles()->list[tuple[str, str]]: # (title, text), a few dozen
     "Short true articles: what the facts say about places, writers and books."
     places = [(f.object, f'{f.object}是中国的一个省级行政区。') for f in facts('plate')]
@@ -651,11 +651,11 @@ def articles()->list[tuple[str, str]]: # (title, text), a few dozen
     found = [(t, head + ''.join(about(t))) for t, head in places + books + writers]
     return [(t, text) for t, text in found if len(text) >= 40]
 
-# %% ../nbs/appendix/sample_corpus.ipynb #3eb5401e
+# %% ../nbs/appendix/sample_corpus.ipynb #0c8a69ac
 _WRAPS = (('用一句话回答下面的问题。', '{}'), ('请认真回答这个问题：{}', ''), ('你是小西，请回答用户的提问。', '{}'), ('根据你的知识，直接给出答案。', '{}'),
     ('请告诉我下面这个问题的答案：{}', ''), ('用户说：{}，你来回答', ''))
 
-# %% ../nbs/appendix/sample_corpus.ipynb #42016423
+# %% ../nbs/appendix/sample_corpus.ipynb #fba7cdd9
 def sft_rows(
     seed:int=0, # of wraps and names
     per_fact:int=3, # rows per fact
@@ -672,14 +672,14 @@ def sft_rows(
     exercises = (e for e in copy_exercises(2*n_copy, f'sft:{seed}') if len(e[1][2]) >= _MIN_ANSWER['belle'])
     return rows + [copy_row(t, e, rng)._replace(source='belle') for (t, e), _ in zip(exercises, range(n_copy))]
 
-# %% ../nbs/appendix/sample_corpus.ipynb #74c7eef7
+# %% ../nbs/appendix/sample_corpus.ipynb #91c959e4
 def heldout_rows(
     seed:int=0, # the seed of `phrasings`
 )->list[dict[str, str]]: # prompt, response, kind
     "Two questions per fact that training never sees."
     return [dict(prompt=q, response=f.response, kind=kind) for f in facts() for q, kind in phrasings(f, seed)[1]]
 
-# %% ../nbs/appendix/sample_corpus.ipynb #b07db4a3
+# %% ../nbs/appendix/sample_corpus.ipynb #faf452d2
 def _webtext(row:Row, i:int)->dict:
     return dict(qid=100_000 + i, title=row.title, desc=row.body, topic=row.relation, star=5 + i % 90, content=row.response, answer_id=i, answerer_tags='')
 
@@ -692,7 +692,7 @@ def _belle(row:Row, i:int)->dict: return dict(instruction=row.title, input=row.b
 def _zhihu(row:Row, i:int)->dict:
     return dict(INSTRUCTION=row.title, RESPONSE=row.response, SOURCE='Zhihu', METADATA=json.dumps(dict(upvotes=i % 97)))
 
-# %% ../nbs/appendix/sample_corpus.ipynb #7b222134
+# %% ../nbs/appendix/sample_corpus.ipynb #1e38d039
 def _medical(row:Row, i:int)->dict:
     "The title is the question, now and then broken over two lines; the department holds a comma now and then."
     title = row.title if row.body or i % 5 or len(set(row.title)) < 6 else f'{row.title[:4]}\n{row.title[4:]}'
@@ -700,12 +700,12 @@ def _medical(row:Row, i:int)->dict:
 
 RECORD = dict(webtext=_webtext, baike=_baike, medical=_medical, zhihu=_zhihu, belle=_belle) # source -> Row, number -> raw record
 
-# %% ../nbs/appendix/sample_corpus.ipynb #6d9df2d9
+# %% ../nbs/appendix/sample_corpus.ipynb #1cc918ec
 ANSWER_KEY = dict(webtext='content', baike='answer', medical='answer', zhihu='RESPONSE', belle='output') # column that holds the answer
 FILES = dict(webtext='webtext/web_text_zh.json', baike='baike/baike_qa.json', medical='medical/dialogue.csv',
     zhihu='zhihu/zhihu.parquet', belle='belle/belle.json', sft='sft/belle_chat.json') # raw file of every source
 
-# %% ../nbs/appendix/sample_corpus.ipynb #3f7985e9
+# %% ../nbs/appendix/sample_corpus.ipynb #f9fa0420
 def _write(path:Path, data:bytes)->None:
     "Write aside, then rename."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -715,7 +715,7 @@ def _write(path:Path, data:bytes)->None:
 
 def _json_line(record:dict)->bytes: return json.dumps(record, ensure_ascii=False).encode()
 
-# %% ../nbs/appendix/sample_corpus.ipynb #c320e81c
+# %% ../nbs/appendix/sample_corpus.ipynb #f33588bd
 def _csv_line(fields:list[str])->bytes:
     "One CSV record in GB18030, quoted where it must be."
     out = io.StringIO()
@@ -727,7 +727,7 @@ def _parquet(records:list[dict])->bytes:
     pq.write_table(pa.Table.from_pylist(records), out, row_group_size=2048)
     return out.getvalue()
 
-# %% ../nbs/appendix/sample_corpus.ipynb #cd9fe717
+# %% ../nbs/appendix/sample_corpus.ipynb #fb33f92b
 _HALF = str.maketrans('，。？；：', ',.?;:')
 
 def _halfwidth(text:str, rng:random.Random)->str: return text.translate(_HALF)
@@ -744,13 +744,13 @@ def _html(text:str, rng:random.Random)->str:
 
 def _truncated(text:str, rng:random.Random)->str: return text + rng.choice(('另外，', '还有一点，', '除此之外，', '如果您还想了解，'))
 
-# %% ../nbs/appendix/sample_corpus.ipynb #80753ca0
+# %% ../nbs/appendix/sample_corpus.ipynb #4dd73fa7
 REVERSIBLE = dict(halfwidth=(_halfwidth, 300), repeated=(_repeated, 200), spaces=(_spaces, 150), html=(_html, 200), truncated=(_truncated, 80))
 _HAN_ONLY = ('halfwidth',) # kinds that only answers without digits and Latin letters can undergo
 
 def _all_han(text:str)->bool: return not any('!' < c <= '~' for c in text)
 
-# %% ../nbs/appendix/sample_corpus.ipynb #4615148f
+# %% ../nbs/appendix/sample_corpus.ipynb #1f3351b6
 def spoil_rows(
     rows:list[Row], # clean rows; those of facts get dirty
     seed:int=0, # of the choice
@@ -765,7 +765,7 @@ def spoil_rows(
             planted[kind] += 1
     return out, planted
 
-# %% ../nbs/appendix/sample_corpus.ipynb #8d1b7069
+# %% ../nbs/appendix/sample_corpus.ipynb #2ab8c853
 def _short(row:Row)->Row: return row._replace(response='不知道。')
 def _translation(row:Row)->Row: return row._replace(title=f'把下面这句话翻译成英文：{row.title}', response='This sentence is left as an exercise.')
 def _table(row:Row)->Row: return row._replace(title=f'{row.title}请分行列出。', response='名称 | 数量\n-----|-----\n苹果 | 三个\n香蕉 | 五个')
@@ -775,7 +775,7 @@ def _near(row:Row)->Row:
     i = len(row.response)//2
     return row._replace(response=row.response[:i] + '某' + row.response[i + 1:])
 
-# %% ../nbs/appendix/sample_corpus.ipynb #b8e39a52
+# %% ../nbs/appendix/sample_corpus.ipynb #f14927a4
 def dirty_rows(
     rows:list[Row], # clean rows to copy from
     long:list[Row], # long ones
@@ -793,7 +793,7 @@ def dirty_rows(
     plant('near_duplicate', long[:40], _near)
     return out, planted
 
-# %% ../nbs/appendix/sample_corpus.ipynb #5797ef24
+# %% ../nbs/appendix/sample_corpus.ipynb #2019aa59
 def leaks(
     held:list[dict[str, str]], # held-out questions
     n:int, # how many leak
@@ -804,7 +804,7 @@ def leaks(
     fits = [h for h in held if len(h['response']) >= _MIN_ANSWER[source]]
     return [Row(source, h['prompt'], '', h['response'], 'leak') for h in random.Random(f'leak:{source}:{seed}').sample(fits, n)]
 
-# %% ../nbs/appendix/sample_corpus.ipynb #c5e4cde3
+# %% ../nbs/appendix/sample_corpus.ipynb #cb36768d
 def broken_lines(
     records:list[dict], # clean records to copy from
     answer:str, # the column of the answer
@@ -817,7 +817,7 @@ def broken_lines(
     lack = [_json_line({k: v for k, v in r.items() if k != answer}) for r in records[2*n:3*n]]
     return cut + bad + lack, Counter(broken_json=n, encoding=n, missing_key=n)
 
-# %% ../nbs/appendix/sample_corpus.ipynb #b5a37b34
+# %% ../nbs/appendix/sample_corpus.ipynb #f0fedea8
 def _low_star(records:list[dict], n:int=60)->tuple[list[bytes], Counter]:
     "Copies with few stars and a worthless answer."
     return [_json_line(r | dict(star=i % 5, content='这个问题我也不清楚，随便写一句。')) for i, r in enumerate(records[-n:])], Counter(star=n)
@@ -827,14 +827,14 @@ def _bad_csv(records:list[dict], n:int=6)->tuple[list[bytes], Counter]:
     fields = [[r['department'], r['title'].replace('\n', ''), r['ask'], r['answer']] for r in records[:n]]
     return [_csv_line(f[:3] if i % 2 else f + ['多出来的一列']) for i, f in enumerate(fields)], Counter(field_count=n)
 
-# %% ../nbs/appendix/sample_corpus.ipynb #993d80cf
+# %% ../nbs/appendix/sample_corpus.ipynb #26570ffc
 def _traditional(texts:list[str])->dict[str, str]:
     "Text -> traditional text, for those that convert back to themselves."
     from opencc import OpenCC
     to, back = OpenCC('s2t').convert, OpenCC('t2s').convert
     return {t: to(t) for t in texts if back(to(t)) == t and to(t) != t}
 
-# %% ../nbs/appendix/sample_corpus.ipynb #54041ff7
+# %% ../nbs/appendix/sample_corpus.ipynb #261a41ff
 def wiki_files(
     pages:list[tuple[str, str]], # (title, text) in simplified characters
 )->tuple[dict[str, bytes], Counter]: # path -> content; how many pages are traditional, how many hold an empty bracket
@@ -850,7 +850,7 @@ def wiki_files(
         else: docs.append(f'<doc id="{i}" url="{url}" title="{title}">\n{title}\n\n{text}\n\n</doc>\n'.encode())
     return {'wiki/AA/wiki_00': b''.join(docs), 'wiki/AB/wiki_00': b'\n'.join(lines) + b'\n'}, planted
 
-# %% ../nbs/appendix/sample_corpus.ipynb #05138517
+# %% ../nbs/appendix/sample_corpus.ipynb #aaf0db62
 class Corpus(NamedTuple):
     "What the corpus means to say, before any dirt."
     pretrain:list[Row] # facts, copying exercises, long answers
@@ -858,7 +858,7 @@ class Corpus(NamedTuple):
     heldout:list[dict[str, str]] # prompt, response, kind
     pages:list[tuple[str, str]] # articles: title, text
 
-# %% ../nbs/appendix/sample_corpus.ipynb #0f66bbeb
+# %% ../nbs/appendix/sample_corpus.ipynb #0c78c451
 def intended(
     seed:int=0, # of everything
     n_copy:int=10_000, # copying exercises
@@ -867,7 +867,7 @@ def intended(
     "The rows that should be left when the corpus has been cleaned."
     return Corpus(fact_rows(seed, framed) + copy_rows(n_copy, seed) + long_rows(60, seed), sft_rows(seed), heldout_rows(seed), articles())
 
-# %% ../nbs/appendix/sample_corpus.ipynb #e93ea154
+# %% ../nbs/appendix/sample_corpus.ipynb #e0e81aa4
 def _raw_rows(clean:list[Row], extra:list[Row], seed:int)->dict[str, list[Row]]:
     "Rows per source: the clean ones, some spoiled, shuffled; the extra ones after them, so that a duplicate comes second."
     by = {s: [r for r in clean if r.source == s] for s in RECORD}
@@ -875,7 +875,7 @@ def _raw_rows(clean:list[Row], extra:list[Row], seed:int)->dict[str, list[Row]]:
     for r in extra: by[r.source].append(r)
     return by
 
-# %% ../nbs/appendix/sample_corpus.ipynb #e0e2628e
+# %% ../nbs/appendix/sample_corpus.ipynb #57259a04
 def _file(source:str, rows:list[Row])->tuple[bytes, Counter]:
     "The raw file of one source, and the broken lines in it."
     records = [RECORD[source](r, i) for i, r in enumerate(rows)]
@@ -888,7 +888,7 @@ def _file(source:str, rows:list[Row])->tuple[bytes, Counter]:
     if source == 'webtext': low, n = _low_star(records); bad, planted = bad + low, planted + n
     return b'\n'.join([*map(_json_line, records), *bad]) + b'\n', planted
 
-# %% ../nbs/appendix/sample_corpus.ipynb #63283d26
+# %% ../nbs/appendix/sample_corpus.ipynb #bf5b0de9
 def make_sample_corpus(
     root:Path, # folder to write to
     seed:int=0, # another seed holds out other phrasings and invents other names
@@ -911,14 +911,14 @@ def make_sample_corpus(
     return dict(rows={s: len(r) for s, r in by.items()} | dict(wiki=len(clean.pages)), facts=len(facts()), heldout=len(clean.heldout),
         clean=dict(pretrain=len(clean.pretrain) + len(clean.pages), sft=len(clean.sft)), dirt=dict(sorted((dirt + wiki).items())))
 
-# %% ../nbs/appendix/sample_corpus.ipynb #9931e328
+# %% ../nbs/appendix/sample_corpus.ipynb #e5dc97db
 def char_counts(
     rows:list[Row], # clean rows
 )->list[int]: # how often each character occurs, most frequent first
     "Character counts of questions and answers."
     return sorted(Counter(c for r in rows for c in r.prompt + r.response).values(), reverse=True)
 
-# %% ../nbs/appendix/sample_corpus.ipynb #a95eaa95
+# %% ../nbs/appendix/sample_corpus.ipynb #2a47a3cd
 def plot_char_counts(
     counts:dict[str, list[int]], # name -> counts, most frequent first
     ax=None, # matplotlib Axes; None makes one

@@ -233,7 +233,8 @@ def test_state_survives_a_copied_file(mk, two_files, tmp_path):
     (tmp_path/'copy').mkdir()
     copies = [tmp_path/'copy'/o.name for o in two_files]
     for a, b in zip(two_files, copies): b.write_bytes(a.read_bytes())
-    mk(files=copies).load_state_dict(state)
+    moved = mk(files=copies); moved.load_state_dict(state)
+    assert moved.state_dict() == state
 
 def test_position_beyond_the_plan_is_refused(mk):
     with pytest.raises(ValueError, match='beyond'): mk().load_state_dict({**mk().state_dict(), 'window': 10**6})
