@@ -86,6 +86,6 @@ def main():
     rows = [row(k, speed['ours'], speed[k], v, 'real tok/s') for k, v in names.items()]
     if 'bf16' in speed: rows.append(row('bf16', speed['bf16'], speed['default'], 'Seq2SeqTrainer default fp32', 'real tok/s'))
     else: print('bf16: not measured, this device is slower in bf16 than in fp32')
-    write('train', dict(model='tiny, dropout 0.1', data=Path(a.data).name, rows=a.rows, steps=a.steps, budget_tok=cfg.budget_tok), rows)
+    write('train', dict(model='tiny, dropout 0.1', data=Path(a.data).name, rows=a.rows, steps=a.steps, budget_tok=cfg.budget_tok, threads=torch.get_num_threads()), rows)
 
 if __name__ == '__main__': main()

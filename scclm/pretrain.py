@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'TINY_REAL', 'PretrainCfg', 'pretrain_cfg', 'bits_per_char
            'Watch', 'read_samples', 'stage_stream', 'stage_eval', 'stage_figures', 'finish_stage', 'baseline_bits',
            'pretrain', 'rows_per_batch', 'hf_fit']
 
-# %% ../nbs/05_pretrain.ipynb #acc11962
+# %% ../nbs/05_pretrain.ipynb #46493667
 import json, math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +24,7 @@ from .tokenizer import load_tokenizer
 from .trainer import (Run, TrainCfg, count_labels, due, eval_loss, exact_match, fit, greedy_answers, lr_factor,
                            make_optimizers, pair_eval, read_log)
 
-# %% ../nbs/05_pretrain.ipynb #dbaa45b7
+# %% ../nbs/05_pretrain.ipynb #d34e6108
 @dataclass(frozen=True)
 class PretrainCfg(TrainCfg):
     "Pretraining: the loop's fields, data and initialisation."
@@ -36,7 +36,7 @@ class PretrainCfg(TrainCfg):
     window:int = 16384            # rows shuffled and sorted together
     out:str = ''                  # stage folder; none: pretrain/ of this scale
 
-# %% ../nbs/05_pretrain.ipynb #95947a4e
+# %% ../nbs/05_pretrain.ipynb #e3869f97
 PRESETS = dict(
     tiny=PretrainCfg(steps=4200, lr=1e-3, emb_lr=6., precision='fp32', eval_every=500, save_every=500, log_every=25),
     mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=256, window=65_536,
@@ -53,7 +53,7 @@ def pretrain_cfg(
     scale = scale_name(scale)
     return replace(PRESETS[scale], **TINY_REAL) if scale == 'tiny' and raw_dir() else PRESETS[scale]
 
-# %% ../nbs/05_pretrain.ipynb #ccc621ef
+# %% ../nbs/05_pretrain.ipynb #a1d5d32f
 def bits_per_char(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -67,7 +67,7 @@ def bits_per_char(
     n_char = sum(len(r) + 1 if len(ids) < max_len else len(tok.decode(ids[:-1])) + 1 for (_, r), (_, ids) in zip(pairs, encoded))
     return eval_loss(model, batches) * n_tok / n_char / math.log(2)
 
-# %% ../nbs/05_pretrain.ipynb #e5d4513a
+# %% ../nbs/05_pretrain.ipynb #c23b9067
 class CharBigram:
     "Character bigram with a unigram back-off, additive at the bottom (Jelinek-Mercer, fixed weight); `order` 1 drops the bigram."
     def __init__(self,
@@ -105,7 +105,7 @@ class CharBigram:
         pairs = [(a, b) for t in texts for a, b in zip(['', *t], [*t, ''])]
         return -sum(math.log2(self.prob(a, b)) for a, b in pairs) / len(pairs)
 
-# %% ../nbs/05_pretrain.ipynb #a2e367da
+# %% ../nbs/05_pretrain.ipynb #e76cd7a5
 def read_pairs(
     path, # parquet with prompt and response
     limit:int|None=None, # first rows only
@@ -127,7 +127,7 @@ def heldout_exact(
     rows['ok'] = [a.strip() == r for a, r in zip(greedy_answers(model, tok, rows.prompt.tolist()), rows.response)]
     return dict(all=float(rows.ok.mean())) | {k: float(v) for k, v in rows.groupby('kind').ok.mean().items()}
 
-# %% ../nbs/05_pretrain.ipynb #dd985aaf
+# %% ../nbs/05_pretrain.ipynb #58240ac9
 class Watch:
     "Callback: answer the same prompts every `every` steps and append to samples.jsonl in the run's folder."
     def __init__(self,
@@ -156,7 +156,7 @@ def read_samples(
     rows = [json.loads(line) for line in Path(path).read_text(encoding='utf-8').splitlines()]
     return {r['step']: r['answers'] for r in sorted(rows, key=lambda r: r['step'])}
 
-# %% ../nbs/05_pretrain.ipynb #81382d87
+# %% ../nbs/05_pretrain.ipynb #f56ede98
 def stage_stream(
     files, # parquet files
     tok, # tokenizer
@@ -167,7 +167,7 @@ def stage_stream(
     return PairStream([str(f) for f in files], tok, budget_tok=cfg.budget_tok, max_len=cfg.max_len, window=cfg.window, seed=cfg.seed,
                       rank=state.process_index, world=state.num_processes)
 
-# %% ../nbs/05_pretrain.ipynb #bf7b94b8
+# %% ../nbs/05_pretrain.ipynb #b1f09aac
 def stage_eval(
     tok, # tokenizer
     max_len:int, # longest prompt and answer, tokens
@@ -189,7 +189,7 @@ def stage_eval(
         return figures
     return evaluate
 
-# %% ../nbs/05_pretrain.ipynb #7bd48c1e
+# %% ../nbs/05_pretrain.ipynb #fc370274
 def stage_figures(
     run:Run, # done
     tok, # tokenizer
@@ -204,7 +204,7 @@ def stage_figures(
     return {k: last[k] for k in ('loss_valid', 'bleu4')} | dict(answers=dict(zip(asked, greedy_answers(model, tok, asked, max_len=max_len))),bits_per_char=bits_per_char(model, tok, test, max_len), exact_heldout=heldout_exact(model, tok),
                        real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), real_tok=run.real_tok, seconds=run.seconds, steps=run.step)
 
-# %% ../nbs/05_pretrain.ipynb #91406c20
+# %% ../nbs/05_pretrain.ipynb #1eaeb547
 def finish_stage(
     run:Run, # of `fit`
     tok, # tokenizer
@@ -219,7 +219,7 @@ def finish_stage(
     with write_aside(run.out/'figures.json') as tmp: tmp.write_text(json.dumps(figures or {}, indent=1, ensure_ascii=False), encoding='utf-8')
     return run
 
-# %% ../nbs/05_pretrain.ipynb #33a13435
+# %% ../nbs/05_pretrain.ipynb #2f102ca3
 def baseline_bits(
     train:list[tuple[str, str]], # pairs to count
     test:list[tuple[str, str]], # pairs to score
@@ -228,7 +228,7 @@ def baseline_bits(
     texts, scored = [r for _, r in train], [r for _, r in test]
     return {f'bits_per_char_{name}': CharBigram(texts, order=n).bits(scored) for n, name in [(1, 'unigram'), (2, 'bigram')]}
 
-# %% ../nbs/05_pretrain.ipynb #5b4692e1
+# %% ../nbs/05_pretrain.ipynb #c96546e0
 def pretrain(
     cfg:PretrainCfg, # from `pretrain_cfg`
     watch:tuple[str, ...]=(), # questions answered ten times along the way, into samples.jsonl
@@ -246,7 +246,7 @@ def pretrain(
     floors = baseline_bits(read_pairs(files[0], 200_000), read_pairs(run_path('data', 'test.parquet'), 2000))
     return finish_stage(run, tok, stage_figures(run, tok, cfg.max_len) | floors)
 
-# %% ../nbs/05_pretrain.ipynb #e8184c29
+# %% ../nbs/05_pretrain.ipynb #15da53f5
 def rows_per_batch(
     stream:PairStream, # planned by token budget
     n_rows:int, # rows in an epoch
@@ -254,7 +254,7 @@ def rows_per_batch(
     "Mean rows in a batch: gives the Hugging Face path as many examples per step as ours."
     return max(1, round(n_rows / stream.n_batches(0)))
 
-# %% ../nbs/05_pretrain.ipynb #f1225b7c
+# %% ../nbs/05_pretrain.ipynb #3c83a061
 def hf_fit(
     model:nn.Module, # trained in place; frozen parameters stay frozen
     tok, # tokenizer

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'SftCfg', 'sft_cfg', 'freeze', 'length_filter', 'sft']
 
-# %% ../nbs/06_sft.ipynb #aae7522c
+# %% ../nbs/06_sft.ipynb #bdd13406
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,7 +20,7 @@ from .model import load_model
 from .pretrain import Watch, finish_stage, stage_eval, stage_figures, stage_stream
 from .trainer import Run, TrainCfg, fit
 
-# %% ../nbs/06_sft.ipynb #7282872c
+# %% ../nbs/06_sft.ipynb #6ddd9bea
 @dataclass(frozen=True)
 class SftCfg(TrainCfg):
     "Supervised fine-tuning: the loop's fields, data, where to start and what to freeze."
@@ -34,7 +34,7 @@ class SftCfg(TrainCfg):
     window:int = 16384            # rows shuffled and sorted together
     out:str = ''                  # stage folder; none: sft/ of this scale
 
-# %% ../nbs/06_sft.ipynb #f5a8c4e8
+# %% ../nbs/06_sft.ipynb #550c471d
 PRESETS = dict(
     tiny=SftCfg(steps=400, lr=3e-4, precision='fp32', eval_every=100, save_every=200, log_every=20),
     mini=SftCfg(scale='mini', steps=6000, lr=1e-4, budget_tok=8192, max_len=256, eval_every=500, save_every=500, log_every=50),
@@ -46,7 +46,7 @@ def sft_cfg(
     "The preset of a scale. At base the peak is the ancestor's 5e-5."
     return PRESETS[scale_name(scale)]
 
-# %% ../nbs/06_sft.ipynb #a3ae508d
+# %% ../nbs/06_sft.ipynb #18427614
 def freeze(
     model:nn.Module, # changed in place
     patterns:tuple[str, ...], # shell patterns over parameter names, such as 'encoder.*'
@@ -60,7 +60,7 @@ def freeze(
     for n, p in model.named_parameters(): p.requires_grad_(n not in frozen)
     return frozen
 
-# %% ../nbs/06_sft.ipynb #3c781d8d
+# %% ../nbs/06_sft.ipynb #c408bd0d
 def length_filter(
     files, # parquet files with prompt and response
     max_char:int, # longest prompt or answer, characters
@@ -78,7 +78,7 @@ def length_filter(
         if not n['kept']: raise ValueError(f"no row of {', '.join(map(str, files))} has prompt and response of at most max_char={max_char} characters")
     return n
 
-# %% ../nbs/06_sft.ipynb #4fcd306c
+# %% ../nbs/06_sft.ipynb #92c2ad85
 def sft(
     cfg:SftCfg, # from `sft_cfg`
     watch:tuple[str, ...]=(), # questions answered ten times along the way

@@ -8,7 +8,7 @@ __all__ = ['SPECIALS', 'ALWAYS', 'TokenizerCfg', 'tokenizer_cfg', 'cut', 'sample
            'fit_pieces', 'bpe_tokenizer', 'wrap_tokenizer', 'save_tokenizer', 'load_tokenizer', 'build_tokenizer',
            'train_tokenizer', 'coverage', 'train_bpe', 'retrain', 'compare_tokenizers', 'plot_comparison']
 
-# %% ../nbs/01_tokenizer.ipynb #7cd1f223
+# %% ../nbs/01_tokenizer.ipynb #fd037385
 import copy, heapq, json, os, random, re, tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,11 +27,11 @@ from transformers import PreTrainedTokenizerFast
 
 from .data_cleaning import folder_aside, require, run_path, scale_name
 
-# %% ../nbs/01_tokenizer.ipynb #186b7cf5
+# %% ../nbs/01_tokenizer.ipynb #1ffab676
 SPECIALS = ('[PAD]', '[EOS]', '[SEP]', '[BOS]', '[CLS]', '[MASK]', '[UNK]')
 ALWAYS = '\t\n' + ''.join(map(chr, range(32, 127))) + '，。！？；：、“”‘’（）《》〈〉【】「」『』〔〕…—～·￥％×÷℃'
 
-# %% ../nbs/01_tokenizer.ipynb #2ba0c21f
+# %% ../nbs/01_tokenizer.ipynb #921d76d5
 @dataclass(frozen=True)
 class TokenizerCfg:
     "What `train_tokenizer` reads, keeps and writes."
@@ -44,7 +44,7 @@ class TokenizerCfg:
     limit:int = 300_000 # distinct words a process holds before it spills to disk
     out:Path|None = None # folder to write; None: tokenizer/ of this scale
 
-# %% ../nbs/01_tokenizer.ipynb #f02219d9
+# %% ../nbs/01_tokenizer.ipynb #c7d832ef
 def tokenizer_cfg(
     scale:str|None=None, # tiny, mini or base; None: the scale in force
     words:bool|None=None, # True: words, False: characters only; None: what the course uses at this scale
@@ -57,14 +57,14 @@ def tokenizer_cfg(
     if words != course: cfg = replace(cfg, out=run_path('tokenizer_words' if words else 'tokenizer_chars'))
     return cfg if words else replace(cfg, max_word_len=1)
 
-# %% ../nbs/01_tokenizer.ipynb #97e58ae3
+# %% ../nbs/01_tokenizer.ipynb #26b71e2c
 def cut(
     text:str, # any text
 )->list[str]: # its words; ''.join(words) == text
     "The words of jieba's dictionary mode (`HMM=False`), cut by rjieba in Rust."
     return rjieba.cut(text, hmm=False)
 
-# %% ../nbs/01_tokenizer.ipynb #cb514816
+# %% ../nbs/01_tokenizer.ipynb #7b4a86c7
 def sample_texts(
     files:Iterable[Path], # parquet files with columns prompt and response
     n:int, # texts wanted
@@ -77,7 +77,7 @@ def sample_texts(
         if len(pool) >= 4*n: break
     return rng.sample(pool, min(n, len(pool)))
 
-# %% ../nbs/01_tokenizer.ipynb #8807c424
+# %% ../nbs/01_tokenizer.ipynb #e769a014
 def _row_groups(files, columns=('prompt', 'response')): # [(file, row group)] of all files; a missing file or column is named
     parts = []
     for file in files:
@@ -89,13 +89,13 @@ def _row_groups(files, columns=('prompt', 'response')): # [(file, row group)] of
         parts += [(file, i) for i in range(f.num_row_groups)]
     return parts
 
-# %% ../nbs/01_tokenizer.ipynb #53ac690a
+# %% ../nbs/01_tokenizer.ipynb #ac0882cf
 def _columns(file, group, columns=('prompt', 'response'), rows=4096): # arrays of texts, '' for null, at most `rows` long
     with pq.ParquetFile(file, pre_buffer=False) as f:
         for b in f.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False):
             for col in b.columns: yield col.cast(pa.large_string()).fill_null('')
 
-# %% ../nbs/01_tokenizer.ipynb #b2b9eac6
+# %% ../nbs/01_tokenizer.ipynb #387e0182
 class SpillCounter:
     "Exact counts in bounded memory: more than `limit` distinct words are written to disk as a sorted run, runs are merged when read."
     def __init__(self,
@@ -124,16 +124,16 @@ class SpillCounter:
         runs = heapq.merge(*map(_read_run, self.runs), sorted(self.counts.items()))
         return ((w, sum(n for _, n in g)) for w, g in groupby(runs, key=itemgetter(0)))
 
-# %% ../nbs/01_tokenizer.ipynb #63e99cdf
+# %% ../nbs/01_tokenizer.ipynb #8c1f9ea4
 def _read_run(path): # (word, count) pairs of one run, in order
     for b in pq.ParquetFile(path).iter_batches(1 << 14, use_threads=False): yield from zip(b[0].to_pylist(), b[1].to_pylist())
 
-# %% ../nbs/01_tokenizer.ipynb #65962eb5
+# %% ../nbs/01_tokenizer.ipynb #d5fda637
 def _lumps(col, size=64): # the texts of an array, joined by NUL `size` at a time: fewer, longer calls, and no word crosses a NUL
     starts = pa.array([*range(0, len(col), size), len(col)], pa.int32())
     return pc.binary_join(pa.ListArray.from_arrays(starts, col), pa.scalar('\0', col.type)).to_pylist()
 
-# %% ../nbs/01_tokenizer.ipynb #ea350c02
+# %% ../nbs/01_tokenizer.ipynb #c3818e79
 def _count_shard(job): # (shard number, [(file, row group)], folder, limit) -> (counts, runs, number of texts)
     i, parts, folder, limit = job
     counter, n_texts = SpillCounter(folder, f'shard{i}', limit), 0
@@ -145,13 +145,13 @@ def _count_shard(job): # (shard number, [(file, row group)], folder, limit) -> (
     if counter.runs: counter.spill() # what is large goes to the main process by disk
     return counter.counts, counter.runs, n_texts
 
-# %% ../nbs/01_tokenizer.ipynb #8982c798
+# %% ../nbs/01_tokenizer.ipynb #4f45fd3e
 def _map_shards(jobs, workers): # results of `_count_shard`, in order; one process if that is all there is
     if workers <= 1: yield from map(_count_shard, jobs); return
     cut('') # loads the dictionary once, before the processes fork
     with ProcessPoolExecutor(workers) as pool: yield from pool.map(_count_shard, jobs)
 
-# %% ../nbs/01_tokenizer.ipynb #f838bc41
+# %% ../nbs/01_tokenizer.ipynb #21f9b2d8
 def _keep(items, min_count): # words with their counts, and characters: the cut loses none, so words give them exactly
     words, chars = {}, Counter()
     for w, n in items:
@@ -159,7 +159,7 @@ def _keep(items, min_count): # words with their counts, and characters: the cut 
         if n >= min_count: words[w] = n
     return words, +chars
 
-# %% ../nbs/01_tokenizer.ipynb #654a046b
+# %% ../nbs/01_tokenizer.ipynb #c07321b4
 def count_words(
     files:Iterable[Path], # parquet files with columns prompt and response
     min_count:int=1, # words seen less often are not returned
@@ -178,14 +178,14 @@ def count_words(
     if not n_texts: raise ValueError(f"no text in {', '.join(map(str, files))}")
     return words, chars, n_texts
 
-# %% ../nbs/01_tokenizer.ipynb #c5d0e694
+# %% ../nbs/01_tokenizer.ipynb #19a8316a
 def by_count(
     counts:dict[str, int], # counts of pieces
 )->list[str]: # pieces, most frequent first
     "Order by count, ties by the text itself: the same on every machine."
     return sorted(counts, key=lambda w: (-counts[w], w))
 
-# %% ../nbs/01_tokenizer.ipynb #7b9b8a09
+# %% ../nbs/01_tokenizer.ipynb #3402e5d0
 def plot_counts(
     counts:dict[str, int], # counts of words
     min_count:int, # where the vocabulary ends
@@ -199,7 +199,7 @@ def plot_counts(
     ax.set(xlabel='rank of the word', ylabel='times seen'); ax.legend()
     return ax
 
-# %% ../nbs/01_tokenizer.ipynb #da0dfc4c
+# %% ../nbs/01_tokenizer.ipynb #bab85345
 def choose_chars(
     chars:dict[str, int], # counts of characters
     min_char_count:int, # keep those seen at least this often
@@ -211,7 +211,7 @@ def choose_chars(
     if not kept: raise ValueError(f"min_char_count={min_char_count} leaves no character: the most frequent is seen {max(chars.values())} times")
     return [*ALWAYS, *(c for c in kept if c not in ALWAYS)][:max_chars]
 
-# %% ../nbs/01_tokenizer.ipynb #988ca18f
+# %% ../nbs/01_tokenizer.ipynb #a4e4086c
 _WORD = re.compile(r'[㐀-䶿一-鿿]+|[A-Za-z]+')
 
 def choose_words(
@@ -226,7 +226,7 @@ def choose_words(
     if not words: raise ValueError(f"min_count={min_count} leaves no word of 2 to {max_len} characters: lower it, or take max_word_len=1")
     return {w: words[w] for w in by_count(words)}
 
-# %% ../nbs/01_tokenizer.ipynb #9bf76fae
+# %% ../nbs/01_tokenizer.ipynb #df70b032
 def piece_merges(
     pieces:Iterable[str], # all pieces, the most important first, characters included
 )->list[tuple[str, str]]: # merges, first rank first
@@ -234,7 +234,7 @@ def piece_merges(
     have = set(pieces := list(pieces))
     return [(p[:i], p[i:]) for p in pieces for i in range(1, len(p)) if p[:i] in have and p[i:] in have]
 
-# %% ../nbs/01_tokenizer.ipynb #c3f18a47
+# %% ../nbs/01_tokenizer.ipynb #c018d7b7
 def bpe_split(
     word:str, # text without pre-tokenisation
     ranks:dict[tuple[str, str], int], # rank of each merge
@@ -247,12 +247,12 @@ def bpe_split(
         parts[i:i+2] = [parts[i] + parts[i+1]]
     return parts
 
-# %% ../nbs/01_tokenizer.ipynb #49ac7600
+# %% ../nbs/01_tokenizer.ipynb #c4d9747e
 def _stuck(chars, counts): # [(word, its pieces)] of the words that BPE does not put together again
     ranks = {m: i for i, m in enumerate(piece_merges(chain(chars, by_count(counts))))}
     return [(w, parts) for w in by_count(counts) if len(parts := bpe_split(w, ranks)) > 1]
 
-# %% ../nbs/01_tokenizer.ipynb #dc709164
+# %% ../nbs/01_tokenizer.ipynb #f981e648
 def close_pieces(
     chars:Iterable[str], # kept characters
     counts:dict[str, int], # counts of kept words of two and more characters
@@ -266,7 +266,7 @@ def close_pieces(
         for p, n in asked.items(): counts[p] = counts.get(p, 0) + n
     return counts
 
-# %% ../nbs/01_tokenizer.ipynb #5911d309
+# %% ../nbs/01_tokenizer.ipynb #453c6650
 def fit_pieces(
     chars:list[str], # kept characters
     words:dict[str, int], # kept words, most frequent first
@@ -278,7 +278,7 @@ def fit_pieces(
     while len(pieces := close_pieces(chars, {w: words[w] for w in order[:keep]})) > room: keep = max(0, keep - len(pieces) + room)
     return pieces
 
-# %% ../nbs/01_tokenizer.ipynb #86135d07
+# %% ../nbs/01_tokenizer.ipynb #9a6dd21c
 def bpe_tokenizer(
     vocab:list[str], # all entries in id order, special tokens first
     merges:list[tuple[str, str]], # merges, first rank first
@@ -289,7 +289,7 @@ def bpe_tokenizer(
     t.add_special_tokens(list(SPECIALS))
     return t
 
-# %% ../nbs/01_tokenizer.ipynb #1022a4b7
+# %% ../nbs/01_tokenizer.ipynb #f1fdb647
 def wrap_tokenizer(
     tok:Tokenizer, # with `SPECIALS` in its vocabulary
     max_len:int=512, # longest input of the model, in tokens
@@ -299,7 +299,7 @@ def wrap_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tok, **names, model_max_length=max_len, padding_side='right',
         clean_up_tokenization_spaces=False, model_input_names=['input_ids', 'attention_mask'])
 
-# %% ../nbs/01_tokenizer.ipynb #13deaedd
+# %% ../nbs/01_tokenizer.ipynb #10182b37
 def save_tokenizer(
     tok:PreTrainedTokenizerFast, # any fast tokenizer
     path:Path, # folder, which may be a model's
@@ -310,7 +310,7 @@ def save_tokenizer(
     cfg = json.loads(file.read_text(encoding='utf-8')) | {'tokenizer_class': 'PreTrainedTokenizerFast'}
     file.write_text(json.dumps(cfg, ensure_ascii=False, indent=2), encoding='utf-8')
 
-# %% ../nbs/01_tokenizer.ipynb #b59d834d
+# %% ../nbs/01_tokenizer.ipynb #3c8e3d47
 def load_tokenizer(
     path:Path|None=None, # folder; None: tokenizer/ of this scale
 )->PreTrainedTokenizerFast: # checked
@@ -322,7 +322,7 @@ def load_tokenizer(
     if wrong: raise ValueError(f"{path}: special tokens have the wrong ids: {'; '.join(wrong)}")
     return tok
 
-# %% ../nbs/01_tokenizer.ipynb #aca2f68d
+# %% ../nbs/01_tokenizer.ipynb #e019950b
 def build_tokenizer(
     words:dict[str, int], # counts of words
     chars:dict[str, int], # counts of characters
@@ -340,7 +340,7 @@ def build_tokenizer(
     assert not broken, broken[:5]
     return tok
 
-# %% ../nbs/01_tokenizer.ipynb #5b48252c
+# %% ../nbs/01_tokenizer.ipynb #8012c4ad
 def train_tokenizer(
     cfg:TokenizerCfg, # files, limits, folder
 )->PreTrainedTokenizerFast: # the tokenizer written to `cfg.out`
@@ -351,7 +351,7 @@ def train_tokenizer(
     with folder_aside(out) as tmp: save_tokenizer(tok, tmp)
     return load_tokenizer(out)
 
-# %% ../nbs/01_tokenizer.ipynb #fc7651f8
+# %% ../nbs/01_tokenizer.ipynb #e9ea9faf
 def coverage(
     tok:PreTrainedTokenizerFast, # any fast tokenizer
     texts:Iterable[str], # texts
@@ -364,7 +364,7 @@ def coverage(
     n, unknown = counts.total(), missing.total()
     return {'chars': n, 'unknown': unknown, 'coverage': 1 - unknown/max(n, 1), 'missing': missing}
 
-# %% ../nbs/01_tokenizer.ipynb #705aef29
+# %% ../nbs/01_tokenizer.ipynb #3e80f7fa
 def _word_runs(): # pre-tokeniser for trainers: runs of Chinese, runs of Latin letters, the rest between them
     return pre_tokenizers.Split(Regex(_WORD.pattern), behavior='isolated')
 
@@ -382,7 +382,7 @@ def train_bpe(
         vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, max_token_length=30, show_progress=False))
     return wrap_tokenizer(t)
 
-# %% ../nbs/01_tokenizer.ipynb #03b5474b
+# %% ../nbs/01_tokenizer.ipynb #af745327
 def retrain(
     tok:PreTrainedTokenizerFast, # gives settings and special tokens; stays as it is
     texts:Iterable[str], # your own corpus, or a sample of it
@@ -393,7 +393,7 @@ def retrain(
     if old.backend_tokenizer.pre_tokenizer is None: old.backend_tokenizer.pre_tokenizer = _word_runs()
     return old.train_new_from_iterator(texts, vocab_size, show_progress=False)
 
-# %% ../nbs/01_tokenizer.ipynb #601c352f
+# %% ../nbs/01_tokenizer.ipynb #d1cff886
 def compare_tokenizers(
     toks:dict[str, PreTrainedTokenizerFast], # name: tokenizer
     texts:list[str], # text none of them has seen
@@ -408,7 +408,7 @@ def compare_tokenizers(
                      'unknown': cov['unknown'], 'coverage': cov['coverage'], 'round_trip': same/max(len(texts), 1)})
     return rows
 
-# %% ../nbs/01_tokenizer.ipynb #1be9b0e9
+# %% ../nbs/01_tokenizer.ipynb #e0ae0963
 def plot_comparison(
     rows:list[dict], # from `compare_tokenizers`
     ax=None, # Axes; None: a new figure
