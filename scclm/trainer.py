@@ -11,7 +11,7 @@ __all__ = ['SCHEDULES', 'OPTIMIZERS', 'PRECISIONS', 'CURVES', 'log', 'FREE_FIELD
            'make_accelerator', 'start', 'read_log', 'trim_log', 'append_log', 'log_step', 'plot_loss', 'in_notebook',
            'Progress', 'train_step', 'fit', 'due', 'clock', 'evaluate']
 
-# %% ../nbs/04_trainer.ipynb #11866295
+# %% ../nbs/04_trainer.ipynb #f701f882
 import hashlib, json, logging, math, os, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from .data_cleaning import folder_aside, write_aside
 from .dataset import collate, encode_pairs, pair_batches
 
-# %% ../nbs/04_trainer.ipynb #eb087acb
+# %% ../nbs/04_trainer.ipynb #b130921d
 def shift_right(
     labels:Tensor, # (B, T), -100 at padding
 )->Tensor: # (B, T) decoder inputs: 0 (pad = decoder start), then the labels but the last
@@ -38,7 +38,7 @@ def shift_right(
     ids[:, 1:] = labels[:, :-1].clamp(min=0)
     return ids
 
-# %% ../nbs/04_trainer.ipynb #4f83abc0
+# %% ../nbs/04_trainer.ipynb #8ab7ee4d
 def lm_loss(
     logits:Tensor, # (B, T, V), unnormalised
     labels:Tensor, # (B, T), -100 is ignored
@@ -46,7 +46,7 @@ def lm_loss(
     "Cross-entropy over the labels that count."
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction='sum')
 
-# %% ../nbs/04_trainer.ipynb #f238dc86
+# %% ../nbs/04_trainer.ipynb #bda3f0b5
 def seq2seq_loss(
     model:nn.Module, # a T5ForConditionalGeneration, possibly wrapped
     batch:dict, # input_ids (B, S), attention_mask (B, S), labels (B, T)
@@ -56,19 +56,19 @@ def seq2seq_loss(
                    decoder_input_ids=shift_right(batch['labels']), use_cache=False).logits
     return lm_loss(logits, batch['labels'])
 
-# %% ../nbs/04_trainer.ipynb #b8fc0f4e
+# %% ../nbs/04_trainer.ipynb #d6f5c28c
 def count_labels(
     batch:dict, # with labels (B, T), -100 at padding
 )->int: # label tokens
     "The default `count_fn` of `fit`: what the summed loss is divided by."
     return int(batch['labels'].ne(-100).sum())
 
-# %% ../nbs/04_trainer.ipynb #c5819196
+# %% ../nbs/04_trainer.ipynb #1ae0e576
 SCHEDULES = ('linear', 'cosine', 'onecycle', 'constant')
 OPTIMIZERS = ('adamw', 'muon', 'adafactor', 'adafactor_relative')
 PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')
 
-# %% ../nbs/04_trainer.ipynb #49cd47f3
+# %% ../nbs/04_trainer.ipynb #1b7e5e02
 @dataclass(frozen=True)
 class TrainCfg:
     "What the loop needs to know; stages add their own fields."
@@ -104,7 +104,7 @@ class TrainCfg:
             ('precision', self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")]:
             if not ok: raise ValueError(f'{name}={getattr(self, name)!r}: expected {want}')
 
-# %% ../nbs/04_trainer.ipynb #b6b2864c
+# %% ../nbs/04_trainer.ipynb #3fb2714a
 def _cos(a:float, b:float, t:float)->float:
     "Cosine from `a` at t=0 to `b` at t=1."
     return b + (a - b) * (1 + math.cos(math.pi * t)) / 2
@@ -116,7 +116,7 @@ CURVES = {
     'onecycle': lambda t, final: _cos(1/50, 1, t/0.3) if t < 0.3 else _cos(1, 1/50/1e4, (t - 0.3)/0.7),
 }
 
-# %% ../nbs/04_trainer.ipynb #003c3ed1
+# %% ../nbs/04_trainer.ipynb #65b18871
 def lr_factor(
     step:int, # optimiser steps done so far, 0-based
     cfg:TrainCfg, # gives steps, schedule, warmup, final_lr
@@ -126,7 +126,7 @@ def lr_factor(
     if step < warm: return (step + 1) / (warm + 1)
     return CURVES[cfg.schedule]((step - warm) / max(1, cfg.steps - warm - 1), cfg.final_lr)
 
-# %% ../nbs/04_trainer.ipynb #e934500f
+# %% ../nbs/04_trainer.ipynb #ae95e0bf
 def plot_schedules(
     cfg:TrainCfg, # gives steps, warmup, lr
     ax=None, # matplotlib Axes
@@ -138,7 +138,7 @@ def plot_schedules(
     ax.set(xlabel='step', ylabel='learning rate'); ax.legend()
     return ax
 
-# %% ../nbs/04_trainer.ipynb #00ba2470
+# %% ../nbs/04_trainer.ipynb #2cb99022
 def param_groups(
     model:nn.Module, # parameters with requires_grad=False are left out
     emb_lr:float=1., # learning-rate multiple of the embedding
@@ -151,7 +151,7 @@ def param_groups(
         groups['embedding' if id(p) in tables else 'matrix' if p.ndim == 2 else 'vector'].append(p)
     return [dict(name=k, params=ps, lr_scale=emb_lr if k == 'embedding' else 1.) for k, ps in groups.items() if ps]
 
-# %% ../nbs/04_trainer.ipynb #05aa3349
+# %% ../nbs/04_trainer.ipynb #422de983
 def _adamw(groups, cfg): return [torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)]
 
 def _muon(groups, cfg):
@@ -173,7 +173,7 @@ def make_optimizers(
     make = dict(adamw=_adamw, muon=_muon, adafactor=_adafactor, adafactor_relative=partial(_adafactor, relative=True))
     return make[cfg.optimizer](param_groups(model, cfg.emb_lr), cfg)
 
-# %% ../nbs/04_trainer.ipynb #6c2026ef
+# %% ../nbs/04_trainer.ipynb #e9d4fb35
 def set_lr(
     opts:list, # optimisers whose groups carry lr_scale
     lr:float, # the step's learning rate
@@ -183,7 +183,7 @@ def set_lr(
         for g in opt.param_groups:
             if g['lr'] is not None: g['lr'] = lr * g['lr_scale']
 
-# %% ../nbs/04_trainer.ipynb #5bb41e9b
+# %% ../nbs/04_trainer.ipynb #db428e0f
 @lru_cache
 def probe_precision()->str: # 'bf16', 'fp16' or 'fp32'
     "The precision this device is fast in: measured once on a CPU, asked of the driver on a GPU."
@@ -197,7 +197,7 @@ def probe_precision()->str: # 'bf16', 'fp16' or 'fp32'
         return min(times)
     return 'bf16' if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else 'fp32'
 
-# %% ../nbs/04_trainer.ipynb #459e04d5
+# %% ../nbs/04_trainer.ipynb #344d76ef
 class StopSignals:
     "While active, SIGINT and SIGTERM are noted in `asked` and nothing is torn; a second SIGINT raises KeyboardInterrupt."
     def __init__(self):
@@ -218,7 +218,7 @@ class StopSignals:
         "Put the old handlers back."
         for s, handler in self._old.items(): signal.signal(s, handler)
 
-# %% ../nbs/04_trainer.ipynb #ccc1d195
+# %% ../nbs/04_trainer.ipynb #6bedecff
 def _sha256(path:Path)->str:
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -229,7 +229,7 @@ def write_manifest(
     manifest = {p.name: dict(bytes=p.stat().st_size, sha256=_sha256(p)) for p in sorted(path.iterdir())}
     (path/'manifest.json').write_text(json.dumps(manifest, indent=1))
 
-# %% ../nbs/04_trainer.ipynb #c5eecb60
+# %% ../nbs/04_trainer.ipynb #e476a33d
 def check_folder(
     path:Path, # a folder with a manifest
 )->str|None: # what is wrong with it, or None
@@ -243,14 +243,14 @@ def check_folder(
         if p.stat().st_size != want['bytes']: return f"{p} has {p.stat().st_size} bytes, expected {want['bytes']}"
         if _sha256(p) != want['sha256']: return f'{p} does not match its checksum'
 
-# %% ../nbs/04_trainer.ipynb #6fa03ff5
+# %% ../nbs/04_trainer.ipynb #447f0fc5
 def checkpoints(
     out:Path, # a stage's folder
 )->list[Path]: # oldest first
     "The complete checkpoint folders of a run, by step."
     return sorted((Path(out)/'checkpoints').glob('step-*'))
 
-# %% ../nbs/04_trainer.ipynb #0fcd5f78
+# %% ../nbs/04_trainer.ipynb #dd10341b
 def newest_good(
     out:Path, # a stage's folder
 )->Path|None: # None: there is no checkpoint at all
@@ -264,7 +264,7 @@ def newest_good(
 
 log = logging.getLogger('scclm')
 
-# %% ../nbs/04_trainer.ipynb #3752b07f
+# %% ../nbs/04_trainer.ipynb #f8a1b7b9
 def named_weights(
     model:nn.Module, # tied tensors count once
 )->dict[str, Tensor]: # parameters, then persistent buffers, in the model's order
@@ -291,7 +291,7 @@ def load_weights(
         if a != b: raise ValueError(f'{path} holds another model: {n} has shape {a} in the file, {b} in the model')
     for n, t in own.items(): t.copy_(saved[n])
 
-# %% ../nbs/04_trainer.ipynb #38c65436
+# %% ../nbs/04_trainer.ipynb #12c1528a
 def step_seed(
     seed:int, # of the run
     step:int, # optimiser steps done
@@ -300,7 +300,7 @@ def step_seed(
     "The seed of everything random inside one step."
     return int.from_bytes(hashlib.blake2b(f'{seed}/{step}/{rank}'.encode(), digest_size=8).digest(), 'big') >> 1
 
-# %% ../nbs/04_trainer.ipynb #6e861987
+# %% ../nbs/04_trainer.ipynb #c4d40ea9
 @dataclass
 class Run:
     "A run in progress: what callbacks see, what a checkpoint holds."
@@ -332,7 +332,7 @@ def empty_tally()->dict: # zeros
 
 _SAVED = ('step', 'pos', 'best', 'skipped', 'skipped_in_row', 'tally', 'real_tok', 'seconds', 'precision')
 
-# %% ../nbs/04_trainer.ipynb #1ac5287c
+# %% ../nbs/04_trainer.ipynb #1a3d5d0d
 def save_checkpoint(
     run:Run, # between two steps
 )->Path: # the new folder
@@ -356,7 +356,7 @@ def _drop(path:Path):
     os.replace(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/04_trainer.ipynb #168bde26
+# %% ../nbs/04_trainer.ipynb #fcc125d9
 FREE_FIELDS = ('log_every', 'save_every', 'keep_last', 'trackers', 'eval_every', 'out')
 
 def check_same_cfg(
@@ -369,7 +369,7 @@ def check_same_cfg(
     diff = [f'{k} was {saved.get(k)!r}, is {now.get(k)!r}' for k in sorted(now | saved) if k not in FREE_FIELDS and saved.get(k) != now.get(k)]
     if diff: raise ValueError(f"{where} was made with another configuration: {'; '.join(diff)}. Give the old values, or start over with resume=False")
 
-# %% ../nbs/04_trainer.ipynb #f6c68fd0
+# %% ../nbs/04_trainer.ipynb #fd6bea4e
 def restore(
     run:Run, # fresh
     path:Path, # a good checkpoint
@@ -386,7 +386,7 @@ def restore(
     loader.load_state_dict(run.pos)
     log.info('resumed from %s', path)
 
-# %% ../nbs/04_trainer.ipynb #1c0aacf6
+# %% ../nbs/04_trainer.ipynb #19b85895
 @torch.no_grad()
 def greedy_answers(
     model:nn.Module, # a T5ForConditionalGeneration in eval mode
@@ -407,7 +407,7 @@ def greedy_answers(
         for i, text in zip(ids, tok.batch_decode(out, skip_special_tokens=True)): answers[i] = text
     return answers
 
-# %% ../nbs/04_trainer.ipynb #f91b6e9c
+# %% ../nbs/04_trainer.ipynb #7c6e5852
 def exact_match(
     answers:list[str], # of the model
     references:list[str], # as many
@@ -424,7 +424,7 @@ def bleu4(
     from sacrebleu import corpus_bleu
     return corpus_bleu(answers, [references], tokenize='zh').score
 
-# %% ../nbs/04_trainer.ipynb #399d95f9
+# %% ../nbs/04_trainer.ipynb #0f048225
 @torch.no_grad()
 def eval_loss(
     model:nn.Module, # in eval mode
@@ -434,7 +434,7 @@ def eval_loss(
     total = sum(seq2seq_loss(model, {k: v.to(model.device) for k, v in b.items()}).item() for b in batches)
     return total / sum(map(count_labels, batches))
 
-# %% ../nbs/04_trainer.ipynb #e964a0b9
+# %% ../nbs/04_trainer.ipynb #5bd6333b
 def pair_eval(
     pairs:list[tuple[str, str]], # (prompt, response)
     tok, # tokenizer
@@ -452,7 +452,7 @@ def pair_eval(
         return figures
     return evaluate
 
-# %% ../nbs/04_trainer.ipynb #c37b28af
+# %% ../nbs/04_trainer.ipynb #f671d8e5
 def make_accelerator(
     precision:str, # fp32, bf16 or fp16
     out:Path, # where trackers write
@@ -467,7 +467,7 @@ def make_accelerator(
     return Accelerator(mixed_precision={'fp32': 'no'}.get(precision, precision), cpu=not torch.cuda.is_available(),
                        log_with=list(trackers) or None, project_dir=out)
 
-# %% ../nbs/04_trainer.ipynb #97d1618e
+# %% ../nbs/04_trainer.ipynb #86538dbe
 def start(
     model:nn.Module, # parameters with requires_grad=False stay frozen
     loader, # with state_dict and load_state_dict
@@ -491,7 +491,7 @@ def start(
     if cfg.trackers: acc.init_trackers('scclm', config={k: str(v) for k, v in asdict(cfg).items()})
     return run
 
-# %% ../nbs/04_trainer.ipynb #784cc5ca
+# %% ../nbs/04_trainer.ipynb #8e1676e4
 def read_log(
     log, # path of a log.jsonl, or a list of entries
 )->list[dict]: # entries in order
@@ -512,7 +512,7 @@ def trim_log(
     keep = [e for e in read_log(path) if e['step'] <= step]
     with write_aside(path) as tmp: tmp.write_text(''.join(json.dumps(e) + '\n' for e in keep))
 
-# %% ../nbs/04_trainer.ipynb #f97ae93d
+# %% ../nbs/04_trainer.ipynb #cccee88f
 def append_log(
     run:Run, # gives out, trackers
     entry:dict, # step and figures
@@ -534,7 +534,7 @@ def log_step(
                          real_tok_per_s=t['real_tok'] / max(1e-9, t['seconds']), real_tok=run.real_tok, seconds=run.seconds, skipped=run.skipped))
     run.tally = empty_tally()
 
-# %% ../nbs/04_trainer.ipynb #468e67a8
+# %% ../nbs/04_trainer.ipynb #cc94dc55
 def plot_loss(
     log, # path of a log.jsonl, or a list of entries
     ax=None, # matplotlib Axes
@@ -549,7 +549,7 @@ def plot_loss(
     ax.set(xlabel='step', ylabel='loss (nats/token)'); ax.legend()
     return ax
 
-# %% ../nbs/04_trainer.ipynb #b29934ee
+# %% ../nbs/04_trainer.ipynb #c3f10da8
 def in_notebook()->bool: # True in a Jupyter kernel
     "Whether rich output can be shown."
     try: from IPython import get_ipython
@@ -566,7 +566,7 @@ def _figure_html(entries:list)->str:
     fig.savefig(buf, format='png', dpi=80, bbox_inches='tight'); plt.close(fig)
     return f'<img src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
-# %% ../nbs/04_trainer.ipynb #86602f47
+# %% ../nbs/04_trainer.ipynb #85188ed6
 class Progress:
     "A bar in a terminal, a live loss plot in a notebook; `every` seconds between plots."
     def __init__(self,
@@ -601,14 +601,14 @@ class Progress:
         self.bar.close()
         if self.handle: self.handle.update(self._html())
 
-# %% ../nbs/04_trainer.ipynb #8c544611
+# %% ../nbs/04_trainer.ipynb #da5c7945
 def _agree(acc:Accelerator, n:int, asked:bool)->tuple[int, bool]:
     "Items in the whole group, and whether any process was asked to stop."
     if acc.num_processes == 1: return n, asked
     total = acc.reduce(torch.tensor([n, int(asked)], device=acc.device))
     return int(total[0]), bool(total[1])
 
-# %% ../nbs/04_trainer.ipynb #93419164
+# %% ../nbs/04_trainer.ipynb #5c0b7fe6
 def train_step(
     run:Run, # before its next step
     group:list[dict], # the batches of this step, this process's share
@@ -648,7 +648,7 @@ def _count(run:Run, norm:float, loss:float, n:int):
     if run.skipped_in_row > run.cfg.max_skipped:
         raise RuntimeError(f'step {run.step}: {run.skipped_in_row} gradients in a row are not finite; last good checkpoint: {(checkpoints(run.out) or ["none"])[-1]}')
 
-# %% ../nbs/04_trainer.ipynb #aa874ecb
+# %% ../nbs/04_trainer.ipynb #40753a1f
 def fit(
     model:nn.Module, # trained in place
     loader, # iterable of batches with state_dict() and load_state_dict(state), such as PairStream
@@ -684,7 +684,7 @@ def fit(
         save_checkpoint(run)
     return run
 
-# %% ../nbs/04_trainer.ipynb #3d6562c2
+# %% ../nbs/04_trainer.ipynb #f1d7c369
 def due(
     run:Run, # after a step
     every:int, # 0: never but at the end
@@ -717,7 +717,7 @@ def evaluate(
     if run.acc.is_main_process:
         with write_aside(run.out/'checkpoints'/'best.safetensors') as tmp: save_weights(model, tmp)
 
-# %% ../nbs/04_trainer.ipynb #e35bb2c8
+# %% ../nbs/04_trainer.ipynb #38f37f65
 @contextmanager
 def _training(run:Run, progress:bool):
     "Training mode and progress while inside; eval mode, plain forward and closed trackers after."
