@@ -107,11 +107,11 @@ def pick(
 
 # %% ../nbs/08_chat.ipynb #afea35eb
 def find_model(
-    path:str|Path|None=None, # a model folder; None: what 06 made, else what 05 made
+    path:str|Path|None=None, # a model folder; None: what 07, 06 or 05 made last
 )->Path: # the folder
     "The model to talk to. Raises FileNotFoundError that says how to make one."
     if path: return Path(path)
-    places = [run_path(s, 'model') for s in ('sft', 'pretrain')]
+    places = [run_path(s, 'model') for s in ('dpo', 'sft', 'pretrain')]
     if found := next((p for p in places if p.exists()), None): return found
     raise FileNotFoundError(f"no model in {' or '.join(map(str, places))}: run nbs/06_sft.ipynb or `scclm sft` first")
 
@@ -247,7 +247,7 @@ class ChatBot:
 # %% ../nbs/08_chat.ipynb #1961138d
 @patch(cls_method=True)
 def from_dir(cls:ChatBot,
-    path:str|Path|None=None, # a model folder; None: what 06 made, else what 05 made
+    path:str|Path|None=None, # a model folder; None: what 07, 06 or 05 made last
     dtype:torch.dtype=torch.float32, # of the weights
     device:str='cpu', # where to run
     **kw, # further arguments of ChatBot
@@ -506,7 +506,7 @@ def chat_widget(
 @dataclass(frozen=True)
 class ChatCfg(Decoding):
     "The terminal chat: how to decode, and with which model."
-    model:str|None = None # model folder; None: what 06 made, else what 05 made
+    model:str|None = None # model folder; None: what 07, 06 or 05 made last
     dtype:Literal['float32', 'bfloat16', 'float16'] = 'float32' # of the weights
     device:str = 'auto' # cpu, cuda, mps; auto takes a GPU if there is one
     max_prompt_tok:int = 512 # longest question, tokens

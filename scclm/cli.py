@@ -24,7 +24,13 @@ STAGES = dict(
     tokenizer=Stage('tokenizer', 'tokenizer_cfg', 'train_tokenizer', 'parquet -> vocabulary'),
     pretrain=Stage('pretrain', 'pretrain_cfg', 'pretrain', 'train the model from nothing; again to resume'),
     sft=Stage('sft', 'sft_cfg', 'sft', 'fine-tune it on instructions; again to resume'),
-    chat=Stage('chat', 'ChatCfg', 'chat_terminal', 'talk to it'))
+    dpo=Stage('dpo', 'dpo_cfg', 'dpo', 'learn from preferences, all parameters or LoRA; again to resume'),
+    merge=Stage('dpo', 'MergeCfg', 'merge', 'LoRA adapter + model -> plain model folder'),
+    ie=Stage('ie_finetune', 'ie_cfg', 'ie', 'fine-tune it to extract triples; again to resume'),
+    chat=Stage('chat', 'ChatCfg', 'chat_terminal', 'talk to it'),
+    evaluate=Stage('evaluation', 'EvaluateCfg', 'evaluate', 'score any seq2seq folder: loss, bits per character, BLEU-4, C-Eval, CMMLU'),
+    plan=Stage('planner', 'PlanCfg', 'plan', 'will it fit, how long, what batch'),
+    card=Stage('report_card', 'CardCfg', 'card', 'the report card of this scale: card.json, card.md, card.png'))
 
 # %% ../nbs/appendix/cli.ipynb #9195c9aa
 def usage()->str: # text of `scclm --help`
@@ -54,7 +60,7 @@ def summary(
         from scclm.data_cleaning import report_table
         print(report_table(result).to_string())
     elif name == 'tokenizer': print(f'{len(result):,} tokens')
-    elif name in ('pretrain', 'sft'):
+    elif hasattr(result, 'done'):
         if not result.done: return {'SIGINT': 130, 'SIGTERM': 143}[result.stopped]
         print((result.out/'figures.json').read_text(encoding='utf-8'))
     return 0

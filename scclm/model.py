@@ -191,7 +191,7 @@ def save_model(
         save_tokenizer(tok, tmp)
 
 # %% ../nbs/03_model.ipynb #57314e45
-MADE_BY = dict(pretrain='05_pretrain', sft='06_sft')
+MADE_BY = dict(pretrain='05_pretrain', sft='06_sft', dpo='07_dpo', ie='09_ie_finetune')
 
 def _find_folder(
     path:Path, # folder named by the user

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'TINY_REAL', 'PretrainCfg', 'pretrain_cfg', 'bits_per_char', 'CharBigram', 'read_pairs', 'heldout_exact',
-           'Watch', 'read_samples', 'stage_stream', 'stage_eval', 'stage_figures', 'finish_stage', 'baseline_bits',
-           'pretrain', 'rows_per_batch', 'hf_fit']
+           'heldout_counts', 'Watch', 'read_samples', 'stage_stream', 'stage_eval', 'stage_figures', 'finish_stage',
+           'baseline_bits', 'pretrain', 'rows_per_batch', 'hf_fit']
 
 # %% ../nbs/05_pretrain.ipynb #46493667
 import json, math
@@ -38,7 +38,7 @@ class PretrainCfg(TrainCfg):
 
 # %% ../nbs/05_pretrain.ipynb #e3869f97
 PRESETS = dict(
-    tiny=PretrainCfg(steps=4200, lr=1e-3, emb_lr=6., precision='fp32', eval_every=500, save_every=500, log_every=25),
+    tiny=PretrainCfg(steps=3200, lr=1e-3, emb_lr=6., precision='fp32', eval_every=500, save_every=500, log_every=25),
     mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=256, window=65_536,
                      eval_every=2000, save_every=1000, log_every=50),
     base=PretrainCfg(scale='base', steps=300_000, lr=5e-4, schedule='cosine', weight_decay=0.01, budget_tok=16_384, accum=2, max_len=320,
@@ -127,6 +127,15 @@ def heldout_exact(
     rows['ok'] = [a.strip() == r for a, r in zip(greedy_answers(model, tok, rows.prompt.tolist()), rows.response)]
     return dict(all=float(rows.ok.mean())) | {k: float(v) for k, v in rows.groupby('kind').ok.mean().items()}
 
+def heldout_counts(
+    path=None, # as in `heldout_exact`
+)->dict: # kind -> number of questions, and `all`
+    "How many held-out questions there are: a share without its count has no interval."
+    path = Path(path or run_path('data', 'heldout.parquet'))
+    if not path.exists(): return {}
+    kinds = Counter(pq.read_table(path)['kind'].to_pylist())
+    return dict(all=sum(kinds.values())) | dict(sorted(kinds.items()))
+
 # %% ../nbs/05_pretrain.ipynb #58240ac9
 class Watch:
     "Callback: answer the same prompts every `every` steps and append to samples.jsonl in the run's folder."
@@ -198,11 +207,13 @@ def stage_figures(
 )->dict: # bits_per_char, exact_heldout by kind, three answers, speed, time
     "What a finished stage reports: measured on test.parquet and on all held-out phrasings."
     model = run.acc.unwrap_model(run.model)
-    test = read_pairs(require(run_path('data', 'test.parquet'), '00_data_cleaning'), n_test)
+    test, valid = (read_pairs(require(run_path('data', f'{name}.parquet'), '00_data_cleaning'), n_test) for name in ('test', 'valid'))
     last = [e for e in read_log(run.out/'log.jsonl') if 'loss_valid' in e][-1]
     asked = [p for p, _ in test[:3]]
-    return {k: last[k] for k in ('loss_valid', 'bleu4')} | dict(answers=dict(zip(asked, greedy_answers(model, tok, asked, max_len=max_len))),bits_per_char=bits_per_char(model, tok, test, max_len), exact_heldout=heldout_exact(model, tok),
-                       real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), real_tok=run.real_tok, seconds=run.seconds, steps=run.step)
+    return {k: last[k] for k in ('loss_valid', 'bleu4')} | dict(
+        bits_per_char=bits_per_char(model, tok, test, max_len), bits_per_char_valid=bits_per_char(model, tok, valid, max_len),
+        exact_heldout=heldout_exact(model, tok), n_heldout=heldout_counts(), answers=dict(zip(asked, greedy_answers(model, tok, asked, max_len=max_len))),
+        real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), real_tok=run.real_tok, seconds=run.seconds, steps=run.step)
 
 # %% ../nbs/05_pretrain.ipynb #1eaeb547
 def finish_stage(

@@ -47,15 +47,12 @@ class TokenizerCfg:
 # %% ../nbs/01_tokenizer.ipynb #c7d832ef
 def tokenizer_cfg(
     scale:str|None=None, # tiny, mini or base; None: the scale in force
-    words:bool|None=None, # True: words, False: characters only; None: what the course uses at this scale
+    words:bool=True, # False: characters only, written to tokenizer_chars/
 )->TokenizerCfg: # the preset
-    "The preset of a scale. The kind the course does not use there is written to tokenizer_words/ or tokenizer_chars/. Raises ValueError."
+    "The preset of a scale: words, as the course uses them, or characters to compare. Raises ValueError for an unknown scale."
     cfg = {'tiny': TokenizerCfg(min_count=20, min_char_count=1, max_vocab=8000),
-           'mini': TokenizerCfg(min_count=300, min_char_count=30, max_vocab=16000), 'base': TokenizerCfg()}[scale := scale_name(scale)]
-    course = scale != 'tiny'
-    words = course if words is None else words
-    if words != course: cfg = replace(cfg, out=run_path('tokenizer_words' if words else 'tokenizer_chars'))
-    return cfg if words else replace(cfg, max_word_len=1)
+           'mini': TokenizerCfg(min_count=300, min_char_count=30, max_vocab=16000), 'base': TokenizerCfg()}[scale_name(scale)]
+    return cfg if words else replace(cfg, max_word_len=1, out=run_path('tokenizer_chars'))
 
 # %% ../nbs/01_tokenizer.ipynb #26b71e2c
 def cut(

@@ -197,8 +197,8 @@ def test_bad_files(tmp_path, monkeypatch):
 
 def test_presets(monkeypatch, tmp_path):
     monkeypatch.setenv('SCCLM_RUNS', str(tmp_path)); monkeypatch.setenv('SCCLM_SCALE', 'tiny')
-    assert tokenizer_cfg().max_word_len == 1 and tokenizer_cfg().out is None
-    assert tokenizer_cfg(words=True).out == tmp_path/'tiny'/'tokenizer_words' and tokenizer_cfg(words=True).max_word_len > 1
+    assert tokenizer_cfg().max_word_len > 1 and tokenizer_cfg().out is None
+    assert tokenizer_cfg(words=False).out == tmp_path/'tiny'/'tokenizer_chars' and tokenizer_cfg(words=False).max_word_len == 1
     base = tokenizer_cfg('base')
     assert (base.min_count, base.max_vocab, base.out) == (1500, 29298, None) and base.max_word_len > 1
     with pytest.raises(ValueError, match='SCCLM_SCALE'): tokenizer_cfg('huge')

@@ -1,0 +1,154 @@
+"The report card: what the stages left, told again without loss, with intervals, and nothing that was not measured."
+import json, math, os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+from scclm.report_card import (CONTRACT, CardCfg, card, card_markdown, commit, exam_scores, flat, make_card, missing, readme_block, score_rows,
+                               stage_scores, tidy, write_card)
+
+HELD = dict(exact_heldout=dict(all=.96, phrasing=.98, template=.94), n_heldout=dict(all=1400, phrasing=700, template=700))
+COST = dict(real_tok_per_s=16000., real_tok=3_000_000, seconds=184.5, steps=4200)
+F1 = {f'f1_{k}': v for k, v in dict(combination=.93, combination_ci95=[.91, .95], combination_n=300, entity=.86, entity_ci95=[.83, .89], entity_n=300, pattern=.5, pattern_ci95=[.45, .55], pattern_n=300).items()}
+
+def put(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), encoding='utf-8')
+
+def exam(share, n=1000): return dict(accuracy=share, ci95=[share - .03, share + .03], n=n, chance=.25, subjects={'x': {}}, contains_chance=True)
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "A whole course as the stages leave it."
+    for dial in ('SCCLM_RAW', 'SCCLM_SCALE'): monkeypatch.delenv(dial, raising=False)
+    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
+    f = tmp_path/'runs'/'tiny'
+    put(f/'pretrain/figures.json', dict(loss_valid=.07, bits_per_char=.1, bits_per_char_valid=.11, bleu4=92., answers={'问': '答'}) | HELD | COST)
+    put(f/'pretrain/config.json', dict(scale='tiny', steps=4200, lr=1e-3, files=['/elsewhere/secret/a.parquet'], out=str(f/'pretrain')))
+    put(f/'pretrain/log.jsonl', '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "loss_valid": 2.1}\n{"st')
+    put(f/'sft/figures.json', HELD | COST)
+    put(f/'dpo/figures.json', dict(pref_acc_before=.6, pref_acc_before_n=200, pref_acc_after=.9, pref_acc_after_n=200, pref_acc_by_source={'sample': dict(before=.6, after=.9, n=200)}) | HELD | COST)
+    put(f/'dpo_lora/figures.json', dict(pref_acc_after=.85, pref_acc_after_n=200))
+    put(f/'ie/figures.json', F1 | dict(exact_heldout_before=.96, exact_heldout_after=.95, p_entity=.9, unreadable_entity=2) | COST)
+    put(f/'ie_scratch/figures.json', {k: v if k.endswith('_n') else [x - .3 for x in v] if isinstance(v, list) else v - .3 for k, v in F1.items()})
+    put(f/'eval/scores.json', dict(cmmlu={'0-shot': exam(.24), '5-shot': exam(.26)}, ceval={'0-shot': exam(.25)}, cmmlu_text={'5-shot': exam(.9)}))
+    put(f/'course.json', dict(set_up_seconds=70., chapters=[dict(name='00_data_cleaning', seconds=4., peak_rss_mb=300, ok=True),
+        dict(name='05_pretrain', seconds=250., peak_rss_mb=1000, ok=True), dict(name='06_sft', seconds=1., peak_rss_mb=1, ok=False, error='x', stopped=False)]))
+    put(f/'data/report.json', dict(rows_in=10, kept=8, rejected=2, rules=dict(star=2), sources=dict(webtext=dict(rows_in=10, kept=8, rejected=dict(star=2))), splits=dict(train=8), config={}))
+    return f
+
+def by_definition(right, n, z=1.959964):
+    "All shares within z of their own standard errors of the observed one, on a grid."
+    inside = [p/20000 for p in range(20001) if abs(right/n - p/20000) <= z*math.sqrt(p/20000*(1 - p/20000)/n) + 1e-12]
+    return inside[0], inside[-1]
+
+def test_the_contract_is_kept(folder):
+    c = make_card(folder)
+    assert missing(c) == []
+    assert {'env', 'config', 'seconds', 'data', 'chapters', 'memory_mb', 'tok_per_s'} <= c.keys()
+    assert all(isinstance(c[s][k], float) for s, names in CONTRACT.items() if s != 'eval' for k in names)
+    for e in ('cmmlu', 'ceval'): assert {'accuracy', 'ci95', 'chance'} <= c['eval'][e].keys()
+    assert c['seconds'] == dict(clean=4., pretrain=184.5, sft=184.5, dpo=184.5, ie=184.5, set_up=70.)
+    assert c['memory_mb'] == dict(clean=300, pretrain=1000) and c['tok_per_s']['pretrain'] == 16000.
+    assert c['chapters'].keys() == {'00_data_cleaning', '05_pretrain'}
+    assert c['data']['sources']['webtext']['rejected'] == dict(star=2)
+
+def test_values_arrive_unchanged(folder):
+    c = make_card(folder)
+    assert (c['pretrain']['exact_heldout'], c['pretrain']['exact_heldout_template'], c['dpo']['pref_acc_after']) == (.96, .94, .9)
+    assert (c['ie']['f1_entity'], c['ie']['f1_entity_ci95']) == (.86, [.83, .89])
+    assert c['ie']['f1_entity_scratch'] == pytest.approx(.56) and c['ie']['f1_entity_scratch_ci95'] == pytest.approx([.53, .59])
+    assert c['eval']['cmmlu']['accuracy'] == .26 and c['eval']['cmmlu']['shots'] == 5 and c['eval']['ceval']['shots'] == 0
+
+def test_intervals_of_shares_by_definition(folder):
+    c = make_card(folder)
+    for got, (right, n) in [(c['pretrain']['exact_heldout_ci95'], (1344, 1400)), (c['dpo']['pref_acc_after_ci95'], (180, 200)),
+                            (c['dpo']['pref_acc_by_source_sample_before_ci95'], (120, 200)), (c['ie']['exact_heldout_before_ci95'], (1344, 1400))]:
+        assert got == pytest.approx(by_definition(right, n), abs=1e-4)
+    for r in score_rows(c):
+        if r['key'].split('.')[1].startswith(('exact', 'pref', 'f1')): assert r['ci95'][0] <= r['value'] <= r['ci95'][1], r
+
+def test_given_intervals_are_not_replaced():
+    s = stage_scores(dict(exact_heldout=dict(all=.5), exact_heldout_ci95=[.1, .9], n_heldout=dict(all=10), loss_valid=2., loss_valid_ci95=[1.9, 2.1]))
+    assert s['exact_heldout_ci95'] == [.1, .9] and s['loss_valid_ci95'] == [1.9, 2.1]
+
+def test_what_is_absent_stays_absent(folder):
+    (folder/'ie'/'figures.json').unlink()
+    put(folder/'sft/figures.json', dict(loss_valid=float('nan'), exact_heldout={}, n_heldout={}, bleu4=None)) # real data: no held-out questions
+    c = json.loads(json.dumps(make_card(folder), allow_nan=False))
+    assert 'sft' not in c and 'f1_entity' not in c['ie'] and 'f1_entity_scratch' in c['ie']
+    assert set(missing(c)) == {'sft.exact_heldout', 'ie.f1_combination', 'ie.f1_entity', 'ie.f1_pattern', 'ie.exact_heldout_before', 'ie.exact_heldout_after'}
+    assert '`ie.f1_entity`' in card_markdown(c).split('没有测：')[1].split('。')[0]
+    def nulls(x): return x is None or any(map(nulls, x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()))
+    assert not nulls(c)
+
+def test_an_empty_folder_gives_a_card_without_figures(tmp_path):
+    (tmp_path/'mini').mkdir()
+    c = write_card(tmp_path/'mini')
+    assert set(c) == {'scale', 'env'} and c['scale'] == 'mini' and len(missing(c)) == 16
+    assert (tmp_path/'mini'/'card.png').stat().st_size > 1000
+
+def test_files_are_whole_and_private(folder, tmp_path):
+    c = card(CardCfg(folder=str(folder)))
+    text = (folder/'card.json').read_text(encoding='utf-8') + (folder/'card.md').read_text(encoding='utf-8')
+    assert json.loads((folder/'card.json').read_text(encoding='utf-8')) == json.loads(json.dumps(c))
+    for private in (str(tmp_path), str(Path.home()), os.uname().nodename if hasattr(os, 'uname') else 'no host'): assert private not in text or len(private) < 4, private
+    assert c['config']['pretrain']['files'] == ['a.parquet'] and c['config']['pretrain']['out'] == 'runs/tiny/pretrain'
+    assert (folder/'card.png').read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
+    assert not list(folder.glob('.*tmp'))
+
+def test_the_page_says_what_the_file_says(folder):
+    c = make_card(folder)
+    page = card_markdown(c)
+    for r in score_rows(c):
+        if f"`{r['key']}`" in page and 'ci95' in r:
+            line = next(l for l in page.splitlines() if f"`{r['key']}`" in l)
+            assert f"| {r['value']:.3f} | {r['ci95'][0]:.3f} – {r['ci95'][1]:.3f} |" in line
+    for section, names in CONTRACT.items():
+        for n in names: assert f'`{section}.{n}{".accuracy" if section == "eval" else ""}`' in page
+    assert [l for l in readme_block(c).splitlines() if '`ie.f1_entity_scratch`' in l] and '没有测' not in readme_block(c)
+
+@pytest.mark.parametrize('text, words', [('{"a": 1,\n\n"b" }', 'figures.json, line 3'), ('[1]', 'figures.json: holds a list, expected a JSON object')])
+def test_an_unreadable_file_is_named(folder, text, words):
+    put(folder/'sft/figures.json', text)
+    with pytest.raises(ValueError, match=words): make_card(folder)
+
+def test_wrong_encoding_is_named(folder):
+    (folder/'course.json').write_bytes('{"章": 1}'.encode('gbk'))
+    with pytest.raises(ValueError, match='course.json: not UTF-8'): make_card(folder)
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere is missing: run `make course`'): card(CardCfg(folder=str(tmp_path/'nowhere')))
+
+def test_a_broken_input_leaves_the_old_card(folder):
+    write_card(folder)
+    old = {n: (folder/n).read_bytes() for n in ('card.json', 'card.md', 'card.png')}
+    put(folder/'dpo/figures.json', '{')
+    with pytest.raises(ValueError): write_card(folder)
+    assert {n: (folder/n).read_bytes() for n in old} == old
+
+def test_a_kill_while_writing_leaves_whole_files(folder):
+    code = "import os, sys; from pathlib import Path; real = os.replace; os.replace = lambda *a: os._exit(9); from scclm.report_card import write_card; write_card(Path(sys.argv[1]))"
+    write_card(folder)
+    old = (folder/'card.json').read_bytes()
+    assert subprocess.run([sys.executable, '-c', code, str(folder)]).returncode == 9
+    assert (folder/'card.json').read_bytes() == old
+    assert (folder/'card.png').read_bytes()[-8:] == b'IEND\xaeB`\x82' # the end of a whole PNG
+    write_card(folder)
+
+def test_commit_in_and_outside_a_checkout(tmp_path):
+    assert commit(tmp_path) is None
+    def git(*args): subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *args], cwd=tmp_path, check=True, capture_output=True)
+    git('init'); put(tmp_path/'a.txt', 'a'); git('add', '.'); git('commit', '-m', 'x')
+    head = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=tmp_path, capture_output=True, text=True).stdout
+    assert head.startswith(commit(tmp_path)) and '-dirty' not in commit(tmp_path)
+    put(tmp_path/'a.txt', 'b')
+    assert commit(tmp_path).endswith('-dirty')
+
+@pytest.mark.parametrize('value, want', [('/x/runs/tiny/sft', 'runs/tiny/sft'), ('/y/z.parquet', 'z.parquet'), ('~/z.parquet', 'z.parquet'), ('C:\\u\\z', 'z'), ('\\\\host\\u\\z', 'z'),
+                                         ('runs/a', 'runs/a'), ('', ''), (3, 3), (None, None)])
+def test_tidy(value, want): assert tidy(value, Path('/x')) == want
+
+def test_flat_keeps_only_finite_numbers():
+    assert flat('f1_a', dict(f1=.5, p=float('inf'), r=None, n=True, ci95=[.1, float('nan')])) == dict(f1_a=.5)
+    assert exam_scores({}) == {} and exam_scores(dict(cmmlu={'note': 1})) == {}

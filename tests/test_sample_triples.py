@@ -1,0 +1,200 @@
+"The sample triples against plain readings of their files."
+import hashlib
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from scclm.sample_corpus import intended
+from scclm.sample_triples import (DIRT, KINDS, RELATIONS, Fact, Speaker, bad_lines, bigrams, course_text, duie_record, make_sample_triples, make_splits,
+                                  make_world, name_pool, spoil)
+
+FILES = ['test_combination', 'test_entity', 'test_pattern', 'test_sentence', 'train', 'valid']
+
+
+def tree(root): return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob('*')) if p.is_file()}
+
+
+def triples(record):
+    "Read a row with nothing from the library."
+    return [(x['subject'], x['predicate'], x['object'] if isinstance(x['object'], str) else x['object']['@value']) for x in record['spo_list']]
+
+
+@pytest.fixture(scope='module')
+def sample(tmp_path_factory):
+    "The default sample: its folder, its report, its readable rows per file."
+    root = tmp_path_factory.mktemp('triples')
+    report = make_sample_triples(root)
+    def read(name):
+        for line in (root/'duie'/f'{name}.json').read_bytes().splitlines():
+            try: row = json.loads(line)
+            except ValueError: continue
+            if row.get('spo_list'): yield row
+    return root, report, {name: list(read(name)) for name in FILES}
+
+
+@pytest.fixture(scope='module')
+def splits(): return make_splits()
+
+
+def test_the_same_seed_writes_the_same_bytes_another_writes_others(tmp_path):
+    small = dict(n_train=80, n_test=10, n_names=30)
+    for name, seed in (('a', 0), ('b', 0), ('c', 1)): make_sample_triples(tmp_path/name, seed, **small)
+    assert tree(tmp_path/'a') == tree(tmp_path/'b')
+    assert tree(tmp_path/'a').keys() == tree(tmp_path/'c').keys() and not set(tree(tmp_path/'a').values()) & set(tree(tmp_path/'c').values())
+
+
+def test_files_and_sizes(sample):
+    root, report, rows = sample
+    assert sorted(p.name for p in (root/'duie').iterdir()) == [f'{n}.json' for n in FILES]
+    for name in FILES: assert report['rows'][name] == len((root/'duie'/f'{name}.json').read_bytes().splitlines())
+    assert all(len(rows[n]) == 300 for n in FILES if n != 'train')
+    assert report['rows']['train'] == 3000 + sum(report['dirt'][k] for k in ('broken_json', 'encoding', 'missing_key', 'no_triples', 'all_absent', 'duplicate_row'))
+
+
+def test_both_versions_of_the_format(sample):
+    kinds = Counter(type(x['object']).__name__ for r in sample[2]['train'] for x in r['spo_list'])
+    assert set(kinds) == {'dict', 'str'} and min(kinds.values()) > 500
+    for r in sample[2]['train']:
+        assert {type(x['object']) for x in r['spo_list']} == {type(x['object_type']) for x in r['spo_list']}
+        for x in r['spo_list']:
+            assert set(x) == {'predicate', 'subject', 'subject_type', 'object', 'object_type'}
+            if isinstance(x['object'], dict): assert set(x['object']) == set(x['object_type']) == {'@value'}
+
+
+def test_eight_relations_with_enough_patterns():
+    assert len(RELATIONS) == 8
+    for name, r in RELATIONS.items():
+        assert {r.subject, r.object} <= set(KINDS), name
+        assert len(r.heads) >= 8 and len(r.reserved) >= 2 and len(set(r.heads)) == len(r.heads)
+        assert not (set(r.heads) | set(r.tails)) & (set(r.reserved) | set(r.reserved_tails))
+
+
+def test_every_triple_of_a_test_stands_in_its_sentence(sample):
+    for name in FILES[:-2] + ['valid']:
+        for r in sample[2][name]:
+            assert 1 <= len(triples(r)) <= 3
+            for s, p, o in triples(r): assert s in r['text'] and o in r['text'] and p in RELATIONS
+
+
+def test_sentences_have_one_to_three_triples(splits):
+    n = Counter(len(fs) for _, fs in splits.train)
+    assert set(n) == {1, 2, 3} and min(n.values()) >= 100
+    for _, fs in splits.train: assert len({(f.s, f.p) for f in fs}) == len(fs)
+
+
+def test_no_sentence_comes_twice(splits):
+    texts = [t for rows in (splits.train, *splits.tests.values()) for t, _ in rows]
+    assert len(set(texts)) == len(texts) == 3000 + 5*300
+
+
+def test_what_is_unseen_in_each_test(splits):
+    names = lambda rows: {e for _, fs in rows for f in fs for e in (f.s, f.o)}
+    facts = lambda rows: {tuple(f) for _, fs in rows for f in fs}
+    known, world = names(splits.train), facts(splits.train)
+    assert not facts(splits.tests['combination']) & world
+    assert not names(splits.tests['entity']) & known
+    assert names(splits.tests['combination']) <= known
+    for kind in ('sentence', 'pattern', 'valid'): assert facts(splits.tests[kind]) <= world, kind
+
+
+def _shape(text, facts):
+    "A sentence with its names replaced by a mark, longest names first."
+    for e in sorted({e for f in facts for e in (f.s, f.o)}, key=len, reverse=True): text = text.replace(e, '#')
+    return text
+
+
+def test_pattern_sentences_are_made_of_reserved_clauses_only(splits):
+    clause = lambda cs: [re.escape(c.replace('{s}', '#').replace('{o}', '#')) for c in cs]
+    kept = '|'.join(c for r in RELATIONS.values() for c in clause(r.reserved + r.reserved_tails))
+    whole = re.compile(f'(据了解，|资料显示，)?({kept})([，；]({kept}))*(，很受欢迎|，值得一看)?。')
+    for text, facts in splits.tests['pattern']: assert whole.fullmatch(_shape(text, facts)), text
+    shapes = {_shape(*r) for r in splits.train}
+    assert not shapes & {_shape(*r) for r in splits.tests['pattern']}
+
+
+def test_no_name_occurs_in_the_course_corpus(splits):
+    clean = intended(0)
+    corpus = '\n'.join([*(r.title + '\n' + r.body + '\n' + r.response for r in clean.pretrain + clean.sft), *(h['prompt'] + '\n' + h['response'] for h in clean.heldout)])
+    names = {e for rows in (splits.train, *splits.tests.values()) for _, fs in rows for f in fs for e in (f.s, f.o)}
+    assert [n for n in names if n in corpus] == []
+    assert len(names) > 1500
+
+
+def test_every_character_is_known_to_the_course(splits):
+    from scclm.tokenizer import ALWAYS
+    known = set(course_text()) | set(ALWAYS)
+    assert {c for rows in (splits.train, *splits.tests.values()) for t, fs in rows for c in t + ''.join(f.p for f in fs)} - known == set()
+    assert set('请抽取出给定句子中的所有三元组。给定句子：') <= known
+
+
+def test_names_never_come_twice_and_avoid_what_is_taken():
+    pool = name_pool(200, 'x')
+    names = [n for ns in pool.values() for n in ns]
+    assert len(set(names)) == len(names) == 200*len(KINDS)
+    text = '\n'.join(names)
+    more = [n for ns in name_pool(200, 'x', bigrams(text)).values() for n in ns]
+    assert not [n for n in more if n in text]
+
+
+def test_another_world_has_other_facts():
+    pool = name_pool(30, 'w')
+    one = {f for fs in make_world(pool, 0).values() for f in fs}
+    two = {f for fs in make_world(pool, 1, frozenset(one)).values() for f in fs}
+    assert len(one) == len(two) == 30*len(RELATIONS) and not one & two
+    for e, fs in make_world(pool, 0).items(): assert all(e in (f.s, f.o) for f in fs)
+
+
+def test_dirt_is_as_counted(sample, splits):
+    "Every kind of dirt found again by reading the file line by line."
+    root, report, _ = sample
+    lines = (root/'duie'/'train.json').read_bytes().splitlines()
+    found, texts = Counter(), Counter()
+    for i, line in enumerate(lines):
+        try: row = json.loads(line.decode('utf-8'))
+        except UnicodeDecodeError: found['encoding'] += 1; continue
+        except ValueError: found['broken_json'] += 1; continue
+        texts[row['text']] += 1
+        if 'spo_list' not in row: found['missing_key'] += 1; continue
+        if not row['spo_list']: found['no_triples'] += 1; continue
+        got = triples(row)
+        if i < 3000:
+            want = [tuple(f) for f in splits.train[i][1]]
+            if len(got) > len(want) and got[-1] == got[0] and got[:-1] == want: found['duplicate'] += 1
+            elif any('《' in s for s, _, _ in got): found['title_marks'] += 1
+            elif any(o not in row['text'] for _, _, o in got): found['not_in_text'] += 1
+            elif len(got) > len(want): found['song_album'] += 1
+            elif got != want: found['cut_title'] += 1
+        elif all(o not in row['text'] for _, _, o in got): found['all_absent'] += 1
+    found['duplicate_row'] = sum(n - 1 for n in texts.values())
+    assert found == Counter(report['dirt'])
+    assert all(report['dirt'][k] == n for k, (_, n) in DIRT.items() if k != 'song_album') and report['dirt']['song_album'] >= 5
+
+
+def test_commas_and_brackets_stand_in_a_few_names(splits):
+    odd = [f for _, fs in splits.train for f in fs if re.search(r'[,()\[\]]', f.s + f.o)]
+    assert 5 <= len(odd) <= 200
+
+
+def test_spoil_and_bad_lines_leave_the_input_usable():
+    rec = duie_record('《甲乙丙丁》由王山演唱，收录在专辑《戊己》中。', [Fact('甲乙丙丁', '歌手', '王山'), Fact('甲乙丙丁', '所属专辑', '戊己')])
+    before = json.dumps(rec)
+    for change, _ in DIRT.values(): assert (dirty := change(rec)) is None or dirty != rec
+    assert json.dumps(rec) == before
+    lines, n = bad_lines([rec]*12, 2)
+    assert len(lines) == n.total() == 12
+    rows = [dict(rec) for _ in range(20)]
+    assert spoil(rows, 0).total() == 20 and all(r != rec for r in rows)
+    assert json.dumps(rec) == before
+
+
+def test_a_speaker_says_only_what_is_true():
+    pool = name_pool(25, 's')
+    world = make_world(pool, 's')
+    true = {f for fs in world.values() for f in fs}
+    say = Speaker(world, 's')
+    for _ in range(400):
+        text, facts = say.sentence()
+        assert set(facts) <= true and text.endswith('。')
+        for f in facts: assert f.o in text and f.s in text
