@@ -324,6 +324,7 @@ def stream(self:ChatBot,
 _SIDES = dict(user=('flex-end', '#1f6feb', '#fff', '14px 14px 4px 14px'), bot=('flex-start', '#eef1f5', '#1f2328', '14px 14px 14px 4px'),
               error=('flex-start', '#fdecea', '#8a1c13', '14px 14px 14px 4px'))
 
+# %% ../nbs/08_chat.ipynb #ea34b158
 def bubble_html(
     role:str, # user, bot or error
     text:str, # shown as it is: never read as HTML
@@ -345,9 +346,11 @@ def transcript_html(
 # %% ../nbs/08_chat.ipynb #bf4a9e51
 _BUTTONS = (('发送', 'primary', 'send the question'), ('停止', 'warning', 'stop the answer'), ('清空', '', 'forget all messages'))
 
+# %% ../nbs/08_chat.ipynb #e8daaa8e
 def _button(text:str, style:str, tip:str)->widgets.Button:
     return widgets.Button(description=text, button_style=style, tooltip=tip, layout=widgets.Layout(width='64px'))
 
+# %% ../nbs/08_chat.ipynb #8ce72ef6
 def _knobs(dec:Decoding)->tuple:
     slider = lambda value, low, high, name: widgets.FloatSlider(value=min(max(value, low), high), min=low, max=high, step=.05, description=name,
         continuous_update=False, layout=widgets.Layout(width='300px'))
@@ -355,7 +358,7 @@ def _knobs(dec:Decoding)->tuple:
         description='策略', layout=widgets.Layout(width='300px'))
     return pick, slider(dec.temperature, .05, 2., '温度'), slider(dec.top_p, .05, 1., 'top-p'), slider(dec.repetition_penalty, 1., 2., '重复惩罚')
 
-
+# %% ../nbs/08_chat.ipynb #37630769
 def _frame(bubbles:widgets.VBox)->widgets.Box: # filled from below, so that the newest bubble is in sight
     return widgets.Box([bubbles], layout=widgets.Layout(display='flex', flex_flow='column-reverse', height='320px', overflow='auto'))
 

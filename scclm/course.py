@@ -230,6 +230,7 @@ def code_of(
 # %% ../nbs/appendix/course.ipynb #296d8279
 _import = re.compile(r'^\s*(?:from|import)\s+(?:scclm)?\.(\w+)', re.M) # nbdev writes `from .x import` in modules
 
+# %% ../nbs/appendix/course.ipynb #aba1ca5c
 def library_code(
     code:str, # Python source
     seen:dict[str, str]|None=None, # modules already collected
@@ -362,19 +363,26 @@ def _data_lines(report):
         if c.get('rows_in'): yield f"  {name:<12} {c['rows_in']:>8,} rows in, {c['kept']:>8,} kept; rejected: {', '.join(f'{k} {v}' for k,v in (c['rejected'] or {}).items()) or 'none'}"
 
 # %% ../nbs/appendix/course.ipynb #ff252f21
-def _stage_lines(name):
-    f = _read_json(name, 'figures.json')
-    if not f: return
-    bits = [f"{label} {f[k]:.3f}" for label,k in [('model', 'bits_per_char'), ('bigram', 'bits_per_char_bigram'), ('unigram', 'bits_per_char_unigram')] if k in f]
-    exact = ', '.join(f'{k} {v:.3f}' for k,v in f['exact_heldout'].items())
-    yield f"  {name}: {f['real_tok_per_s']:,.0f} real tok/s, bits per character {', '.join(bits)}" + (f'; held-out exact match {exact}' if exact else '')
-    if name == 'sft': yield from (f'  Q: {q!r}\n  A: {a!r}' for q,a in f['answers'].items())
+def _score_lines():
+    "Every score of the report card, with its interval."
+    from scclm.report_card import score_rows, write_card # brings PyTorch: not needed before the end
+    for r in score_rows(write_card()):
+        bounds = f"  ({r['ci95'][0]:.3f} to {r['ci95'][1]:.3f})" if 'ci95' in r else ''
+        yield f"  {r['key']:<36} {r['value']:8.3f}{bounds}"
 
+# %% ../nbs/appendix/course.ipynb #7c0f0109
+def _answer_lines(name):
+    "Speed of a stage, and what it answers."
+    f = _read_json(name, 'figures.json')
+    if 'real_tok_per_s' in f: yield f"  {name}: {f['real_tok_per_s']:,.0f} real tok/s"
+    yield from (f'  Q: {q!r}\n  A: {a!r}' for q,a in f.get('answers', {}).items())
+
+# %% ../nbs/appendix/course.ipynb #36e83038
 def course_summary()->str: # lines of text
-    "What the stages of this scale report, read from the files they wrote; what was not measured is left out."
+    "What the stages of this scale report, read from the files they wrote; what was not measured is left out. Writes the report card."
     vocab = len(_read_json('tokenizer', 'tokenizer.json').get('model', {}).get('vocab', ()))
     return '\n'.join([*_data_lines(_read_json('data', 'report.json')), *([f'  vocabulary: {vocab:,} tokens'] if vocab else []),
-                      *_stage_lines('pretrain'), *_stage_lines('sft')])
+                      *_score_lines(), *_answer_lines('pretrain'), *_answer_lines('sft')])
 
 # %% ../nbs/appendix/course.ipynb #c471bb2d
 def _chat_hint():

@@ -11,7 +11,7 @@ __all__ = ['PRESETS', 'LORA', 'PREFS', 'PREF', 'VARIANTS', 'DpoCfg', 'dpo_cfg', 
            'pref_scores', 'answer_lens', 'kept_eval', 'pref_eval', 'add_lora', 'n_trained', 'finish_dpo', 'dpo_figures',
            'dpo', 'plot_logp', 'MergeCfg', 'merge']
 
-# %% ../nbs/07_dpo.ipynb #28f375c8
+# %% ../nbs/07_dpo.ipynb #045a6d54
 import hashlib, json, os, re, zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-# %% ../nbs/07_dpo.ipynb #383b1029
+# %% ../nbs/07_dpo.ipynb #0ea8970a
 from .data_cleaning import (REJECTS, Row, Schema, clean_texts, folder_aside, raw_dir, read_jsonl, read_list, read_parquet,
                                  require, run_path, scale_name, write_aside)
 from .dataset import check_state, collate, encode_pairs, permutation, plan_window
@@ -39,7 +39,7 @@ from .pretrain import finish_stage, heldout_counts, heldout_exact, read_pairs
 from .sample_prefs import make_sample_prefs
 from .trainer import Run, TrainCfg, exact_match, fit, greedy_answers, read_log, shift_right
 
-# %% ../nbs/07_dpo.ipynb #506b0a47
+# %% ../nbs/07_dpo.ipynb #457ce446
 @dataclass(frozen=True)
 class DpoCfg(TrainCfg):
     "Preference optimisation: the loop's fields, pairs, loss, and LoRA."
@@ -62,7 +62,14 @@ class DpoCfg(TrainCfg):
     valid_share:float = 0.03      # share of prompts held out where no file is in a heldout folder
     out:str = ''                  # stage folder; none: dpo/ of this scale, dpo_lora/ with LoRA
 
-# %% ../nbs/07_dpo.ipynb #47b292ab
+    def __post_init__(self):
+        "Refuse values that cannot train, naming the field."
+        super().__post_init__()
+        for name, ok, want in [('variant', self.variant in ('sigmoid', 'ipo', 'sft'), 'one of sigmoid, ipo, sft'), ('beta', self.beta > 0, '> 0'),
+                               ('alpha', self.alpha >= 0, '>= 0'), ('lora_r', self.lora_r >= 0, '>= 0'), ('valid_share', 0 <= self.valid_share < 1, 'in [0, 1)')]:
+            if not ok: raise ValueError(f'{name}={getattr(self, name)!r}: expected {want}')
+
+# %% ../nbs/07_dpo.ipynb #f80612c2
 _REAL = dict(lr=1e-5, epochs=2., precision='bf16', log_every=20, save_every=500, max_len=512, answer_tok=256)
 
 PRESETS = dict(
@@ -79,7 +86,7 @@ def dpo_cfg(
     scale = scale_name(scale)
     return replace(PRESETS[scale], **LORA[scale]) if lora else PRESETS[scale]
 
-# %% ../nbs/07_dpo.ipynb #b310e7b0
+# %% ../nbs/07_dpo.ipynb #7f53bcf6
 PREFS = (Schema('alpaca', ('instruction', 'output'), ('input',)), Schema('huozi', ('prompt', 'chosen', 'reject')),
          Schema('reward', ('prompt', 'chosen', 'rejected')))
 
@@ -87,7 +94,7 @@ def _match(columns)->Schema|None:
     "The source that has these keys."
     return next((s for s in PREFS if set(columns).issuperset(s.need)), None)
 
-# %% ../nbs/07_dpo.ipynb #b7f0d28e
+# %% ../nbs/07_dpo.ipynb #cbb2ea44
 def sniff_prefs(
     path:Path, # a file
 )->tuple[str, Schema]|None: # container (parquet, list or jsonl) and keys; None if it holds no preferences
@@ -102,7 +109,7 @@ def sniff_prefs(
     found = next((s for _, r, _, _ in rows if r and (s := _match(r))), None)
     return (kind, found) if found else None
 
-# %% ../nbs/07_dpo.ipynb #cde6fb34
+# %% ../nbs/07_dpo.ipynb #f80a08ad
 def read_raw(
     path:Path, # a preference file
     kind:str, # its container
@@ -115,7 +122,7 @@ def read_raw(
         data = path.read_bytes()
         yield from read_list(iter([data])) if kind == 'list' else read_jsonl(data)
 
-# %% ../nbs/07_dpo.ipynb #b636319a
+# %% ../nbs/07_dpo.ipynb #82e9aa90
 def pref_files(
     data:tuple[str, ...]=(), # files or folders; none: prefs/ below SCCLM_RAW, else the sample, which is written
 )->list[tuple[Path, str]]: # files, and their names for the report, in order
@@ -134,7 +141,7 @@ def pref_files(
         files += [(x, x.relative_to(p).as_posix() if p.is_dir() else x.name) for x in found]
     return files
 
-# %% ../nbs/07_dpo.ipynb #d746a80a
+# %% ../nbs/07_dpo.ipynb #ab78c4a3
 _NEWLINE = re.compile(r'(?:\\r)?\\n(?!abla|eq|ot\b|u\b|leq|geq|parallel|exists)')
 
 def literal_newlines(
@@ -143,7 +150,7 @@ def literal_newlines(
     r"Literal `\n` becomes a newline; LaTeX commands such as \neq and \nabla stay."
     return _NEWLINE.sub('\n', text)
 
-# %% ../nbs/07_dpo.ipynb #2c521bd9
+# %% ../nbs/07_dpo.ipynb #33dcb38b
 class Pref(NamedTuple):
     "A preference pair on its way through the rules."
     source:str # alpaca, huozi or reward
@@ -173,7 +180,7 @@ def as_pair(
     ask, answer, body = (v.strip() for v in values)
     return (f'{ask}\n{body}' if body else ask), answer, None
 
-# %% ../nbs/07_dpo.ipynb #89c3db3f
+# %% ../nbs/07_dpo.ipynb #d144bc43
 def judge_pair(
     p:Pref, # texts cleaned
     max_char:int, # longest text, characters
@@ -190,7 +197,7 @@ def judge_pair(
     seen.add(p[3:6])
     return ''
 
-# %% ../nbs/07_dpo.ipynb #17a26b49
+# %% ../nbs/07_dpo.ipynb #3cfeb9d3
 def _read_file(path:Path, name:str, count:Counter)->Iterator[tuple[Pref|None, tuple]]:
     "(pair or None, reject or ()) of each row of one file."
     kind, schema = found if (found := sniff_prefs(path)) else ('', None)
@@ -218,7 +225,7 @@ def read_prefs(
         if 'heldout' in name.split('/')[:-1]: banned = banned | {p.prompt for p in kept}
     return kept, rejects, count
 
-# %% ../nbs/07_dpo.ipynb #f7cd6700
+# %% ../nbs/07_dpo.ipynb #0a0fc96f
 def split_prefs(
     prefs:list[Pref], # kept pairs
     share:float, # of the prompts held out where nothing came from a heldout folder
@@ -231,7 +238,7 @@ def split_prefs(
         if not rows: raise ValueError(f'no {name} pairs among {len(prefs)}: expected more rows, a heldout folder, or another valid_share={share}')
     return parts
 
-# %% ../nbs/07_dpo.ipynb #27c4bb2f
+# %% ../nbs/07_dpo.ipynb #85c5fe11
 def model_key(
     path:Path, # a model folder
 )->str: # 16 hex digits
@@ -255,7 +262,7 @@ def read_answers(
     if size < len(data): os.truncate(path, size)
     return {r['prompt']: r['answer'] for r in rows[1:]}
 
-# %% ../nbs/07_dpo.ipynb #b1a8053b
+# %% ../nbs/07_dpo.ipynb #95883143
 def own_answers(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -282,7 +289,7 @@ def own_answers(
             bar.update(len(batch))
     return {p: done[p] for p in prompts}
 
-# %% ../nbs/07_dpo.ipynb #079925e9
+# %% ../nbs/07_dpo.ipynb #c4eb4a35
 PREF = pa.schema([(c, pa.string()) for c in ('source', 'prompt', 'chosen', 'rejected')])
 
 def fill_own(
@@ -298,7 +305,7 @@ def fill_own(
         else: kept.append(p)
     return kept, rejects
 
-# %% ../nbs/07_dpo.ipynb #95cef9e1
+# %% ../nbs/07_dpo.ipynb #6c8bfc8b
 def pref_report(
     count:Counter, # (source, what) -> rows, from `read_prefs`
     rejects:list[tuple], # (source, file, line, rule, text)
@@ -323,7 +330,7 @@ def write_prefs(
     with write_aside(folder/'rejects.parquet') as tmp: pq.write_table(pa.Table.from_pylist([dict(zip(REJECTS.names, r)) for r in rejects], REJECTS), tmp)
     with write_aside(folder/'report.json') as tmp: tmp.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding='utf-8')
 
-# %% ../nbs/07_dpo.ipynb #0cb75d28
+# %% ../nbs/07_dpo.ipynb #38ac9f5f
 def banned_prompts()->frozenset: # questions of data/heldout.parquet; empty if there is no such file
     "The course's examination questions: no preference pair may train on one."
     path = run_path('data', 'heldout.parquet')
@@ -346,7 +353,7 @@ def prepare_prefs(
     write_prefs(folder, parts, rejects + more, pref_report(count, rejects + more, parts))
     return parts
 
-# %% ../nbs/07_dpo.ipynb #b23f5e3c
+# %% ../nbs/07_dpo.ipynb #f5230b6b
 def sequence_logp(
     logits:Tensor, # (B, T, V), unnormalised
     labels:Tensor, # (B, T), -100 is ignored
@@ -363,7 +370,7 @@ def batch_logp(
     return sequence_logp(model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'],
                                decoder_input_ids=shift_right(batch['labels']), use_cache=False).logits, batch['labels'])
 
-# %% ../nbs/07_dpo.ipynb #11eee58c
+# %% ../nbs/07_dpo.ipynb #adf826c8
 class PairLogp(NamedTuple):
     "What the losses look at, each (B,)."
     chosen:Tensor # c: log-probability of the chosen answer, minus the reference's
@@ -386,7 +393,7 @@ def pair_logp(
     (c, r), (n_c, n_r) = (logp - ref).chunk(2), n_tok.clamp(min=1).chunk(2)
     return PairLogp(c, r, n_c, n_r, logp.chunk(2)[0])
 
-# %% ../nbs/07_dpo.ipynb #0146cf77
+# %% ../nbs/07_dpo.ipynb #54e7b20e
 def dpo_loss(
     model:nn.Module, # being trained
     batch:dict, # chosen rows, then rejected rows: input_ids, attention_mask, labels; ref_logp (2B,)
@@ -405,7 +412,7 @@ def count_pairs(
     "The `count_fn` that makes the logged loss a mean over pairs; rows without labels do not count."
     return int(batch['labels'].chunk(2)[0].ne(-100).any(1).sum())
 
-# %% ../nbs/07_dpo.ipynb #564c0022
+# %% ../nbs/07_dpo.ipynb #039e3c68
 def no_dropout_(
     model:nn.Module, # changed in place
 )->nn.Module: # the same
@@ -415,7 +422,7 @@ def no_dropout_(
         if isinstance(getattr(m, 'dropout', None), float): m.dropout = 0.
     return model
 
-# %% ../nbs/07_dpo.ipynb #bc4dff68
+# %% ../nbs/07_dpo.ipynb #e3de023f
 def encode_prefs(
     rows:list, # with prompt, chosen, rejected
     tok, # tokenizer
@@ -443,7 +450,7 @@ def pref_plan(
     lens = np.array([(len(p), max(len(c), len(r))) for p, c, r in rows])
     return plan_window(lens, max(1, budget_tok // 2), key)
 
-# %% ../nbs/07_dpo.ipynb #a032a846
+# %% ../nbs/07_dpo.ipynb #95a5143f
 @torch.no_grad()
 def logp_table(
     model:nn.Module, # in eval mode
@@ -467,7 +474,7 @@ def rows_key(
         for ids in row: digest.update(len(ids).to_bytes(4, 'little') + ids.tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/07_dpo.ipynb #3563ddb3
+# %% ../nbs/07_dpo.ipynb #564d07f0
 def _load_ref(path:Path, key:str)->Tensor|None:
     "The stored table; None if it is missing, damaged or belongs to other rows or another model."
     try:
@@ -487,7 +494,7 @@ def reference(
         with write_aside(path) as tmp: save_file(dict(logp=table), str(tmp), metadata=dict(key=key))
     return table
 
-# %% ../nbs/07_dpo.ipynb #39ae1ce5
+# %% ../nbs/07_dpo.ipynb #e66e43e5
 class PrefStream:
     "Endless batches of preference pairs in memory; resumes at any batch, ranks share the same global batches."
     def __init__(self,
@@ -529,7 +536,7 @@ class PrefStream:
                 own = plan[i][self.rank::self.world]
                 yield collate_prefs([self.rows[j] for j in own], self.ref[own])
 
-# %% ../nbs/07_dpo.ipynb #8e5d85c3
+# %% ../nbs/07_dpo.ipynb #4996fbae
 def pref_scores(
     logp:Tensor, # (N, 2) of the model
     ref:Tensor, # (N, 2) of the reference
@@ -551,7 +558,7 @@ def answer_lens(
     "Tokens of both answers of every pair."
     return torch.tensor([(len(c), len(r)) for _, c, r in rows])
 
-# %% ../nbs/07_dpo.ipynb #cb124879
+# %% ../nbs/07_dpo.ipynb #48a59835
 def kept_eval(
     tok, # tokenizer
     n:int=100, # questions
@@ -573,7 +580,7 @@ def pref_eval(
     kept, lens = kept_eval(tok), answer_lens(rows)
     return lambda model: pref_scores(logp_table(model, rows), ref, lens, cfg.variant, cfg.beta, cfg.alpha) | kept(model)
 
-# %% ../nbs/07_dpo.ipynb #a62d4ad2
+# %% ../nbs/07_dpo.ipynb #0f32775d
 def add_lora(
     model:nn.Module, # its weights are frozen
     cfg:DpoCfg, # rank, scale, dropout, layers
@@ -591,7 +598,7 @@ def n_trained(
     "Parameters that training changes."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../nbs/07_dpo.ipynb #1f6315d9
+# %% ../nbs/07_dpo.ipynb #ec034de3
 def finish_dpo(
     run:Run, # of `fit`
     tok, # tokenizer
@@ -622,7 +629,7 @@ def dpo_figures(
         pref_acc_before_n=n, pref_acc_after_n=n, pref_acc_by_source=by, exact_heldout=heldout_exact(model, tok), n_heldout=heldout_counts(),
         trained_params=n_trained(model), real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), seconds=run.seconds, steps=run.step)
 
-# %% ../nbs/07_dpo.ipynb #6fc46501
+# %% ../nbs/07_dpo.ipynb #c4138cee
 def dpo(
     cfg:DpoCfg, # from `dpo_cfg`
     resume:bool=True, # False: start over
@@ -642,7 +649,7 @@ def dpo(
               pref_eval(rows['valid'], ref['valid'], tok, cfg), resume=resume, progress=progress)
     return finish_dpo(run, tok, dpo_figures(run, tok, rows['valid'], ref['valid'], [p.source for p in parts['valid']]) if run.done else None)
 
-# %% ../nbs/07_dpo.ipynb #701dcefc
+# %% ../nbs/07_dpo.ipynb #3dae91d4
 def plot_logp(
     log, # path of a log.jsonl, or a list of entries
     ax=None, # matplotlib Axes
@@ -657,7 +664,7 @@ def plot_logp(
     ax.set(xlabel='step', ylabel='log-probability (nats/answer)'); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/07_dpo.ipynb #3d9a1aae
+# %% ../nbs/07_dpo.ipynb #fe4d3f1a
 @dataclass(frozen=True)
 class MergeCfg:
     "Where the adapter is and where the merged model goes."

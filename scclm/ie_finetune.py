@@ -10,41 +10,44 @@ __all__ = ['Triple', 'PROMPT', 'Fixed', 'SUNG', 'RULES', 'Sentence', 'PRESETS', 
            'telling_errors', 'IeCfg', 'ie_cfg', 'ie_data', 'mix_in', 'write_report', 'read_tests', 'read_train',
            'prepare', 'extract', 'test_figures', 'ie_eval', 'start_model', 'settle_cfg', 'ie', 'ie_figures', 'plot_f1']
 
-# %% ../nbs/09_ie_finetune.ipynb #fe0343ee
-import json, math, re
+# %% ../nbs/09_ie_finetune.ipynb #3b30877f
+import hashlib, json, math, re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+# %% ../nbs/09_ie_finetune.ipynb #5fe6dfa3
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fastcore.basics import patch
 from torch import nn
 
+# %% ../nbs/09_ie_finetune.ipynb #2471e102
+from . import sample_triples
 from .data_cleaning import raw_dir, read_jsonl, require, run_path, scale_name, write_aside
 from .dataset import encode_pairs
 from .model import build_model, default_init, load_model, model_config
 from .pretrain import finish_stage, heldout_exact, read_pairs, stage_stream
-from .sample_triples import make_sample_triples
 from .tokenizer import load_tokenizer
 from .trainer import Run, TrainCfg, fit, greedy_answers, pair_eval, read_log
 
-# %% ../nbs/09_ie_finetune.ipynb #676206ce
+# %% ../nbs/09_ie_finetune.ipynb #d782028a
 Triple = tuple[str, str, str] # subject, predicate, object
 PROMPT = '请抽取出给定句子中的所有三元组。给定句子：'
 _MARKS = re.compile(r'[\\,()\[\]]')
 
+# %% ../nbs/09_ie_finetune.ipynb #13266df6
 def ie_prompt(
     text:str, # a sentence
 )->str: # what the model reads
     "The question: fixed words, then the sentence in lower case."
     return PROMPT + text.lower()
 
-# %% ../nbs/09_ie_finetune.ipynb #1f7d04e2
+# %% ../nbs/09_ie_finetune.ipynb #d934e569
 def format_triples(
     triples:list[Triple], # in the order wanted
 )->str: # such as '[(a,p,b),(a,q,c)]'
@@ -52,7 +55,7 @@ def format_triples(
     slot = lambda s: _MARKS.sub(lambda m: '\\' + m[0], s)
     return '[' + ','.join('(' + ','.join(map(slot, t)) + ')' for t in triples) + ']'
 
-# %% ../nbs/09_ie_finetune.ipynb #8c6776b0
+# %% ../nbs/09_ie_finetune.ipynb #919fbdfb
 _SLOT = r'((?:[^\\,()\[\]]|\\.)*)' # anything but a bare mark
 _TRIPLE = re.compile(rf'\({_SLOT},{_SLOT},{_SLOT}\)', re.S)
 
@@ -60,7 +63,7 @@ def _pieces(gap:str)->int:
     "How many things stand in a stretch that holds no triple."
     return sum(bool(part.strip(' ,')) for part in gap.split(')'))
 
-# %% ../nbs/09_ie_finetune.ipynb #565ddc23
+# %% ../nbs/09_ie_finetune.ipynb #c3a5d763
 def parse_triples(
     text:str, # what a model wrote; any string
 )->tuple[list[Triple], int]: # triples in order, pieces that cannot be read
@@ -76,7 +79,7 @@ def parse_triples(
     gaps[-1] = max(gaps[-1], not closed)
     return triples, int(sum(gaps))
 
-# %% ../nbs/09_ie_finetune.ipynb #5f4d2deb
+# %% ../nbs/09_ie_finetune.ipynb #47313bf4
 def duie_triples(
     record:dict, # a row of DuIE 1.0 or 2.0
 )->list[Triple]: # as labelled
@@ -89,7 +92,7 @@ def duie_triples(
     slot(record['text'])
     return [(slot(x['subject']), slot(x['predicate']), slot(x['object'])) for x in record['spo_list']]
 
-# %% ../nbs/09_ie_finetune.ipynb #de748c5b
+# %% ../nbs/09_ie_finetune.ipynb #b7578be1
 Fixed = list # of Triple, or None where a rule dropped one
 
 def lower_case(
@@ -99,6 +102,7 @@ def lower_case(
     "The sentence is read in lower case, so are its labels."
     return [(s.lower(), p, o.lower()) for s, p, o in triples]
 
+# %% ../nbs/09_ie_finetune.ipynb #933fa212
 def strip_title_marks(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -107,7 +111,7 @@ def strip_title_marks(
     bare = lambda e: e.strip('《》 \u3000')
     return [(bare(s), p, bare(o)) for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #a97f11a4
+# %% ../nbs/09_ie_finetune.ipynb #6a4eb8e6
 def whole_title(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -117,7 +121,7 @@ def whole_title(
     def whole(s): return next((t for t in titles if s in t), s) if s and text.count(s) == 1 else s
     return [(whole(s), p, o) for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #e9fd32b3
+# %% ../nbs/09_ie_finetune.ipynb #5563ad94
 SUNG = ('歌手', '作词', '作曲')
 
 def song_not_album(
@@ -128,6 +132,7 @@ def song_not_album(
     songs, albums = ({t[i] for t in triples if t[1] == '所属专辑'} for i in (0, 2))
     return [None if p in SUNG and s in albums - songs else (s, p, o) for s, p, o in triples]
 
+# %% ../nbs/09_ie_finetune.ipynb #f88483fb
 def entity_in_text(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -135,6 +140,7 @@ def entity_in_text(
     "Drop a triple whose subject or object is empty or not in the sentence: it cannot be read off."
     return [(s, p, o) if s and o and s in text and o in text else None for s, p, o in triples]
 
+# %% ../nbs/09_ie_finetune.ipynb #a7124ddf
 def no_duplicate(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -142,7 +148,7 @@ def no_duplicate(
     "Drop a triple that came before."
     return [t if t not in triples[:i] else None for i, t in enumerate(triples)]
 
-# %% ../nbs/09_ie_finetune.ipynb #1ec898ff
+# %% ../nbs/09_ie_finetune.ipynb #cafb7a21
 RULES = dict(lower_case=lower_case, strip_title_marks=strip_title_marks, whole_title=whole_title,
              song_not_album=song_not_album, entity_not_in_text=entity_in_text, duplicate_triple=no_duplicate) # in this order
 
@@ -153,7 +159,7 @@ class Repaired(NamedTuple):
     changed:Counter # rule -> triples it changed or dropped
     dropped:list # (rule, triple) of each that was dropped
 
-# %% ../nbs/09_ie_finetune.ipynb #579a90c0
+# %% ../nbs/09_ie_finetune.ipynb #efe1139c
 def by_appearance(
     text:str, # a sentence
     triples:list[Triple], # that it states
@@ -161,6 +167,7 @@ def by_appearance(
     "The order of the answer: a triple comes where the later of its two entities first stands in the sentence; then by its text."
     return sorted(triples, key=lambda t: (max(text.find(t[0]), text.find(t[2])), t))
 
+# %% ../nbs/09_ie_finetune.ipynb #2fdeba6e
 def repair(
     text:str, # a sentence as it stands in the file
     triples:list[Triple], # its labels
@@ -174,7 +181,7 @@ def repair(
         triples = [b for b in fixed if b is not None]
     return Repaired(text, by_appearance(text, triples), +changed, dropped)
 
-# %% ../nbs/09_ie_finetune.ipynb #805786c5
+# %% ../nbs/09_ie_finetune.ipynb #b191d4d3
 def is_duie(
     path:Path, # a JSON Lines file
 )->bool: # True if its first readable row has text and spo_list
@@ -184,6 +191,7 @@ def is_duie(
             if not rule: return 'text' in row and 'spo_list' in row
     return False
 
+# %% ../nbs/09_ie_finetune.ipynb #206840a8
 def part_of(
     path:Path, # such as duie_train.json, duie/test_entity.json
 )->str: # train, valid, or the test's name
@@ -193,7 +201,7 @@ def part_of(
     if 'test' in stem: return stem.split('test', 1)[1].strip('_-. ') or 'test'
     return 'train'
 
-# %% ../nbs/09_ie_finetune.ipynb #cbcd5a50
+# %% ../nbs/09_ie_finetune.ipynb #e7346a67
 def find_duie(
     data, # files and folders
 )->tuple[dict[str, list[Path]], list[Path]]: # part -> files; JSON files that are not DuIE
@@ -208,32 +216,35 @@ def find_duie(
         raise ValueError(f"{', '.join(map(str, data))} holds parts {sorted(parts)}: expected a training file and one named *valid*, *dev* or *test*, JSON Lines with text and spo_list")
     return parts, other
 
-# %% ../nbs/09_ie_finetune.ipynb #64656155
+# %% ../nbs/09_ie_finetune.ipynb #52228104
 class Rejects:
     "Collects what is left out, and counts everything."
     def __init__(self):
         "Nothing yet."
         self.rows, self.report = [], {}
 
-    def count(self,
-        part:str, # train, valid or a test
-        kind:str, # rows or triples
-        **n, # what -> how many
-    ):
-        "Add to the report."
-        tally = self.report.setdefault(part, {}).setdefault(kind, Counter())
-        tally.update(n)
+# %% ../nbs/09_ie_finetune.ipynb #f17a55bf
+@patch
+def count(self:Rejects,
+    part:str, # train, valid or a test
+    kind:str, # rows or triples
+    **n, # what -> how many
+):
+    "Add to the report."
+    self.report.setdefault(part, {}).setdefault(kind, Counter()).update(n)
 
-    def add(self,
-        path:Path, # file
-        line:int, # number of the line
-        rule:str, # that left it out
-        text:str, # the row, or the sentence and the triple
-    ):
-        "Keep one."
-        self.rows.append(dict(source='duie', file=path.name, line=line, rule=rule, text=text))
+# %% ../nbs/09_ie_finetune.ipynb #d71cf92c
+@patch
+def add(self:Rejects,
+    path:Path, # file
+    line:int, # number of the line
+    rule:str, # that left it out
+    text:str, # the row, or the sentence and the triple
+):
+    "Keep one."
+    self.rows.append(dict(source='duie', file=path.name, line=line, rule=rule, text=text))
 
-# %% ../nbs/09_ie_finetune.ipynb #c5d9c869
+# %% ../nbs/09_ie_finetune.ipynb #7517c248
 Sentence = tuple[str, list[Triple]] # lower-case text, its triples
 
 def ie_pair(
@@ -242,7 +253,7 @@ def ie_pair(
     "What the model reads and what it should write."
     return ie_prompt(row[0]), format_triples(row[1])
 
-# %% ../nbs/09_ie_finetune.ipynb #465b2059
+# %% ../nbs/09_ie_finetune.ipynb #0cabbb20
 def read_duie(
     path:Path, # JSON Lines
     part:str, # for the report
@@ -262,7 +273,7 @@ def read_duie(
                 if seen is not None: seen[row.text] = 'duplicate_row'
                 yield row.text, row.triples
 
-# %% ../nbs/09_ie_finetune.ipynb #e41da3f2
+# %% ../nbs/09_ie_finetune.ipynb #0205c925
 def _repaired(record:dict)->tuple[Repaired|None, str]:
     "The row and the rule that rejects it ('' if it is good)."
     try: labels = duie_triples(record)
@@ -270,12 +281,13 @@ def _repaired(record:dict)->tuple[Repaired|None, str]:
     row = repair(record['text'], labels)
     return row, '' if row.triples else 'no_triples'
 
+# %% ../nbs/09_ie_finetune.ipynb #7c61779c
 def _note(rejects:Rejects, path:Path, line:int, part:str, row:Repaired):
     "Count the triples of a row and keep the dropped ones."
     rejects.count(part, 'triples', kept=len(row.triples), **row.changed)
     for rule, triple in row.dropped: rejects.add(path, line, rule, f'{row.text}\t{format_triples([triple])}')
 
-# %% ../nbs/09_ie_finetune.ipynb #dddb1ca3
+# %% ../nbs/09_ie_finetune.ipynb #21a16bcd
 def tallies(
     pred:list[list[Triple]], # per sentence, what was extracted
     gold:list[list[Triple]], # per sentence, what is stated
@@ -284,6 +296,7 @@ def tallies(
     assert len(pred) == len(gold) > 0
     return np.array([(len(p & g), len(p), len(g)) for p, g in ((set(p), set(g)) for p, g in zip(pred, gold))])
 
+# %% ../nbs/09_ie_finetune.ipynb #ff59b073
 def scores(
     sums:np.ndarray, # (..., 3): right, extracted, stated
 )->tuple: # precision, recall, F1, each of shape (...); 0 where nothing was extracted or stated
@@ -292,7 +305,7 @@ def scores(
     part = lambda a, b: np.divide(a, b, out=np.zeros_like(a), where=b > 0)
     return part(right, n_pred), part(right, n_gold), part(2 * right, n_pred + n_gold)
 
-# %% ../nbs/09_ie_finetune.ipynb #b2917aa7
+# %% ../nbs/09_ie_finetune.ipynb #3294db23
 def prf(
     pred:list[list[Triple]], # per sentence, what was extracted
     gold:list[list[Triple]], # per sentence, what is stated
@@ -306,7 +319,7 @@ def prf(
     low, high = np.quantile(scores(draws @ counts)[2], (.025, .975))
     return dict(p=p, r=r, f1=f1, ci95=[float(low), float(high)], n=len(counts))
 
-# %% ../nbs/09_ie_finetune.ipynb #fe92b537
+# %% ../nbs/09_ie_finetune.ipynb #a1638666
 def by_relation(
     pred:list[list[Triple]], # per sentence, what was extracted
     gold:list[list[Triple]], # per sentence, what is stated
@@ -318,7 +331,7 @@ def by_relation(
     table = pd.DataFrame({p: [*map(float, scores(s)), int(s[2])] for p, s in sums.items()}, index=['p', 'r', 'f1', 'stated']).T
     return table.astype(dict(stated=int)).sort_values('stated', ascending=False, kind='stable')
 
-# %% ../nbs/09_ie_finetune.ipynb #e79c5d91
+# %% ../nbs/09_ie_finetune.ipynb #083057b5
 def error_kind(
     triple:Triple, # extracted, but not stated
     gold:list[Triple], # stated in the sentence
@@ -333,7 +346,7 @@ def error_kind(
     if s not in text or o not in text: return 'not in text'
     return 'wrong entity' if any(p == gp and (s == gs or o == go) for gs, gp, go in gold) else 'spurious'
 
-# %% ../nbs/09_ie_finetune.ipynb #50e8e606
+# %% ../nbs/09_ie_finetune.ipynb #0443d436
 def find_errors(
     texts:list[str], # sentences, in lower case
     pred:list[list[Triple]], # what was extracted
@@ -347,6 +360,7 @@ def find_errors(
         rows += [dict(kind='missed', triple=','.join(t), stated=format_triples([t]), text=text) for t in lost if not wrong]
     return pd.DataFrame(rows, columns=['kind', 'triple', 'stated', 'text'])
 
+# %% ../nbs/09_ie_finetune.ipynb #dadbb3e3
 def telling_errors(
     errors:pd.DataFrame, # from `find_errors`
     n:int=10, # how many
@@ -356,7 +370,7 @@ def telling_errors(
     turn = order.groupby('kind').cumcount()
     return order.assign(turn=turn).sort_values(['turn', 'kind'], kind='stable').head(n)[['kind', 'triple', 'stated', 'text']]
 
-# %% ../nbs/09_ie_finetune.ipynb #8562b7e2
+# %% ../nbs/09_ie_finetune.ipynb #a3d7388e
 @dataclass(frozen=True)
 class IeCfg(TrainCfg):
     "Triple extraction: the loop's fields, data, where to start, what to mix in."
@@ -372,7 +386,8 @@ class IeCfg(TrainCfg):
     budget_tok:int = 768          # padded tokens per batch
     max_len:int = 256             # longest prompt and answer, tokens; longer training rows are rejected
     window:int = 16384            # rows shuffled and sorted together
-    n_watch:int = 60              # sentences of each test decoded at every evaluation
+    max_new_tok:int = 256         # longest answer decoded, tokens
+    n_watch:int = 40              # sentences of each test decoded at every evaluation
     out:str = ''                  # stage folder; none: ie/ of this scale, ie_scratch/ or ie_stock/
 
     def __post_init__(self):
@@ -382,9 +397,9 @@ class IeCfg(TrainCfg):
         for name in ('max_rows', 'max_test', 'epochs', 'n_watch'):
             if getattr(self, name) < 0: raise ValueError(f'{name}={getattr(self, name)!r}: expected >= 0')
 
-# %% ../nbs/09_ie_finetune.ipynb #9f119d4b
+# %% ../nbs/09_ie_finetune.ipynb #ef0b18f3
 PRESETS = dict(
-    tiny=IeCfg(steps=800, lr=1e-3, lr_scratch=1e-3, emb_lr=6., precision='fp32', eval_every=200, save_every=400, log_every=20),
+    tiny=IeCfg(steps=1150, lr=1e-3, lr_scratch=1e-3, mix=.45, precision='fp32', eval_every=230, save_every=500, log_every=25, max_new_tok=96),
     mini=IeCfg(scale='mini', epochs=5., lr=2e-4, lr_scratch=5e-4, budget_tok=8192, eval_every=500, save_every=500, log_every=50),
     base=IeCfg(scale='base', epochs=5., lr=5e-5, lr_scratch=1e-4, budget_tok=16_384, max_len=512, eval_every=500, save_every=500, log_every=50))
 
@@ -394,19 +409,21 @@ def ie_cfg(
     "The preset of a scale. At base: 5 epochs at the ancestor's 5e-5, from scratch 1e-4."
     return PRESETS[scale_name(scale)]
 
-# %% ../nbs/09_ie_finetune.ipynb #e040bd63
+# %% ../nbs/09_ie_finetune.ipynb #6600eba4
 def ie_data(
     cfg:IeCfg, # gives data
 )->list[Path]: # files and folders
-    "Where the sentences come from; the sample is written when nothing else is named."
+    "Where the sentences come from. With nothing named the sample is written, once for this version of its code, and that is said."
     if cfg.data: return list(map(Path, cfg.data))
     if raw_dir() and (raw_dir()/'duie').is_dir(): return [raw_dir()/'duie']
-    made = run_path('raw_ie')
-    make_sample_triples(made)
-    print('no DuIE named: using the sample triples')
+    made, code = run_path('raw_ie'), hashlib.sha256(Path(sample_triples.__file__).read_bytes()).hexdigest()
+    if not (made/'code').exists() or (made/'code').read_text() != code:
+        sample_triples.make_sample_triples(made)
+        (made/'code').write_text(code)
+        print('no DuIE named: using the sample triples')
     return [made/'duie']
 
-# %% ../nbs/09_ie_finetune.ipynb #ebdff4cd
+# %% ../nbs/09_ie_finetune.ipynb #7873cb1a
 def mix_in(
     pairs:list[tuple[str, str]], # of extraction
     share:float, # of the result that are answers learnt before
@@ -421,13 +438,14 @@ def mix_in(
     picked = [i for _ in range(math.ceil(n / len(old))) for i in order.permutation(len(old))]
     return [*pairs, *(old[i] for i in picked[:n])]
 
-# %% ../nbs/09_ie_finetune.ipynb #13539ca9
+# %% ../nbs/09_ie_finetune.ipynb #512daf13
 def _write_pairs(path:Path, pairs:list[tuple[str, str]])->Path:
     "Write aside, then rename."
     prompts, answers = map(list, zip(*pairs))
     with write_aside(path) as tmp: pq.write_table(pa.table(dict(prompt=prompts, response=answers)), tmp, row_group_size=4096)
     return path
 
+# %% ../nbs/09_ie_finetune.ipynb #ccc3e2c0
 def write_report(
     rejects:Rejects, # filled
     out:Path, # folder
@@ -438,7 +456,7 @@ def write_report(
     with write_aside(out/'rejects.parquet') as tmp: pq.write_table(pa.Table.from_pylist(rejects.rows, schema), tmp)
     with write_aside(out/'report.json') as tmp: tmp.write_text(json.dumps(rejects.report | more, indent=1, ensure_ascii=False), encoding='utf-8')
 
-# %% ../nbs/09_ie_finetune.ipynb #23aee377
+# %% ../nbs/09_ie_finetune.ipynb #7cf0a5bc
 def read_tests(
     parts:dict[str, list[Path]], # from `find_duie`
     rejects:Rejects, # filled
@@ -450,6 +468,7 @@ def read_tests(
     if empty := [k for k, v in tests.items() if not v]: raise ValueError(f"no usable sentence in {', '.join(map(str, parts[empty[0]]))}: see rejects.parquet")
     return tests
 
+# %% ../nbs/09_ie_finetune.ipynb #76a5458e
 def read_train(
     files:list[Path], # training files
     tests:dict[str, list[Sentence]], # whose sentences may not be trained on
@@ -464,7 +483,7 @@ def read_train(
     if not rows: raise ValueError(f"no usable sentence in {', '.join(map(str, files))}: see the rules in report.json")
     return rows
 
-# %% ../nbs/09_ie_finetune.ipynb #84a1b63c
+# %% ../nbs/09_ie_finetune.ipynb #89c004d3
 def prepare(
     cfg:IeCfg, # gives data, limits and the mix
     tok, # tokenizer
@@ -480,35 +499,35 @@ def prepare(
     write_report(rejects, out, ignored=[f.name for f in other], train_rows=dict(extraction=len(rows), mixed_in=len(pairs) - len(rows)))
     return _write_pairs(out/'train.parquet', pairs), tests
 
-# %% ../nbs/09_ie_finetune.ipynb #3b3ff044
+# %% ../nbs/09_ie_finetune.ipynb #77b48e4e
 def extract(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
     texts:list[str], # sentences
     max_len:int=256, # longest prompt, tokens
-    max_new_tok:int=128, # longest answer, tokens
+    max_new_tok:int=256, # longest answer, tokens
 )->tuple[list[list[Triple]], int]: # triples per sentence; unreadable pieces in all
     "Ask, decode greedily, parse."
     read = [parse_triples(a) for a in greedy_answers(model, tok, list(map(ie_prompt, texts)), max_new_tok, max_len)]
     return [triples for triples, _ in read], sum(bad for _, bad in read)
 
-# %% ../nbs/09_ie_finetune.ipynb #b36052f6
+# %% ../nbs/09_ie_finetune.ipynb #c199e038
 def test_figures(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
     tests:dict[str, list[Sentence]], # test -> sentences
-    max_len:int=256, # longest prompt, tokens
+    cfg:IeCfg, # gives max_len and max_new_tok
 )->dict: # f1_<test>, f1_<test>_ci95, _n, p_<test>, r_<test>, unreadable_<test>
     "Strict micro scores of every test; with named tests, `valid` is left to the training loop."
     figures = {}
     for name, rows in tests.items():
         if name == 'valid' and len(tests) > 1: continue
-        pred, bad = extract(model, tok, [text for text, _ in rows], max_len)
+        pred, bad = extract(model, tok, [text for text, _ in rows], cfg.max_len, cfg.max_new_tok)
         f = prf(pred, [triples for _, triples in rows])
         figures |= {f'f1_{name}': f['f1'], f'f1_{name}_ci95': f['ci95'], f'f1_{name}_n': f['n'], f'p_{name}': f['p'], f'r_{name}': f['r'], f'unreadable_{name}': bad}
     return figures
 
-# %% ../nbs/09_ie_finetune.ipynb #38fcf2c9
+# %% ../nbs/09_ie_finetune.ipynb #0a9195a2
 def ie_eval(
     tok, # tokenizer
     tests:dict[str, list[Sentence]], # test -> sentences
@@ -520,11 +539,11 @@ def ie_eval(
     few = {k: v[:cfg.n_watch] for k, v in tests.items()}
     def evaluate(model):
         "Figures of one model."
-        figures = test_figures(model, tok, few, cfg.max_len) if cfg.n_watch else {}
+        figures = test_figures(model, tok, few, cfg) if cfg.n_watch else {}
         return loss(model) | {k: v for k, v in figures.items() if k.startswith('f1_') and isinstance(v, float)}
     return evaluate
 
-# %% ../nbs/09_ie_finetune.ipynb #590a2707
+# %% ../nbs/09_ie_finetune.ipynb #4cd8c774
 def start_model(
     cfg:IeCfg, # gives start, scale, seed
 )->tuple: # model, tokenizer
@@ -535,6 +554,7 @@ def start_model(
     init = default_init(cfg.scale) if cfg.start == 'scratch' else 'stock'
     return build_model(model_config(cfg.scale, len(tok)), init=init, seed=cfg.seed), tok
 
+# %% ../nbs/09_ie_finetune.ipynb #4de40466
 def settle_cfg(
     cfg:IeCfg, # as asked
     stream, # the training stream
@@ -543,7 +563,7 @@ def settle_cfg(
     steps = max(1, round(cfg.epochs * stream.n_batches(0) / cfg.accum)) if cfg.epochs else cfg.steps
     return replace(cfg, steps=steps, lr=cfg.lr_scratch if cfg.start in ('scratch', 'stock') else cfg.lr)
 
-# %% ../nbs/09_ie_finetune.ipynb #92299882
+# %% ../nbs/09_ie_finetune.ipynb #e9af5c10
 def ie(
     cfg:IeCfg, # from `ie_cfg`
     resume:bool=True, # False: start over
@@ -558,7 +578,7 @@ def ie(
     run = fit(model, stream, settle_cfg(cfg, stream), out, eval_fn=ie_eval(tok, tests, cfg), resume=resume, progress=progress)
     return finish_stage(run, tok, ie_figures(run, tok, tests, before) if run.done else None)
 
-# %% ../nbs/09_ie_finetune.ipynb #a2865c1c
+# %% ../nbs/09_ie_finetune.ipynb #bcaf41a9
 def ie_figures(
     run:Run, # done
     tok, # tokenizer
@@ -568,12 +588,13 @@ def ie_figures(
     "What the stage reports."
     model = run.acc.unwrap_model(run.model)
     after = heldout_exact(model, tok)
-    kept = {f'exact_heldout_{when}': d for when, d in (('before', before), ('after', after)) if d}
+    kept = {f'exact_heldout_{when}': d['all'] for when, d in (('before', before), ('after', after)) if d}
+    if kept: kept['exact_heldout_n'] = pq.read_metadata(run_path('data', 'heldout.parquet')).num_rows
     last = [e for e in read_log(run.out/'log.jsonl') if 'loss_valid' in e][-1]
-    return dict(loss_valid=last['loss_valid']) | test_figures(model, tok, tests, run.cfg.max_len) | {k: v['all'] for k, v in kept.items()} | \
+    return dict(loss_valid=last['loss_valid']) | test_figures(model, tok, tests, run.cfg) | kept | \
         dict(real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), real_tok=run.real_tok, seconds=run.seconds, steps=run.step)
 
-# %% ../nbs/09_ie_finetune.ipynb #462429fa
+# %% ../nbs/09_ie_finetune.ipynb #ad770b13
 def plot_f1(
     logs:dict, # name -> path of a log.jsonl, or its entries
     tests:tuple[str, ...], # tests drawn, one panel each

@@ -193,6 +193,7 @@ def save_model(
 # %% ../nbs/03_model.ipynb #57314e45
 MADE_BY = dict(pretrain='05_pretrain', sft='06_sft', dpo='07_dpo', ie='09_ie_finetune')
 
+# %% ../nbs/03_model.ipynb #2fe3ce63
 def _find_folder(
     path:Path, # folder named by the user
 )->Path: # the folder to read
@@ -245,6 +246,7 @@ def load_model(
 SEARCHES = dict(greedy=dict(do_sample=False, num_beams=1), beam=dict(do_sample=False, num_beams=5),
     sampling=dict(do_sample=True, num_beams=1, top_k=50, top_p=0.8, temperature=0.98))
 
+# %% ../nbs/03_model.ipynb #ccab761a
 class TextToTextModel(T5ForConditionalGeneration):
     "The name ChatLM-mini-Chinese (charent, Apache-2.0) gives its model: a T5 with one more method, so its checkpoint and scripts run."
     def my_generate(self,

@@ -10,7 +10,7 @@ __all__ = ['EXACT_MALLOC', 'CHIPS', 'optimizer_bytes', 'Shape', 'Widths', 'width
            'run_speed', 'PlanCfg', 'mean_lengths', 'speed_of', 'worst_shape', 'largest_budget', 'options',
            'memory_parts', 'filled', 'plan', 'assumptions', 'plan_text']
 
-# %% ../nbs/appendix/planner.ipynb #91466ba3
+# %% ../nbs/appendix/planner.ipynb #d2dfb3b4
 import ctypes, gc, json, os, subprocess, sys, tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +30,7 @@ from .tokenizer import load_tokenizer
 from .trainer import (OPTIMIZERS, StopSignals, TrainCfg, count_labels, param_groups, probe_precision, read_log, seq2seq_loss,
                            start, train_step)
 
-# %% ../nbs/appendix/planner.ipynb #5e1a5023
+# %% ../nbs/appendix/planner.ipynb #dd25a4a5
 def optimizer_bytes(
     model:nn.Module, # may sit on the meta device
     optimizer:str='adamw', # adamw, muon, adafactor, adafactor_relative
@@ -41,7 +41,7 @@ def optimizer_bytes(
     each = {'matrix': 4 if optimizer == 'muon' else 8}
     return sum(each.get(g['name'], 8)*p.numel() for g in param_groups(model) for p in g['params'])
 
-# %% ../nbs/appendix/planner.ipynb #39ee936c
+# %% ../nbs/appendix/planner.ipynb #f5a8e915
 class Shape(NamedTuple):
     "A padded batch."
     rows:int # B
@@ -54,7 +54,7 @@ class Widths(NamedTuple):
     noise:int # a dropout mask on what a matrix product gave: the same on a CPU, 1 on a GPU
     noise32:int # a dropout mask on fp32 numbers: 4 on a CPU, 1 on a GPU
 
-# %% ../nbs/appendix/planner.ipynb #598fdbbf
+# %% ../nbs/appendix/planner.ipynb #8edbf59f
 def widths(
     precision:str, # fp32, bf16 or fp16
     gpu:bool=False, # dropout masks take a byte there
@@ -70,7 +70,7 @@ def _norm(d:int)->int: return 8*d + 4 # fp32: the input, the input over its leng
 
 def _read(d:int, readers:int, w:Widths)->int: return 4*d if w.linear == 4 else 2*d*readers # autocast: every reader makes its own copy
 
-# %% ../nbs/appendix/planner.ipynb #d22897f4
+# %% ../nbs/appendix/planner.ipynb #2d23b071
 def ff_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -80,7 +80,7 @@ def ff_bytes(
     hidden = w.linear + (2 if w.linear == 2 else 0) + drop*(w.noise + (4 if w.linear == 4 else 0))
     return _norm(d) + _read(d, 1, w) + hidden*c.d_ff + drop*w.noise*d
 
-# %% ../nbs/appendix/planner.ipynb #50a5de7f
+# %% ../nbs/appendix/planner.ipynb #95f21f7b
 def self_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -95,9 +95,9 @@ def cross_bytes(
     w:Widths, # bytes per number
     n_keys:int, # prompt tokens
 )->int: # bytes per answer token
-    "Cross-attention without a bias: flash keeps no probabilities, but dropout forces the maths road here too."
+    "Cross-attention has no learnt bias: flash keeps the mask, not the probabilities; dropout forces the maths road here too."
     d, di, h, drop = _sizes(c)
-    attn = (8 + w.noise32)*h*n_keys + 4*di + w.noise*d if drop else 4*h + w.linear*di
+    attn = (8 + w.noise32)*h*n_keys + 4*di + w.noise*d if drop else 4*h + w.linear*(di + h*n_keys)
     return _norm(d) + _read(d, 1, w) + w.linear*di + attn
 
 def memory_bytes(
@@ -108,7 +108,7 @@ def memory_bytes(
     d, di, _, drop = _sizes(c)
     return 2*di*(4 if drop else w.linear) + (0 if w.linear == 4 else 4*d)
 
-# %% ../nbs/appendix/planner.ipynb #22e85b76
+# %% ../nbs/appendix/planner.ipynb #770b4df2
 def layer_bytes(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -123,10 +123,10 @@ def end_bytes(
     shape:Shape, # of the batch
     w:Widths, # bytes per number
 )->int: # bytes
-    "Last norms, dropout at both ends, the output layer's input, the mask of flash attention, and indices."
-    (b, s, t), (d, _, h, drop) = shape, _sizes(c)
+    "Last norms, dropout at both ends, the output layer's input, and indices."
+    (b, s, t), (d, _, _, drop) = shape, _sizes(c)
     ends = b*s*(_norm(d) + (4*d if w.linear == 4 else 0)) + b*t*(_norm(d) + w.linear*d) + drop*2*w.noise32*d*b*(s + t)
-    return ends + (0 if drop else w.linear*b*h*t*s) + 8*t*t + (8 + b)*s*s + 8*b*(s + 2*t) + 4
+    return ends + 8*t*t + (8 + b)*s*s + 8*b*(s + 2*t) + 4
 
 def saved_parts(
     c:T5Config, # sizes
@@ -137,7 +137,7 @@ def saved_parts(
     enc, dec = layer_bytes(c, shape, w)
     return dict(encoder=enc*c.num_layers, decoder=dec*c.num_decoder_layers, ends=end_bytes(c, shape, w), logits=4*shape.rows*shape.answer*c.vocab_size)
 
-# %% ../nbs/appendix/planner.ipynb #654a0eee
+# %% ../nbs/appendix/planner.ipynb #ace27ccb
 def fixed_batch(
     c:T5Config, # gives the vocabulary
     shape:Shape, # of the batch
@@ -147,7 +147,7 @@ def fixed_batch(
     mask[0, -2:] = 0
     return dict(input_ids=torch.randint(7, c.vocab_size, shape[:2]), attention_mask=mask, labels=torch.randint(7, c.vocab_size, (shape[0], shape[2])))
 
-# %% ../nbs/appendix/planner.ipynb #72b3cf72
+# %% ../nbs/appendix/planner.ipynb #54160268
 class Weights(NamedTuple):
     "Bytes of fp32 weights."
     embedding:int # shared table
@@ -163,7 +163,7 @@ def weight_bytes(
     for name, p in model.named_parameters(): at[name.split('.')[0]] += 4*p.numel()
     return Weights(at['shared'], at['encoder']//c.num_layers, at['decoder']//c.num_decoder_layers, sum(at.values()))
 
-# %% ../nbs/appendix/planner.ipynb #f626af78
+# %% ../nbs/appendix/planner.ipynb #f2efd2a0
 def passing_bytes(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -184,7 +184,7 @@ def kept_bytes(
     if not checkpointing: return *layer_bytes(c, shape, w), 0
     return 4*b*s*c.d_model, 4*b*t*c.d_model, 4*b*c.num_heads*(s*s + t*t + t*s)
 
-# %% ../nbs/appendix/planner.ipynb #9d160d86
+# %% ../nbs/appendix/planner.ipynb #d43efb03
 def timeline(
     model:nn.Module, # a T5, may sit on the meta device
     shape:Shape, # of the batch
@@ -216,7 +216,7 @@ def peak_bytes(
     "Largest moment of `timeline`."
     return max(n for _, n in timeline(model, shape, w, optimizer, checkpointing))
 
-# %% ../nbs/appendix/planner.ipynb #9c9c39c7
+# %% ../nbs/appendix/planner.ipynb #d8197a5f
 @dataclass(frozen=True)
 class ProbeCfg:
     "A few measured training steps."
@@ -234,7 +234,7 @@ class _Same:
 
 
 
-# %% ../nbs/appendix/planner.ipynb #f88cbd8b
+# %% ../nbs/appendix/planner.ipynb #0ad6d90d
 def train_briefly(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -256,7 +256,7 @@ def _rss_and_peak()->tuple[int, int]:
     import resource
     return now.rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
 
-# %% ../nbs/appendix/planner.ipynb #936dacc4
+# %% ../nbs/appendix/planner.ipynb #7db9d660
 def probe(
     cfg:ProbeCfg, # what to run
 )->int: # bytes: the peak while training above what was resident before the model was built
@@ -289,7 +289,7 @@ def predicted_peak(
     model = meta_model(model_config(cfg.scale, cfg.vocab_size))
     return peak_bytes(model, Shape(*cfg.shape), widths(cfg.precision), cfg.optimizer, cfg.checkpointing)
 
-# %% ../nbs/appendix/planner.ipynb #7f9e4385
+# %% ../nbs/appendix/planner.ipynb #cdb5f012
 def row_flops(
     c:T5Config, # sizes
     s:float, # prompt tokens
@@ -311,7 +311,7 @@ def train_flops(
     "Backward costs twice the forward pass: three in all, four with checkpointing."
     return (4 if checkpointing else 3)*sum(row_flops(c, s, t).values())
 
-# %% ../nbs/appendix/planner.ipynb #6a434534
+# %% ../nbs/appendix/planner.ipynb #0240086d
 class Speed(NamedTuple):
     "Real tokens per second, with a range."
     tok_per_s:float # middle
@@ -327,7 +327,7 @@ def chip_for(
     "A slow chip of that memory: the guess when none is named."
     return next(name for most, name in [(12, 'rtx3060'), (16, 't4'), (24, 'rtx3090'), (48, 'a6000'), (float('inf'), 'a100')] if gb <= most)
 
-# %% ../nbs/appendix/planner.ipynb #24c51f2d
+# %% ../nbs/appendix/planner.ipynb #7bed2207
 def chip_speed(
     flops_per_tok:float, # to train on one token
     chip:str, # a key of CHIPS
@@ -348,12 +348,12 @@ def run_speed(
     if not (folder/'figures.json').exists(): raise FileNotFoundError(f'{folder}/figures.json is missing: expected the folder of a finished stage')
     figures, ran = json.loads((folder/'figures.json').read_text(encoding='utf-8')), json.loads((folder/'config.json').read_text())['scale']
     if 'real_tok_per_s' not in figures: raise ValueError(f'{folder}/figures.json has no real_tok_per_s')
-    lines = torch.tensor([e['real_tok_per_s'] for e in read_log(folder/'log.jsonl') if 'real_tok_per_s' in e] or [figures['real_tok_per_s']])
+    lines = torch.tensor([e['real_tok_per_s'] for e in read_log(folder/'log.jsonl') if 'real_tok_per_s' in e] or [figures['real_tok_per_s']], dtype=torch.float64)
     by = flops_per_tok(ran)/flops_per_tok(scale)
     low, high = (by*lines.quantile(q).item() for q in (.05, .95))
     return Speed(by*figures['real_tok_per_s'], low, high, f'measured: {folder.parent.name}/{folder.name}, on the machine it ran on' + ('' if ran == scale else f'; {ran} -> {scale} by FLOPs, which assumes equal efficiency'))
 
-# %% ../nbs/appendix/planner.ipynb #461dd844
+# %% ../nbs/appendix/planner.ipynb #db7c7e07
 @dataclass(frozen=True)
 class PlanCfg:
     "What `scclm plan` is asked."
@@ -383,7 +383,7 @@ class PlanCfg:
         if not 0 <= self.slack < 1: raise ValueError(f'slack={self.slack}: expected in [0, 1)')
         if not 0 < self.share[0] <= self.share[1] <= self.share[2] <= 1: raise ValueError(f'share={self.share}: expected 0 < low <= middle <= high <= 1')
 
-# %% ../nbs/appendix/planner.ipynb #09d9d652
+# %% ../nbs/appendix/planner.ipynb #ef544130
 def _made(scale:str, *parts:str)->Path|None:
     "An artefact of a scale, which need not be the one in force; None if it is not there."
     path = run_path().parent.joinpath(scale, *parts)
@@ -412,7 +412,7 @@ def speed_of(
     if cfg.run: return run_speed(checkout_root()/cfg.run, flops_per_tok, scale)
     return chip_speed(flops_per_tok(scale), cfg.chip or chip_for(cfg.gpu), cfg.share) if cfg.gpu or cfg.chip else None
 
-# %% ../nbs/appendix/planner.ipynb #c1713513
+# %% ../nbs/appendix/planner.ipynb #52eb2f1e
 def worst_shape(
     model:nn.Module, # on the meta device
     budget_tok:int, # padded tokens per batch
@@ -439,7 +439,7 @@ def largest_budget(
     while high - low > max(1, low//64): low, high = ((mid, high) if fits(mid := (low + high)//2) else (low, mid))
     return 64*low
 
-# %% ../nbs/appendix/planner.ipynb #940e66a9
+# %% ../nbs/appendix/planner.ipynb #5480b6a9
 def options(
     model:nn.Module, # on the meta device
     limit:float, # bytes
@@ -466,7 +466,7 @@ def memory_parts(
     parts = dict(weights=weights, gradients=weights, optimizer=states, activations=line['logits'] - weights - states - logits, logits=logits)
     return {k: v/2**30 for k, v in (parts | dict(peak=max(line.values()))).items()}
 
-# %% ../nbs/appendix/planner.ipynb #7eff2b0d
+# %% ../nbs/appendix/planner.ipynb #590d1a97
 def _hours(tokens:float, speed:Speed|None)->dict:
     "Hours and their range, if there is a speed."
     if not speed: return {}
@@ -485,7 +485,7 @@ def filled(
                precision=cfg.precision or ('bf16' if cfg.gpu else probe_precision()))
     return replace(cfg, **own), preset.max_len, preset.accum
 
-# %% ../nbs/appendix/planner.ipynb #b2ed57cd
+# %% ../nbs/appendix/planner.ipynb #acca957c
 def plan(
     cfg:PlanCfg=PlanCfg(), # what is asked
 )->dict: # fits, largest_budget_tok, memory_gb, options, tokens, steps, hours, hours_range, …, assumptions
@@ -514,7 +514,7 @@ def assumptions(
             'memory is that of the longest batch, with attention that keeps its probabilities; the formula was checked on a CPU in fp32, on a GPU it is an upper estimate',
             'steps are without padding']
 
-# %% ../nbs/appendix/planner.ipynb #8b9de9aa
+# %% ../nbs/appendix/planner.ipynb #de585c84
 def plan_text(
     result:dict, # of `plan`
 )->str: # lines

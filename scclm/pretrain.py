@@ -46,6 +46,7 @@ PRESETS = dict(
 
 TINY_REAL = dict(steps=6000, budget_tok=2048, max_len=256) # tiny on real text: longer texts, more of them
 
+# %% ../nbs/05_pretrain.ipynb #226e7a55
 def pretrain_cfg(
     scale:str|None=None, # tiny, mini or base; None reads SCCLM_SCALE
 )->PretrainCfg: # the scale's preset
@@ -115,6 +116,7 @@ def read_pairs(
     table = table.slice(0, limit) if limit else table
     return list(zip(table['prompt'].to_pylist(), table['response'].to_pylist()))
 
+# %% ../nbs/05_pretrain.ipynb #27f70527
 def heldout_exact(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -127,6 +129,7 @@ def heldout_exact(
     rows['ok'] = [a.strip() == r for a, r in zip(greedy_answers(model, tok, rows.prompt.tolist()), rows.response)]
     return dict(all=float(rows.ok.mean())) | {k: float(v) for k, v in rows.groupby('kind').ok.mean().items()}
 
+# %% ../nbs/05_pretrain.ipynb #304127c3
 def heldout_counts(
     path=None, # as in `heldout_exact`
 )->dict: # kind -> number of questions, and `all`
@@ -158,6 +161,7 @@ class Watch:
         with open(run.out/'samples.jsonl', 'a', encoding='utf-8') as f:
             f.write(json.dumps(dict(step=run.step, answers=dict(zip(self.prompts, answers))), ensure_ascii=False) + '\n')
 
+# %% ../nbs/05_pretrain.ipynb #78672496
 def read_samples(
     path, # samples.jsonl
 )->dict: # step -> {prompt: answer}, the newest entry of each step

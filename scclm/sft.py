@@ -40,6 +40,7 @@ PRESETS = dict(
     mini=SftCfg(scale='mini', steps=6000, lr=1e-4, budget_tok=8192, max_len=256, eval_every=500, save_every=500, log_every=50),
     base=SftCfg(scale='base', steps=20_000, lr=5e-5, schedule='cosine', budget_tok=16_384, max_len=512, eval_every=1000, save_every=500, log_every=50))
 
+# %% ../nbs/06_sft.ipynb #a003fb1c
 def sft_cfg(
     scale:str|None=None, # tiny, mini or base; None reads SCCLM_SCALE
 )->SftCfg: # the scale's preset

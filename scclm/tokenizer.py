@@ -211,6 +211,7 @@ def choose_chars(
 # %% ../nbs/01_tokenizer.ipynb #a4e4086c
 _WORD = re.compile(r'[㐀-䶿一-鿿]+|[A-Za-z]+')
 
+# %% ../nbs/01_tokenizer.ipynb #b326455e
 def choose_words(
     counts:dict[str, int], # counts of words
     chars:list[str], # kept characters
@@ -365,6 +366,7 @@ def coverage(
 def _word_runs(): # pre-tokeniser for trainers: runs of Chinese, runs of Latin letters, the rest between them
     return pre_tokenizers.Split(Regex(_WORD.pattern), behavior='isolated')
 
+# %% ../nbs/01_tokenizer.ipynb #f42ad6bf
 def train_bpe(
     texts:Iterable[str], # a sample: the trainer holds every distinct run of characters in memory
     vocab_size:int, # entries, special tokens included

@@ -154,17 +154,20 @@ def param_groups(
 # %% ../nbs/04_trainer.ipynb #422de983
 def _adamw(groups, cfg): return [torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)]
 
+# %% ../nbs/04_trainer.ipynb #5bfaa069
 def _muon(groups, cfg):
     "Muon (Jordan 2024) for the matrices, AdamW for everything else."
     mats, rest = [[g for g in groups if (g['name'] == 'matrix') == flag] for flag in (True, False)]
     muon = [torch.optim.Muon(mats, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn='match_rms_adamw')] if mats else []
     return muon + (_adamw(rest, cfg) if rest else [])
 
+# %% ../nbs/04_trainer.ipynb #d613b829
 def _adafactor(groups, cfg, relative=False):
     "Adafactor (Shazeer & Stern 2018); `relative`: its own step size, which ignores the schedule."
     from transformers.optimization import Adafactor
     return [Adafactor(groups, lr=None if relative else cfg.lr, relative_step=relative, scale_parameter=relative, weight_decay=cfg.weight_decay)]
 
+# %% ../nbs/04_trainer.ipynb #84829efe
 def make_optimizers(
     model:nn.Module, # its trainable parameters are optimised
     cfg:TrainCfg, # gives optimizer, lr, betas, weight_decay, emb_lr
@@ -272,6 +275,7 @@ def named_weights(
     kept = model.state_dict().keys()
     return {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()] if n in kept}
 
+# %% ../nbs/04_trainer.ipynb #306e63ae
 def save_weights(
     model:nn.Module, # unwrapped
     path:Path, # .safetensors file
@@ -279,6 +283,7 @@ def save_weights(
     "Write `named_weights`; the same weights give the same bytes."
     save_file({n: t.contiguous() for n, t in named_weights(model).items()}, str(path))
 
+# %% ../nbs/04_trainer.ipynb #e6d3ddd2
 @torch.no_grad()
 def load_weights(
     model:nn.Module, # filled in place
@@ -326,13 +331,14 @@ class Run:
         "Whether all steps are done."
         return self.step >= self.cfg.steps
 
+# %% ../nbs/04_trainer.ipynb #1a3d5d0d
 def empty_tally()->dict: # zeros
     "What a log line sums up."
     return dict(loss=0., n=0, real_tok=0, seconds=0.)
 
 _SAVED = ('step', 'pos', 'best', 'skipped', 'skipped_in_row', 'tally', 'real_tok', 'seconds', 'precision')
 
-# %% ../nbs/04_trainer.ipynb #1a3d5d0d
+# %% ../nbs/04_trainer.ipynb #811b002a
 def save_checkpoint(
     run:Run, # between two steps
 )->Path: # the new folder
@@ -350,6 +356,7 @@ def save_checkpoint(
     run.acc.wait_for_everyone()
     return path
 
+# %% ../nbs/04_trainer.ipynb #7f93c47a
 def _drop(path:Path):
     "Remove a checkpoint: out of sight by one rename first, so that a crash leaves no half folder under its name."
     gone = path.with_name(f'.gone-{path.name}')
@@ -359,6 +366,7 @@ def _drop(path:Path):
 # %% ../nbs/04_trainer.ipynb #fcc125d9
 FREE_FIELDS = ('log_every', 'save_every', 'keep_last', 'trackers', 'eval_every', 'out')
 
+# %% ../nbs/04_trainer.ipynb #feb01cb4
 def check_same_cfg(
     saved:dict, # the configuration in a checkpoint's state.json
     cfg:TrainCfg, # the configuration now
@@ -416,6 +424,7 @@ def exact_match(
     assert len(answers) == len(references) > 0
     return sum(a.strip() == r.strip() for a, r in zip(answers, references)) / len(references)
 
+# %% ../nbs/04_trainer.ipynb #ba77cfbb
 def bleu4(
     answers:list[str], # of the model
     references:list[str], # one each
@@ -503,6 +512,7 @@ def read_log(
         except ValueError: break
     return entries
 
+# %% ../nbs/04_trainer.ipynb #28e614b4
 def trim_log(
     path:Path, # log.jsonl
     step:int, # of the checkpoint in force
@@ -556,6 +566,7 @@ def in_notebook()->bool: # True in a Jupyter kernel
     except ImportError: return False
     return type(get_ipython()).__name__ == 'ZMQInteractiveShell'
 
+# %% ../nbs/04_trainer.ipynb #652ffde7
 def _figure_html(entries:list)->str:
     "The loss plot as an <img> tag."
     import base64, io
@@ -635,10 +646,12 @@ def train_step(
     _forget(run)
     return norm
 
+# %% ../nbs/04_trainer.ipynb #aca71452
 def _forget(run:Run)->None:
     "Drop the gradients."
     for o in run.opts: o.zero_grad(set_to_none=True)
 
+# %% ../nbs/04_trainer.ipynb #0255941b
 def _count(run:Run, norm:float, loss:float, n:int):
     "Add the step to the tally; a step without a finite gradient counts as skipped. RuntimeError after too many in a row."
     if math.isfinite(norm):
@@ -692,6 +705,7 @@ def due(
     "Whether something periodic is due now."
     return run.done or (every > 0 and run.step % every == 0)
 
+# %% ../nbs/04_trainer.ipynb #0de861fa
 def clock(
     run:Run, # after a step
     group:list[dict], # its batches
@@ -702,6 +716,7 @@ def clock(
     run.tally['real_tok'] += tok; run.tally['seconds'] += seconds
     run.real_tok += tok; run.seconds += seconds
 
+# %% ../nbs/04_trainer.ipynb #127dd664
 def evaluate(
     run:Run, # after a step
     eval_fn, # model -> dict

@@ -1,5 +1,5 @@
 """Evaluation against independent computations: intervals, likelihoods, prompts, archives; what is wrong is named; a killed run goes on."""
-import csv, io, json, math, os, random, signal, subprocess, sys, tarfile, time, zipfile
+import csv, io, json, math, os, random, subprocess, sys, tarfile, time, zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -242,7 +242,7 @@ def test_subject_names_cannot_leave_the_results(t5, tmp_path):
         for name in ('test/a b$c.csv', 'x\\test\\up..%2f..%2f.csv', 'test/..csv', 'test/....csv'): z.writestr(name, raw)
     evaluate(EvaluateCfg(model=str(t5), pairs=False, cmmlu=str(path), shots=(0,), out=str(tmp_path/'out')))
     assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*') if p.is_file()} == {
-        'evil.zip', 'out/scores.json', *(f'out/parts/cmmlu-letter-0/{n}.json' for n in ('a_b_c', 'up___2f___2f_'))}
+        'evil.zip', 'out/scores.json', *(f'out/parts/cmmlu-letter-0/{n}.json' for n in ('a_b_c', 'up___2f___2f'))}
 
 @pytest.mark.parametrize('how,says', [('missing', 'is missing: expected a folder or an archive'), ('text', 'not a readable folder, zip or tar archive'),
     ('cut', 'not a readable folder, zip or tar archive'), ('empty zip', 'holds no CSV file in dev/, val/ or test/'), ('empty folder', 'holds no CSV file'),
@@ -396,6 +396,9 @@ def test_defaults_of_a_scale(t5, tmp_path, monkeypatch):
     evaluate(replace(cfg, pairs=False, cmmlu=str(exam), shots=(0,)))
     card = json.loads((run/'eval'/'scores.json').read_text(encoding='utf-8'))
     assert set(card) >= {'pairs', 'heldout', 'cmmlu'} and card['cmmlu']['0-shot']['n'] == 36
+    evaluate(replace(cfg, pairs=False, cmmlu=str(exam), shots=(1,)))
+    card = json.loads((run/'eval'/'scores.json').read_text(encoding='utf-8'))
+    assert list(card['cmmlu']) == ['0-shot', '1-shot']
     other = save_toy(tmp_path/'other', tok, toy_model(len(tok), seed=9))
     evaluate(replace(cfg, model=str(other)))
     assert (run/'eval'/'other'/'scores.json').exists() and card == json.loads((run/'eval'/'scores.json').read_text(encoding='utf-8'))
@@ -432,23 +435,23 @@ RUN = 'import sys; from scclm.evaluation import *; print("ready", flush=True); e
 
 def test_killed_and_continued(t5, tmp_path):
     "SIGKILL twice, in the middle; no part is lost, doubled or computed twice, and the scores are those of an uninterrupted run."
-    exam, data = write_exam(tmp_path/'exam', subjects=60, n=25), write_pairs(tmp_path/'d.parquet', make_pairs(3 * CHUNK))
+    exam, data = write_exam(tmp_path/'exam', subjects=40, n=25), write_pairs(tmp_path/'d.parquet', make_pairs(2 * CHUNK))
     cfg = dict(model=str(t5), data=(str(data),), heldout=False, cmmlu=str(exam), shots=(2,), max_new_tok=4, out=str(tmp_path/'out'))
     seen = {}
-    for n in (2, 20):
+    for n in (1, 15):
         p = subprocess.Popen([sys.executable, '-c', RUN, repr(cfg)], stdout=subprocess.PIPE)
         while len(parts(tmp_path/'out')) < n and p.poll() is None: time.sleep(.002)
-        p.send_signal(signal.SIGKILL)
-        assert p.wait() == -signal.SIGKILL, 'finished before it could be killed'
+        p.kill()
+        assert p.wait() != 0, 'finished before it could be killed'
         p.stdout.close()
         now = parts(tmp_path/'out')
-        assert n <= len(now) < 63 and seen.items() <= now.items()
+        assert n <= len(now) < 42 and seen.items() <= now.items()
         seen = now
     scores = evaluate(EvaluateCfg(**cfg))
     now = parts(tmp_path/'out')
-    assert seen.items() <= now.items() and len(now) == 3 + 60
+    assert seen.items() <= now.items() and len(now) == 2 + 40
     assert without_seconds(scores) == without_seconds(evaluate(EvaluateCfg(**dict(cfg, out=str(tmp_path/'whole')))))
-    assert scores['cmmlu']['2-shot']['n'] == 60 * 25 and scores['pairs']['d']['rows'] == 3 * CHUNK
+    assert scores['cmmlu']['2-shot']['n'] == 40 * 25 and scores['pairs']['d']['rows'] == 2 * CHUNK
 
 @pytest.mark.parametrize('field,value', [('shots', ()), ('shots', (5, -1)), ('limit', -1), ('max_len', 1), ('budget_tok', 0), ('answer', 'word')])
 def test_bad_settings_are_named(field, value):

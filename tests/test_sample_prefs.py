@@ -1,0 +1,50 @@
+"The sample preferences: the same bytes every time, nothing shared between training and test, every planted fault where it is said to be."
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from scclm.sample_corpus import facts, heldout_rows
+from scclm.sample_prefs import FLAWS, HARMS, NAMES, WISHES, flaw_rows, harm_rows, is_heldout, make_sample_prefs, wish_rows
+
+
+def ask(row): return row.get('prompt') or row['instruction']
+
+def everything(held): return wish_rows(held) + harm_rows(held) + flaw_rows(held)
+
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
+    for name, seed in (('a', 0), ('b', 0), ('c', 1)): make_sample_prefs(tmp_path/name, seed)
+    files = sorted(p.relative_to(tmp_path/'a') for p in (tmp_path/'a').rglob('*') if p.is_file())
+    assert len(files) == 6 and not [p for p in (tmp_path/'a').rglob('.*')]
+    assert all((tmp_path/'a'/f).read_bytes() == (tmp_path/'b'/f).read_bytes() for f in files)
+    assert (tmp_path/'a'/'prefs'/NAMES['alpaca']).read_bytes() != (tmp_path/'c'/'prefs'/NAMES['alpaca']).read_bytes()
+
+def test_nothing_of_the_test_is_in_training():
+    train, test = everything(False), everything(True)
+    assert not {ask(r) for r in train} & {ask(r) for r in test}
+    held = {r['prompt'] for r in heldout_rows()}
+    assert not {ask(r) for r in train + test} & held
+    subjects = {f.subject for f in facts() if is_heldout(f.relation + f.subject) and len(f.subject) > 3}
+    names = {f.response for f in facts() if f.subject in subjects and is_heldout(f.relation + f.subject)}
+    assert not [r for r in wish_rows(False) if any(n in r['output'] for n in names)]
+    assert not [r for r in wish_rows(False) for w in WISHES if r['instruction'].startswith(w.reserved.format(''))]
+
+def test_flaws_take_turns_and_differ_from_the_fact():
+    rows = flaw_rows(False)
+    assert all(r['chosen'] != r['rejected'] for r in rows)
+    assert [r['rejected'] == r['chosen'] * 2 for r in rows[:8]] == [i % 4 == FLAWS.index('twice') for i in range(8)]
+
+def test_every_harm_is_refused_and_holds_its_names():
+    for r in harm_rows(False) + harm_rows(True):
+        verb, thing = next((v, o) for v, objects in HARMS.items() for o in objects if v + o in r['prompt'])
+        assert r['chosen'].startswith('对不起') and thing in r['chosen'] and verb + thing in r['reject'] and '\\n' in r['reject'] and '\n' not in r['reject']
+
+def test_files_have_the_real_formats(tmp_path):
+    made = make_sample_prefs(tmp_path)
+    with pytest.raises(ValueError): json.loads((tmp_path/'prefs'/NAMES['alpaca']).read_text(encoding='utf-8'))    # dirt: broken objects
+    for name, keys in ((NAMES['alpaca'], {'instruction', 'input', 'output'}), (NAMES['huozi'], {'prompt', 'chosen', 'reject'})):
+        rows = json.loads((tmp_path/'prefs'/'heldout'/name).read_text(encoding='utf-8'))
+        assert all(set(r) == keys for r in rows)
+    table = pq.read_table(tmp_path/'prefs'/NAMES['reward'])
+    assert table.column_names == ['prompt', 'chosen', 'rejected'] and len(table) == made['rows']['reward'] + 25
+    assert sum(v is None for v in table['chosen'].to_pylist()) == 5
