@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 
 from scclm.data_cleaning import checkout_root, run_path
+from scclm.report_card import readme_block
 
 def stored(outputs):
     "What a reader needs: no standard error, no widget views (they need a live kernel)."
@@ -19,19 +20,6 @@ def stored(outputs):
     return keep
 
 def read(*parts): return json.loads(Path(*parts).read_text(encoding='utf-8'))
-
-def course_rows():
-    "The course of `make course`: chapters, then what came out."
-    record = read(run_path('course.json'))
-    chapters = record['chapters']
-    yield '| `make course`, tiny | |'
-    yield '|---|---|'
-    yield f"| {len(chapters)} chapters | {sum(c['seconds'] for c in chapters):.0f} s, peak {max(c['peak_rss_mb'] for c in chapters):,.0f} MB |"
-    for stage in ('pretrain', 'sft'):
-        f = read(run_path(stage, 'figures.json'))
-        exact = ', '.join(f'{k} {v:.3f}' for k, v in f['exact_heldout'].items())
-        yield f"| after {stage}: held-out exact match | {exact} |"
-        yield f"| after {stage}: bits per character, test | {f['bits_per_char']:.3f}" + (f" (bigram {f['bits_per_char_bigram']:.3f}, unigram {f['bits_per_char_unigram']:.3f})" if 'bits_per_char_bigram' in f else '') + ' |'
 
 def bench_rows(folder:Path):
     "Every row of benchmarks/results/*.json."
@@ -45,23 +33,27 @@ def fill_readme(root:Path):
     "The tables between the results markers of README.md."
     results, readme = root / 'benchmarks/results', root / 'README.md'
     machine = next((read(p)['machine'] for p in sorted(results.glob('*.json'))), '')
-    text = '\n'.join([*course_rows(), '', *bench_rows(results), '', machine])
+    text = '\n'.join([readme_block(read(run_path('card.json'))), '', *bench_rows(results), '', machine])
     old = readme.read_text(encoding='utf-8')
     readme.write_text(re.sub(r'(<!-- results:begin -->\n).*?(<!-- results:end -->)', lambda m: m[1] + text + '\n' + m[2], old, flags=re.S), encoding='utf-8')
 
-def main():
-    nbs = checkout_root() / 'nbs'
-    for done in sorted(run_path('notebooks').glob('*.ipynb')):
-        target = next(nbs.rglob(done.name), None)
-        if not target: continue
-        ran, nb = nbformat.read(done, 4), nbformat.read(target, 4)
-        code = [[c.source for c in n.cells if c.cell_type == 'code'] for n in (ran, nb)]
-        if code[0] != code[1]: sys.exit(f'{target}: the executed copy has other code; run the course again')
-        outputs = iter([c.outputs for c in ran.cells if c.cell_type == 'code'])
-        for c in nb.cells:
-            if c.cell_type == 'code': c.outputs = stored(next(outputs))
+def filled(done:Path, target:Path):
+    "The notebook with the outputs of its executed copy; leaves with a message if the copy ran other code."
+    ran, nb = nbformat.read(done, 4), nbformat.read(target, 4)
+    code = [[c.source for c in n.cells if c.cell_type == 'code'] for n in (ran, nb)]
+    if code[0] != code[1]: sys.exit(f'{target.name}: the executed copy has other code; run the course again')
+    outputs = iter([c.outputs for c in ran.cells if c.cell_type == 'code'])
+    for c in nb.cells:
+        if c.cell_type == 'code': c.outputs = stored(next(outputs))
+    return nb
+
+def main(root:Path):
+    "Notebooks, then the README; nothing is written before every executed copy has been found to fit."
+    nbs = root / 'nbs'
+    found = {target: filled(done, target) for done in sorted(run_path('notebooks').glob('*.ipynb')) if (target := next(nbs.rglob(done.name), None))}
+    for target, nb in found.items():
         nbformat.write(nb, target)
         print(target.relative_to(nbs), f'{target.stat().st_size // 1024} KB')
-    fill_readme(checkout_root())
+    fill_readme(root)
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': main(checkout_root())

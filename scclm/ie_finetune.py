@@ -10,7 +10,7 @@ __all__ = ['Triple', 'PROMPT', 'Fixed', 'SUNG', 'RULES', 'Sentence', 'PRESETS', 
            'telling_errors', 'IeCfg', 'ie_cfg', 'ie_data', 'mix_in', 'write_report', 'read_tests', 'read_train',
            'prepare', 'extract', 'test_figures', 'ie_eval', 'start_model', 'settle_cfg', 'ie', 'ie_figures', 'plot_f1']
 
-# %% ../nbs/09_ie_finetune.ipynb #3b30877f
+# %% ../nbs/09_ie_finetune.ipynb #c0547786
 import hashlib, json, math, re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/09_ie_finetune.ipynb #5fe6dfa3
+# %% ../nbs/09_ie_finetune.ipynb #7cdce7a8
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from fastcore.basics import patch
 from torch import nn
 
-# %% ../nbs/09_ie_finetune.ipynb #2471e102
+# %% ../nbs/09_ie_finetune.ipynb #e71950c3
 from . import sample_triples
 from .data_cleaning import raw_dir, read_jsonl, require, run_path, scale_name, write_aside
 from .dataset import encode_pairs
@@ -35,19 +35,19 @@ from .pretrain import finish_stage, heldout_exact, read_pairs, stage_stream
 from .tokenizer import load_tokenizer
 from .trainer import Run, TrainCfg, fit, greedy_answers, pair_eval, read_log
 
-# %% ../nbs/09_ie_finetune.ipynb #d782028a
+# %% ../nbs/09_ie_finetune.ipynb #9a128150
 Triple = tuple[str, str, str] # subject, predicate, object
 PROMPT = '请抽取出给定句子中的所有三元组。给定句子：'
 _MARKS = re.compile(r'[\\,()\[\]]')
 
-# %% ../nbs/09_ie_finetune.ipynb #13266df6
+# %% ../nbs/09_ie_finetune.ipynb #0db3e5b7
 def ie_prompt(
     text:str, # a sentence
 )->str: # what the model reads
     "The question: fixed words, then the sentence in lower case."
     return PROMPT + text.lower()
 
-# %% ../nbs/09_ie_finetune.ipynb #d934e569
+# %% ../nbs/09_ie_finetune.ipynb #5debf38b
 def format_triples(
     triples:list[Triple], # in the order wanted
 )->str: # such as '[(a,p,b),(a,q,c)]'
@@ -55,7 +55,7 @@ def format_triples(
     slot = lambda s: _MARKS.sub(lambda m: '\\' + m[0], s)
     return '[' + ','.join('(' + ','.join(map(slot, t)) + ')' for t in triples) + ']'
 
-# %% ../nbs/09_ie_finetune.ipynb #919fbdfb
+# %% ../nbs/09_ie_finetune.ipynb #872c5f95
 _SLOT = r'((?:[^\\,()\[\]]|\\.)*)' # anything but a bare mark
 _TRIPLE = re.compile(rf'\({_SLOT},{_SLOT},{_SLOT}\)', re.S)
 
@@ -63,7 +63,7 @@ def _pieces(gap:str)->int:
     "How many things stand in a stretch that holds no triple."
     return sum(bool(part.strip(' ,')) for part in gap.split(')'))
 
-# %% ../nbs/09_ie_finetune.ipynb #c3a5d763
+# %% ../nbs/09_ie_finetune.ipynb #9c11df3c
 def parse_triples(
     text:str, # what a model wrote; any string
 )->tuple[list[Triple], int]: # triples in order, pieces that cannot be read
@@ -79,7 +79,7 @@ def parse_triples(
     gaps[-1] = max(gaps[-1], not closed)
     return triples, int(sum(gaps))
 
-# %% ../nbs/09_ie_finetune.ipynb #47313bf4
+# %% ../nbs/09_ie_finetune.ipynb #17c4bbf9
 def duie_triples(
     record:dict, # a row of DuIE 1.0 or 2.0
 )->list[Triple]: # as labelled
@@ -92,7 +92,7 @@ def duie_triples(
     slot(record['text'])
     return [(slot(x['subject']), slot(x['predicate']), slot(x['object'])) for x in record['spo_list']]
 
-# %% ../nbs/09_ie_finetune.ipynb #b7578be1
+# %% ../nbs/09_ie_finetune.ipynb #8fce3964
 Fixed = list # of Triple, or None where a rule dropped one
 
 def lower_case(
@@ -102,7 +102,7 @@ def lower_case(
     "The sentence is read in lower case, so are its labels."
     return [(s.lower(), p, o.lower()) for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #933fa212
+# %% ../nbs/09_ie_finetune.ipynb #664e2bd3
 def strip_title_marks(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -111,7 +111,7 @@ def strip_title_marks(
     bare = lambda e: e.strip('《》 \u3000')
     return [(bare(s), p, bare(o)) for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #6a4eb8e6
+# %% ../nbs/09_ie_finetune.ipynb #5da65c8a
 def whole_title(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -121,7 +121,7 @@ def whole_title(
     def whole(s): return next((t for t in titles if s in t), s) if s and text.count(s) == 1 else s
     return [(whole(s), p, o) for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #5563ad94
+# %% ../nbs/09_ie_finetune.ipynb #7ba5f6c1
 SUNG = ('歌手', '作词', '作曲')
 
 def song_not_album(
@@ -132,7 +132,7 @@ def song_not_album(
     songs, albums = ({t[i] for t in triples if t[1] == '所属专辑'} for i in (0, 2))
     return [None if p in SUNG and s in albums - songs else (s, p, o) for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #f88483fb
+# %% ../nbs/09_ie_finetune.ipynb #10edcc71
 def entity_in_text(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -140,7 +140,7 @@ def entity_in_text(
     "Drop a triple whose subject or object is empty or not in the sentence: it cannot be read off."
     return [(s, p, o) if s and o and s in text and o in text else None for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #a7124ddf
+# %% ../nbs/09_ie_finetune.ipynb #28dca1b4
 def no_duplicate(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -148,7 +148,7 @@ def no_duplicate(
     "Drop a triple that came before."
     return [t if t not in triples[:i] else None for i, t in enumerate(triples)]
 
-# %% ../nbs/09_ie_finetune.ipynb #cafb7a21
+# %% ../nbs/09_ie_finetune.ipynb #2845c91b
 RULES = dict(lower_case=lower_case, strip_title_marks=strip_title_marks, whole_title=whole_title,
              song_not_album=song_not_album, entity_not_in_text=entity_in_text, duplicate_triple=no_duplicate) # in this order
 
@@ -159,7 +159,7 @@ class Repaired(NamedTuple):
     changed:Counter # rule -> triples it changed or dropped
     dropped:list # (rule, triple) of each that was dropped
 
-# %% ../nbs/09_ie_finetune.ipynb #efe1139c
+# %% ../nbs/09_ie_finetune.ipynb #739ea66c
 def by_appearance(
     text:str, # a sentence
     triples:list[Triple], # that it states
@@ -167,7 +167,7 @@ def by_appearance(
     "The order of the answer: a triple comes where the later of its two entities first stands in the sentence; then by its text."
     return sorted(triples, key=lambda t: (max(text.find(t[0]), text.find(t[2])), t))
 
-# %% ../nbs/09_ie_finetune.ipynb #2fdeba6e
+# %% ../nbs/09_ie_finetune.ipynb #8fbb00c0
 def repair(
     text:str, # a sentence as it stands in the file
     triples:list[Triple], # its labels
@@ -181,7 +181,7 @@ def repair(
         triples = [b for b in fixed if b is not None]
     return Repaired(text, by_appearance(text, triples), +changed, dropped)
 
-# %% ../nbs/09_ie_finetune.ipynb #b191d4d3
+# %% ../nbs/09_ie_finetune.ipynb #5ee30abc
 def is_duie(
     path:Path, # a JSON Lines file
 )->bool: # True if its first readable row has text and spo_list
@@ -191,7 +191,7 @@ def is_duie(
             if not rule: return 'text' in row and 'spo_list' in row
     return False
 
-# %% ../nbs/09_ie_finetune.ipynb #206840a8
+# %% ../nbs/09_ie_finetune.ipynb #2c097a36
 def part_of(
     path:Path, # such as duie_train.json, duie/test_entity.json
 )->str: # train, valid, or the test's name
@@ -201,7 +201,7 @@ def part_of(
     if 'test' in stem: return stem.split('test', 1)[1].strip('_-. ') or 'test'
     return 'train'
 
-# %% ../nbs/09_ie_finetune.ipynb #e7346a67
+# %% ../nbs/09_ie_finetune.ipynb #a6dc7106
 def find_duie(
     data, # files and folders
 )->tuple[dict[str, list[Path]], list[Path]]: # part -> files; JSON files that are not DuIE
@@ -216,14 +216,14 @@ def find_duie(
         raise ValueError(f"{', '.join(map(str, data))} holds parts {sorted(parts)}: expected a training file and one named *valid*, *dev* or *test*, JSON Lines with text and spo_list")
     return parts, other
 
-# %% ../nbs/09_ie_finetune.ipynb #52228104
+# %% ../nbs/09_ie_finetune.ipynb #225fd9a8
 class Rejects:
     "Collects what is left out, and counts everything."
     def __init__(self):
         "Nothing yet."
         self.rows, self.report = [], {}
 
-# %% ../nbs/09_ie_finetune.ipynb #f17a55bf
+# %% ../nbs/09_ie_finetune.ipynb #fac5b987
 @patch
 def count(self:Rejects,
     part:str, # train, valid or a test
@@ -233,7 +233,7 @@ def count(self:Rejects,
     "Add to the report."
     self.report.setdefault(part, {}).setdefault(kind, Counter()).update(n)
 
-# %% ../nbs/09_ie_finetune.ipynb #d71cf92c
+# %% ../nbs/09_ie_finetune.ipynb #f383a628
 @patch
 def add(self:Rejects,
     path:Path, # file
@@ -244,7 +244,7 @@ def add(self:Rejects,
     "Keep one."
     self.rows.append(dict(source='duie', file=path.name, line=line, rule=rule, text=text))
 
-# %% ../nbs/09_ie_finetune.ipynb #7517c248
+# %% ../nbs/09_ie_finetune.ipynb #7b2fe0df
 Sentence = tuple[str, list[Triple]] # lower-case text, its triples
 
 def ie_pair(
@@ -253,7 +253,7 @@ def ie_pair(
     "What the model reads and what it should write."
     return ie_prompt(row[0]), format_triples(row[1])
 
-# %% ../nbs/09_ie_finetune.ipynb #0cabbb20
+# %% ../nbs/09_ie_finetune.ipynb #744cd638
 def read_duie(
     path:Path, # JSON Lines
     part:str, # for the report
@@ -273,7 +273,7 @@ def read_duie(
                 if seen is not None: seen[row.text] = 'duplicate_row'
                 yield row.text, row.triples
 
-# %% ../nbs/09_ie_finetune.ipynb #0205c925
+# %% ../nbs/09_ie_finetune.ipynb #90835b0a
 def _repaired(record:dict)->tuple[Repaired|None, str]:
     "The row and the rule that rejects it ('' if it is good)."
     try: labels = duie_triples(record)
@@ -281,13 +281,13 @@ def _repaired(record:dict)->tuple[Repaired|None, str]:
     row = repair(record['text'], labels)
     return row, '' if row.triples else 'no_triples'
 
-# %% ../nbs/09_ie_finetune.ipynb #7c61779c
+# %% ../nbs/09_ie_finetune.ipynb #8da2deb6
 def _note(rejects:Rejects, path:Path, line:int, part:str, row:Repaired):
     "Count the triples of a row and keep the dropped ones."
     rejects.count(part, 'triples', kept=len(row.triples), **row.changed)
     for rule, triple in row.dropped: rejects.add(path, line, rule, f'{row.text}\t{format_triples([triple])}')
 
-# %% ../nbs/09_ie_finetune.ipynb #21a16bcd
+# %% ../nbs/09_ie_finetune.ipynb #d9f1db9a
 def tallies(
     pred:list[list[Triple]], # per sentence, what was extracted
     gold:list[list[Triple]], # per sentence, what is stated
@@ -296,7 +296,7 @@ def tallies(
     assert len(pred) == len(gold) > 0
     return np.array([(len(p & g), len(p), len(g)) for p, g in ((set(p), set(g)) for p, g in zip(pred, gold))])
 
-# %% ../nbs/09_ie_finetune.ipynb #ff59b073
+# %% ../nbs/09_ie_finetune.ipynb #de7782b5
 def scores(
     sums:np.ndarray, # (..., 3): right, extracted, stated
 )->tuple: # precision, recall, F1, each of shape (...); 0 where nothing was extracted or stated
@@ -305,7 +305,7 @@ def scores(
     part = lambda a, b: np.divide(a, b, out=np.zeros_like(a), where=b > 0)
     return part(right, n_pred), part(right, n_gold), part(2 * right, n_pred + n_gold)
 
-# %% ../nbs/09_ie_finetune.ipynb #3294db23
+# %% ../nbs/09_ie_finetune.ipynb #b5b8843f
 def prf(
     pred:list[list[Triple]], # per sentence, what was extracted
     gold:list[list[Triple]], # per sentence, what is stated
@@ -319,7 +319,7 @@ def prf(
     low, high = np.quantile(scores(draws @ counts)[2], (.025, .975))
     return dict(p=p, r=r, f1=f1, ci95=[float(low), float(high)], n=len(counts))
 
-# %% ../nbs/09_ie_finetune.ipynb #a1638666
+# %% ../nbs/09_ie_finetune.ipynb #a2a1f926
 def by_relation(
     pred:list[list[Triple]], # per sentence, what was extracted
     gold:list[list[Triple]], # per sentence, what is stated
@@ -331,7 +331,7 @@ def by_relation(
     table = pd.DataFrame({p: [*map(float, scores(s)), int(s[2])] for p, s in sums.items()}, index=['p', 'r', 'f1', 'stated']).T
     return table.astype(dict(stated=int)).sort_values('stated', ascending=False, kind='stable')
 
-# %% ../nbs/09_ie_finetune.ipynb #083057b5
+# %% ../nbs/09_ie_finetune.ipynb #de2e74f9
 def error_kind(
     triple:Triple, # extracted, but not stated
     gold:list[Triple], # stated in the sentence
@@ -346,7 +346,7 @@ def error_kind(
     if s not in text or o not in text: return 'not in text'
     return 'wrong entity' if any(p == gp and (s == gs or o == go) for gs, gp, go in gold) else 'spurious'
 
-# %% ../nbs/09_ie_finetune.ipynb #0443d436
+# %% ../nbs/09_ie_finetune.ipynb #a73b5e2b
 def find_errors(
     texts:list[str], # sentences, in lower case
     pred:list[list[Triple]], # what was extracted
@@ -360,7 +360,7 @@ def find_errors(
         rows += [dict(kind='missed', triple=','.join(t), stated=format_triples([t]), text=text) for t in lost if not wrong]
     return pd.DataFrame(rows, columns=['kind', 'triple', 'stated', 'text'])
 
-# %% ../nbs/09_ie_finetune.ipynb #dadbb3e3
+# %% ../nbs/09_ie_finetune.ipynb #6639a381
 def telling_errors(
     errors:pd.DataFrame, # from `find_errors`
     n:int=10, # how many
@@ -370,7 +370,7 @@ def telling_errors(
     turn = order.groupby('kind').cumcount()
     return order.assign(turn=turn).sort_values(['turn', 'kind'], kind='stable').head(n)[['kind', 'triple', 'stated', 'text']]
 
-# %% ../nbs/09_ie_finetune.ipynb #a3d7388e
+# %% ../nbs/09_ie_finetune.ipynb #621b37b1
 @dataclass(frozen=True)
 class IeCfg(TrainCfg):
     "Triple extraction: the loop's fields, data, where to start, what to mix in."
@@ -397,9 +397,9 @@ class IeCfg(TrainCfg):
         for name in ('max_rows', 'max_test', 'epochs', 'n_watch'):
             if getattr(self, name) < 0: raise ValueError(f'{name}={getattr(self, name)!r}: expected >= 0')
 
-# %% ../nbs/09_ie_finetune.ipynb #ef0b18f3
+# %% ../nbs/09_ie_finetune.ipynb #9f5c70fe
 PRESETS = dict(
-    tiny=IeCfg(steps=1150, lr=1e-3, lr_scratch=1e-3, mix=.45, precision='fp32', eval_every=230, save_every=500, log_every=25, max_new_tok=96),
+    tiny=IeCfg(steps=1150, lr=1e-3, lr_scratch=1e-3, mix=.5, precision='fp32', eval_every=230, save_every=500, log_every=25, max_new_tok=96),
     mini=IeCfg(scale='mini', epochs=5., lr=2e-4, lr_scratch=5e-4, budget_tok=8192, eval_every=500, save_every=500, log_every=50),
     base=IeCfg(scale='base', epochs=5., lr=5e-5, lr_scratch=1e-4, budget_tok=16_384, max_len=512, eval_every=500, save_every=500, log_every=50))
 
@@ -409,7 +409,7 @@ def ie_cfg(
     "The preset of a scale. At base: 5 epochs at the ancestor's 5e-5, from scratch 1e-4."
     return PRESETS[scale_name(scale)]
 
-# %% ../nbs/09_ie_finetune.ipynb #6600eba4
+# %% ../nbs/09_ie_finetune.ipynb #df8f8088
 def ie_data(
     cfg:IeCfg, # gives data
 )->list[Path]: # files and folders
@@ -423,7 +423,7 @@ def ie_data(
         print('no DuIE named: using the sample triples')
     return [made/'duie']
 
-# %% ../nbs/09_ie_finetune.ipynb #7873cb1a
+# %% ../nbs/09_ie_finetune.ipynb #c6d5e45d
 def mix_in(
     pairs:list[tuple[str, str]], # of extraction
     share:float, # of the result that are answers learnt before
@@ -438,14 +438,14 @@ def mix_in(
     picked = [i for _ in range(math.ceil(n / len(old))) for i in order.permutation(len(old))]
     return [*pairs, *(old[i] for i in picked[:n])]
 
-# %% ../nbs/09_ie_finetune.ipynb #512daf13
+# %% ../nbs/09_ie_finetune.ipynb #a5a175f0
 def _write_pairs(path:Path, pairs:list[tuple[str, str]])->Path:
     "Write aside, then rename."
     prompts, answers = map(list, zip(*pairs))
     with write_aside(path) as tmp: pq.write_table(pa.table(dict(prompt=prompts, response=answers)), tmp, row_group_size=4096)
     return path
 
-# %% ../nbs/09_ie_finetune.ipynb #ccc3e2c0
+# %% ../nbs/09_ie_finetune.ipynb #14d31a89
 def write_report(
     rejects:Rejects, # filled
     out:Path, # folder
@@ -456,7 +456,7 @@ def write_report(
     with write_aside(out/'rejects.parquet') as tmp: pq.write_table(pa.Table.from_pylist(rejects.rows, schema), tmp)
     with write_aside(out/'report.json') as tmp: tmp.write_text(json.dumps(rejects.report | more, indent=1, ensure_ascii=False), encoding='utf-8')
 
-# %% ../nbs/09_ie_finetune.ipynb #7cf0a5bc
+# %% ../nbs/09_ie_finetune.ipynb #b03acdbf
 def read_tests(
     parts:dict[str, list[Path]], # from `find_duie`
     rejects:Rejects, # filled
@@ -468,7 +468,7 @@ def read_tests(
     if empty := [k for k, v in tests.items() if not v]: raise ValueError(f"no usable sentence in {', '.join(map(str, parts[empty[0]]))}: see rejects.parquet")
     return tests
 
-# %% ../nbs/09_ie_finetune.ipynb #76a5458e
+# %% ../nbs/09_ie_finetune.ipynb #73363a88
 def read_train(
     files:list[Path], # training files
     tests:dict[str, list[Sentence]], # whose sentences may not be trained on
@@ -483,7 +483,7 @@ def read_train(
     if not rows: raise ValueError(f"no usable sentence in {', '.join(map(str, files))}: see the rules in report.json")
     return rows
 
-# %% ../nbs/09_ie_finetune.ipynb #89c004d3
+# %% ../nbs/09_ie_finetune.ipynb #0cbe691f
 def prepare(
     cfg:IeCfg, # gives data, limits and the mix
     tok, # tokenizer
@@ -499,7 +499,7 @@ def prepare(
     write_report(rejects, out, ignored=[f.name for f in other], train_rows=dict(extraction=len(rows), mixed_in=len(pairs) - len(rows)))
     return _write_pairs(out/'train.parquet', pairs), tests
 
-# %% ../nbs/09_ie_finetune.ipynb #77b48e4e
+# %% ../nbs/09_ie_finetune.ipynb #59666f74
 def extract(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -511,7 +511,7 @@ def extract(
     read = [parse_triples(a) for a in greedy_answers(model, tok, list(map(ie_prompt, texts)), max_new_tok, max_len)]
     return [triples for triples, _ in read], sum(bad for _, bad in read)
 
-# %% ../nbs/09_ie_finetune.ipynb #c199e038
+# %% ../nbs/09_ie_finetune.ipynb #1c33e5f6
 def test_figures(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -527,7 +527,7 @@ def test_figures(
         figures |= {f'f1_{name}': f['f1'], f'f1_{name}_ci95': f['ci95'], f'f1_{name}_n': f['n'], f'p_{name}': f['p'], f'r_{name}': f['r'], f'unreadable_{name}': bad}
     return figures
 
-# %% ../nbs/09_ie_finetune.ipynb #0a9195a2
+# %% ../nbs/09_ie_finetune.ipynb #88c2acf2
 def ie_eval(
     tok, # tokenizer
     tests:dict[str, list[Sentence]], # test -> sentences
@@ -543,7 +543,7 @@ def ie_eval(
         return loss(model) | {k: v for k, v in figures.items() if k.startswith('f1_') and isinstance(v, float)}
     return evaluate
 
-# %% ../nbs/09_ie_finetune.ipynb #4cd8c774
+# %% ../nbs/09_ie_finetune.ipynb #a36368b9
 def start_model(
     cfg:IeCfg, # gives start, scale, seed
 )->tuple: # model, tokenizer
@@ -554,7 +554,7 @@ def start_model(
     init = default_init(cfg.scale) if cfg.start == 'scratch' else 'stock'
     return build_model(model_config(cfg.scale, len(tok)), init=init, seed=cfg.seed), tok
 
-# %% ../nbs/09_ie_finetune.ipynb #4de40466
+# %% ../nbs/09_ie_finetune.ipynb #88d5b3a7
 def settle_cfg(
     cfg:IeCfg, # as asked
     stream, # the training stream
@@ -563,7 +563,7 @@ def settle_cfg(
     steps = max(1, round(cfg.epochs * stream.n_batches(0) / cfg.accum)) if cfg.epochs else cfg.steps
     return replace(cfg, steps=steps, lr=cfg.lr_scratch if cfg.start in ('scratch', 'stock') else cfg.lr)
 
-# %% ../nbs/09_ie_finetune.ipynb #e9af5c10
+# %% ../nbs/09_ie_finetune.ipynb #7ae8e264
 def ie(
     cfg:IeCfg, # from `ie_cfg`
     resume:bool=True, # False: start over
@@ -578,7 +578,7 @@ def ie(
     run = fit(model, stream, settle_cfg(cfg, stream), out, eval_fn=ie_eval(tok, tests, cfg), resume=resume, progress=progress)
     return finish_stage(run, tok, ie_figures(run, tok, tests, before) if run.done else None)
 
-# %% ../nbs/09_ie_finetune.ipynb #bcaf41a9
+# %% ../nbs/09_ie_finetune.ipynb #bad0173a
 def ie_figures(
     run:Run, # done
     tok, # tokenizer
@@ -594,7 +594,7 @@ def ie_figures(
     return dict(loss_valid=last['loss_valid']) | test_figures(model, tok, tests, run.cfg) | kept | \
         dict(real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), real_tok=run.real_tok, seconds=run.seconds, steps=run.step)
 
-# %% ../nbs/09_ie_finetune.ipynb #ad770b13
+# %% ../nbs/09_ie_finetune.ipynb #4df0735f
 def plot_f1(
     logs:dict, # name -> path of a log.jsonl, or its entries
     tests:tuple[str, ...], # tests drawn, one panel each

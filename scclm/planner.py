@@ -10,7 +10,7 @@ __all__ = ['EXACT_MALLOC', 'CHIPS', 'optimizer_bytes', 'Shape', 'Widths', 'width
            'run_speed', 'PlanCfg', 'mean_lengths', 'speed_of', 'worst_shape', 'largest_budget', 'options',
            'memory_parts', 'filled', 'plan', 'assumptions', 'plan_text']
 
-# %% ../nbs/appendix/planner.ipynb #d2dfb3b4
+# %% ../nbs/appendix/planner.ipynb #cd6d421e
 import ctypes, gc, json, os, subprocess, sys, tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +30,7 @@ from .tokenizer import load_tokenizer
 from .trainer import (OPTIMIZERS, StopSignals, TrainCfg, count_labels, param_groups, probe_precision, read_log, seq2seq_loss,
                            start, train_step)
 
-# %% ../nbs/appendix/planner.ipynb #dd25a4a5
+# %% ../nbs/appendix/planner.ipynb #b98b9747
 def optimizer_bytes(
     model:nn.Module, # may sit on the meta device
     optimizer:str='adamw', # adamw, muon, adafactor, adafactor_relative
@@ -41,7 +41,7 @@ def optimizer_bytes(
     each = {'matrix': 4 if optimizer == 'muon' else 8}
     return sum(each.get(g['name'], 8)*p.numel() for g in param_groups(model) for p in g['params'])
 
-# %% ../nbs/appendix/planner.ipynb #f5a8e915
+# %% ../nbs/appendix/planner.ipynb #b24c8855
 class Shape(NamedTuple):
     "A padded batch."
     rows:int # B
@@ -54,7 +54,7 @@ class Widths(NamedTuple):
     noise:int # a dropout mask on what a matrix product gave: the same on a CPU, 1 on a GPU
     noise32:int # a dropout mask on fp32 numbers: 4 on a CPU, 1 on a GPU
 
-# %% ../nbs/appendix/planner.ipynb #8edbf59f
+# %% ../nbs/appendix/planner.ipynb #2f250a29
 def widths(
     precision:str, # fp32, bf16 or fp16
     gpu:bool=False, # dropout masks take a byte there
@@ -70,7 +70,7 @@ def _norm(d:int)->int: return 8*d + 4 # fp32: the input, the input over its leng
 
 def _read(d:int, readers:int, w:Widths)->int: return 4*d if w.linear == 4 else 2*d*readers # autocast: every reader makes its own copy
 
-# %% ../nbs/appendix/planner.ipynb #2d23b071
+# %% ../nbs/appendix/planner.ipynb #d879dfb7
 def ff_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -80,7 +80,7 @@ def ff_bytes(
     hidden = w.linear + (2 if w.linear == 2 else 0) + drop*(w.noise + (4 if w.linear == 4 else 0))
     return _norm(d) + _read(d, 1, w) + hidden*c.d_ff + drop*w.noise*d
 
-# %% ../nbs/appendix/planner.ipynb #95f21f7b
+# %% ../nbs/appendix/planner.ipynb #e5778b7e
 def self_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -108,7 +108,7 @@ def memory_bytes(
     d, di, _, drop = _sizes(c)
     return 2*di*(4 if drop else w.linear) + (0 if w.linear == 4 else 4*d)
 
-# %% ../nbs/appendix/planner.ipynb #770b4df2
+# %% ../nbs/appendix/planner.ipynb #7352179a
 def layer_bytes(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -137,7 +137,7 @@ def saved_parts(
     enc, dec = layer_bytes(c, shape, w)
     return dict(encoder=enc*c.num_layers, decoder=dec*c.num_decoder_layers, ends=end_bytes(c, shape, w), logits=4*shape.rows*shape.answer*c.vocab_size)
 
-# %% ../nbs/appendix/planner.ipynb #ace27ccb
+# %% ../nbs/appendix/planner.ipynb #e8ca99ad
 def fixed_batch(
     c:T5Config, # gives the vocabulary
     shape:Shape, # of the batch
@@ -147,7 +147,7 @@ def fixed_batch(
     mask[0, -2:] = 0
     return dict(input_ids=torch.randint(7, c.vocab_size, shape[:2]), attention_mask=mask, labels=torch.randint(7, c.vocab_size, (shape[0], shape[2])))
 
-# %% ../nbs/appendix/planner.ipynb #54160268
+# %% ../nbs/appendix/planner.ipynb #77e6acef
 class Weights(NamedTuple):
     "Bytes of fp32 weights."
     embedding:int # shared table
@@ -163,7 +163,7 @@ def weight_bytes(
     for name, p in model.named_parameters(): at[name.split('.')[0]] += 4*p.numel()
     return Weights(at['shared'], at['encoder']//c.num_layers, at['decoder']//c.num_decoder_layers, sum(at.values()))
 
-# %% ../nbs/appendix/planner.ipynb #f2efd2a0
+# %% ../nbs/appendix/planner.ipynb #14f3ebc1
 def passing_bytes(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -184,26 +184,27 @@ def kept_bytes(
     if not checkpointing: return *layer_bytes(c, shape, w), 0
     return 4*b*s*c.d_model, 4*b*t*c.d_model, 4*b*c.num_heads*(s*s + t*t + t*s)
 
-# %% ../nbs/appendix/planner.ipynb #d43efb03
+# %% ../nbs/appendix/planner.ipynb #8bcc0960
 def timeline(
     model:nn.Module, # a T5, may sit on the meta device
     shape:Shape, # of the batch
     w:Widths, # bytes per number
     optimizer:str='adamw', # by name
     checkpointing:bool=False, # as above
+    accum:int=1, # batches per step; from the second on, gradients are there before the forward pass
 )->list[tuple[str, int]]: # (moment, bytes), from the end of the forward pass to the end of the backward pass
     "Live memory along the backward pass."
     c, wb, (enc, dec, shared) = model.config, weight_bytes(model), kept_bytes(model.config, shape, w, checkpointing)
     full_enc, full_dec = layer_bytes(c, shape, w) if checkpointing else (0, 0)
     cast_emb, cast_enc, cast_dec = (x//2 if w.linear == 2 else 0 for x in wb[:3]) # autocast keeps a 2-byte copy of each matrix until it is used
     acts = shared + end_bytes(c, shape, w) + c.num_layers*(enc + cast_enc) + c.num_decoder_layers*(dec + cast_dec)
-    live = wb.all + optimizer_bytes(model, optimizer) + acts
+    live, held = wb.all*(1 if accum == 1 else 2) + optimizer_bytes(model, optimizer) + acts, accum > 1
     found = [('logits', live + cast_emb + 3*4*shape.rows*shape.answer*c.vocab_size)]
     live += wb.embedding
     for stack, n, tok, keep, full, grads in [('decoder', c.num_decoder_layers, shape.answer, dec + cast_dec, full_dec, wb.decoder), ('encoder', c.num_layers, shape.prompt, enc + cast_enc, full_enc, wb.encoder)]:
         for i in reversed(range(n)):
             found.append((f'{stack} {i}', live + full + grads + passing_bytes(c, shape, tok)))
-            live += grads - keep
+            live += (0 if held else grads) - keep
     return found + [('embedding', live + wb.embedding - shared - end_bytes(c, shape, w))]
 
 def peak_bytes(
@@ -212,11 +213,12 @@ def peak_bytes(
     w:Widths, # bytes per number
     optimizer:str='adamw', # by name
     checkpointing:bool=False, # as above
+    accum:int=1, # batches per step
 )->int: # bytes
     "Largest moment of `timeline`."
-    return max(n for _, n in timeline(model, shape, w, optimizer, checkpointing))
+    return max(n for _, n in timeline(model, shape, w, optimizer, checkpointing, accum))
 
-# %% ../nbs/appendix/planner.ipynb #d8197a5f
+# %% ../nbs/appendix/planner.ipynb #976d7ec0
 @dataclass(frozen=True)
 class ProbeCfg:
     "A few measured training steps."
@@ -226,6 +228,7 @@ class ProbeCfg:
     optimizer:str = 'adamw'       # by name
     precision:str = 'fp32'        # fp32 or bf16
     checkpointing:bool = False    # compute activations again on the way back
+    accum:int = 1                 # batches per step
     steps:int = 3                 # optimiser states appear in the first one
 
 class _Same:
@@ -234,11 +237,11 @@ class _Same:
 
 
 
-# %% ../nbs/appendix/planner.ipynb #0ad6d90d
+# %% ../nbs/appendix/planner.ipynb #ff1c1af2
 def train_briefly(
     c:T5Config, # sizes
     shape:Shape, # of the batch
-    cfg:ProbeCfg, # gives optimizer, precision, checkpointing, steps
+    cfg:ProbeCfg, # gives optimizer, precision, checkpointing, accum, steps
 ):
     "A few steps of the trainer's own `train_step` on one batch."
     model, batch = build_model(c), fixed_batch(c, shape)
@@ -246,7 +249,7 @@ def train_briefly(
     with tempfile.TemporaryDirectory() as out, StopSignals() as stop:
         run = start(model, _Same(), TrainCfg(steps=cfg.steps, optimizer=cfg.optimizer, precision=cfg.precision), Path(out))
         run.model.train()
-        for run.step in range(cfg.steps): train_step(run, [batch], seq2seq_loss, count_labels, stop)
+        for run.step in range(cfg.steps): train_step(run, [batch]*cfg.accum, seq2seq_loss, count_labels, stop)
 
 def _rss_and_peak()->tuple[int, int]:
     "Resident memory now and its high-water mark, bytes. Linux: of this program alone; ru_maxrss would inherit the parent's."
@@ -256,7 +259,7 @@ def _rss_and_peak()->tuple[int, int]:
     import resource
     return now.rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
 
-# %% ../nbs/appendix/planner.ipynb #7db9d660
+# %% ../nbs/appendix/planner.ipynb #de8d9b24
 def probe(
     cfg:ProbeCfg, # what to run
 )->int: # bytes: the peak while training above what was resident before the model was built
@@ -287,9 +290,9 @@ def predicted_peak(
 )->int: # bytes
     "What the formula says."
     model = meta_model(model_config(cfg.scale, cfg.vocab_size))
-    return peak_bytes(model, Shape(*cfg.shape), widths(cfg.precision), cfg.optimizer, cfg.checkpointing)
+    return peak_bytes(model, Shape(*cfg.shape), widths(cfg.precision), cfg.optimizer, cfg.checkpointing, cfg.accum)
 
-# %% ../nbs/appendix/planner.ipynb #cdb5f012
+# %% ../nbs/appendix/planner.ipynb #05d57e7b
 def row_flops(
     c:T5Config, # sizes
     s:float, # prompt tokens
@@ -311,7 +314,7 @@ def train_flops(
     "Backward costs twice the forward pass: three in all, four with checkpointing."
     return (4 if checkpointing else 3)*sum(row_flops(c, s, t).values())
 
-# %% ../nbs/appendix/planner.ipynb #0240086d
+# %% ../nbs/appendix/planner.ipynb #9677b252
 class Speed(NamedTuple):
     "Real tokens per second, with a range."
     tok_per_s:float # middle
@@ -327,7 +330,7 @@ def chip_for(
     "A slow chip of that memory: the guess when none is named."
     return next(name for most, name in [(12, 'rtx3060'), (16, 't4'), (24, 'rtx3090'), (48, 'a6000'), (float('inf'), 'a100')] if gb <= most)
 
-# %% ../nbs/appendix/planner.ipynb #7bed2207
+# %% ../nbs/appendix/planner.ipynb #4bc16e54
 def chip_speed(
     flops_per_tok:float, # to train on one token
     chip:str, # a key of CHIPS
@@ -353,7 +356,7 @@ def run_speed(
     low, high = (by*lines.quantile(q).item() for q in (.05, .95))
     return Speed(by*figures['real_tok_per_s'], low, high, f'measured: {folder.parent.name}/{folder.name}, on the machine it ran on' + ('' if ran == scale else f'; {ran} -> {scale} by FLOPs, which assumes equal efficiency'))
 
-# %% ../nbs/appendix/planner.ipynb #db7c7e07
+# %% ../nbs/appendix/planner.ipynb #69a27712
 @dataclass(frozen=True)
 class PlanCfg:
     "What `scclm plan` is asked."
@@ -365,6 +368,7 @@ class PlanCfg:
     answer_tok:float = 0.         # mean answer, tokens; 0: measured on data/train.parquet, else 70 is assumed
     vocab_size:int = 0            # 0: the trained tokenizer's, else 29298
     budget_tok:int = 0            # padded tokens per batch; 0: the preset's
+    accum:int = 0                 # batches per step; 0: the preset's
     optimizer:str = ''            # adamw, muon, adafactor; none: the preset's
     precision:str = ''            # fp32, bf16, fp16; none: bf16 on a GPU, on a CPU what is fast
     checkpointing:bool = False    # compute activations again on the way back
@@ -377,13 +381,13 @@ class PlanCfg:
 
     def __post_init__(self):
         "Refuse values that mean nothing, naming the field."
-        for name in ('gpu', 'prompt_tok', 'answer_tok', 'vocab_size', 'budget_tok', 'tok_per_s', 'overhead_gb'):
+        for name in ('gpu', 'prompt_tok', 'answer_tok', 'vocab_size', 'budget_tok', 'accum', 'tok_per_s', 'overhead_gb'):
             if getattr(self, name) < 0: raise ValueError(f'{name}={getattr(self, name)}: expected >= 0')
         if self.rows < 1 or self.epochs <= 0: raise ValueError(f'rows={self.rows}, epochs={self.epochs}: expected rows >= 1 and epochs > 0')
         if not 0 <= self.slack < 1: raise ValueError(f'slack={self.slack}: expected in [0, 1)')
         if not 0 < self.share[0] <= self.share[1] <= self.share[2] <= 1: raise ValueError(f'share={self.share}: expected 0 < low <= middle <= high <= 1')
 
-# %% ../nbs/appendix/planner.ipynb #ef544130
+# %% ../nbs/appendix/planner.ipynb #4be0973d
 def _made(scale:str, *parts:str)->Path|None:
     "An artefact of a scale, which need not be the one in force; None if it is not there."
     path = run_path().parent.joinpath(scale, *parts)
@@ -412,13 +416,13 @@ def speed_of(
     if cfg.run: return run_speed(checkout_root()/cfg.run, flops_per_tok, scale)
     return chip_speed(flops_per_tok(scale), cfg.chip or chip_for(cfg.gpu), cfg.share) if cfg.gpu or cfg.chip else None
 
-# %% ../nbs/appendix/planner.ipynb #52eb2f1e
+# %% ../nbs/appendix/planner.ipynb #93209334
 def worst_shape(
     model:nn.Module, # on the meta device
     budget_tok:int, # padded tokens per batch
     max_len:int, # longest prompt and answer, tokens
     w:Widths, # bytes per number
-    **how, # optimizer, checkpointing of `peak_bytes`
+    **how, # optimizer, checkpointing, accum of `peak_bytes`
 )->tuple[Shape, int]: # the shape and its peak, bytes
     "The batch of a budget that takes most memory. A row longer than the budget is a batch of its own."
     shapes = [Shape(max(1, budget_tok//(s + t)), s, t) for s, t in [(max_len, max_len), (2, max_len), (max_len, 2)]]
@@ -429,7 +433,7 @@ def largest_budget(
     limit:float, # bytes
     max_len:int, # longest prompt and answer, tokens
     w:Widths, # bytes per number
-    **how, # optimizer, checkpointing of `peak_bytes`
+    **how, # optimizer, checkpointing, accum of `peak_bytes`
 )->int: # padded tokens, a multiple of 64; 0: not even one row fits
     "Bisection: the peak never falls as the budget grows."
     def fits(n): return worst_shape(model, 64*n, max_len, w, **how)[1] <= limit
@@ -439,16 +443,17 @@ def largest_budget(
     while high - low > max(1, low//64): low, high = ((mid, high) if fits(mid := (low + high)//2) else (low, mid))
     return 64*low
 
-# %% ../nbs/appendix/planner.ipynb #5480b6a9
+# %% ../nbs/appendix/planner.ipynb #c2616bb3
 def options(
     model:nn.Module, # on the meta device
     limit:float, # bytes
     budget_tok:int, # asked for
     max_len:int, # longest prompt and answer, tokens
     w:Widths, # bytes per number
+    accum:int=1, # batches per step
 )->dict[str, dict]: # 'adamw, checkpointing' -> peak_gb at the budget, largest_budget_tok
     "The ways to save memory, side by side."
-    ways = {f"{o}{', checkpointing' if k else ''}": dict(optimizer=o, checkpointing=k) for o in ('adamw', 'adafactor') for k in (False, True)}
+    ways = {f"{o}{', checkpointing' if k else ''}": dict(optimizer=o, checkpointing=k, accum=accum) for o in ('adamw', 'adafactor') for k in (False, True)}
     return {name: dict(peak_gb=worst_shape(model, budget_tok, max_len, w, **how)[1]/2**30, largest_budget_tok=largest_budget(model, limit, max_len, w, **how))
             for name, how in ways.items()}
 
@@ -456,17 +461,16 @@ def memory_parts(
     model:nn.Module, # on the meta device
     shape:Shape, # of the batch
     w:Widths, # bytes per number
-    optimizer:str, # by name
-    checkpointing:bool, # as in `timeline`
-)->dict[str, float]: # GiB: weights, gradients, optimizer, activations, logits; peak, which is less than their sum
+    **how, # optimizer, checkpointing, accum of `timeline`
+)->dict[str, float]: # GiB: weights, gradients, optimizer, activations, logits; peak: not all of them at one moment
     "The parts of the bill."
-    line = dict(timeline(model, shape, w, optimizer, checkpointing))
-    weights, states = weight_bytes(model).all, optimizer_bytes(model, optimizer)
+    line = dict(timeline(model, shape, w, **how))
+    weights, states = weight_bytes(model).all, optimizer_bytes(model, how.get('optimizer', 'adamw'))
     logits = 12*shape.rows*shape.answer*model.config.vocab_size
-    parts = dict(weights=weights, gradients=weights, optimizer=states, activations=line['logits'] - weights - states - logits, logits=logits)
+    parts = dict(weights=weights, gradients=weights, optimizer=states, activations=line['logits'] - weights*(1 if how.get('accum', 1) == 1 else 2) - states - logits, logits=logits)
     return {k: v/2**30 for k, v in (parts | dict(peak=max(line.values()))).items()}
 
-# %% ../nbs/appendix/planner.ipynb #590d1a97
+# %% ../nbs/appendix/planner.ipynb #b7ab98f4
 def _hours(tokens:float, speed:Speed|None)->dict:
     "Hours and their range, if there is a speed."
     if not speed: return {}
@@ -478,29 +482,29 @@ def _vocab_size(cfg:PlanCfg)->int:
 
 def filled(
     cfg:PlanCfg, # as asked
-)->tuple[PlanCfg, int, int]: # nothing left open; longest text, tokens; rows of the preset's accumulated batches
+)->tuple[PlanCfg, int]: # nothing left open; longest text, tokens
     "Put the preset's values where nothing was given. Raises ValueError for an unknown scale."
     preset = pretrain_cfg(scale_name(cfg.scale))
     own = dict(scale=preset.scale, budget_tok=cfg.budget_tok or preset.budget_tok, optimizer=cfg.optimizer or preset.optimizer, vocab_size=_vocab_size(cfg),
-               precision=cfg.precision or ('bf16' if cfg.gpu else probe_precision()))
-    return replace(cfg, **own), preset.max_len, preset.accum
+               accum=cfg.accum or preset.accum, precision=cfg.precision or ('bf16' if cfg.gpu else probe_precision()))
+    return replace(cfg, **own), preset.max_len
 
-# %% ../nbs/appendix/planner.ipynb #acca957c
+# %% ../nbs/appendix/planner.ipynb #7e42dbea
 def plan(
     cfg:PlanCfg=PlanCfg(), # what is asked
 )->dict: # fits, largest_budget_tok, memory_gb, options, tokens, steps, hours, hours_range, …, assumptions
     "Will it fit, how long, what batch. Raises ValueError or FileNotFoundError naming the field."
-    cfg, max_len, accum = filled(cfg)
+    cfg, max_len = filled(cfg)
     s, t, lengths = mean_lengths(cfg, max_len)
     def flops_per_tok(scale): return train_flops(model_config(scale, cfg.vocab_size), s, t, cfg.checkpointing)/(s + t)
-    model, w, how = meta_model(model_config(cfg.scale, cfg.vocab_size)), widths(cfg.precision, cfg.gpu > 0), dict(optimizer=cfg.optimizer, checkpointing=cfg.checkpointing)
+    model, w, how = meta_model(model_config(cfg.scale, cfg.vocab_size)), widths(cfg.precision, cfg.gpu > 0), dict(optimizer=cfg.optimizer, checkpointing=cfg.checkpointing, accum=cfg.accum)
     limit = (cfg.gpu - cfg.overhead_gb)*2**30*(1 - cfg.slack) if cfg.gpu else psutil.virtual_memory().available*(1 - cfg.slack)
     shape, peak = worst_shape(model, cfg.budget_tok, max_len, w, **how)
     speed, tokens = speed_of(cfg, flops_per_tok, cfg.scale), cfg.rows*cfg.epochs*(s + t)
     return dict(scale=cfg.scale, n_params=n_params(model), precision=cfg.precision, **how, budget_tok=cfg.budget_tok, max_len=max_len, worst_batch=list(shape),
                 memory_gb=memory_parts(model, shape, w, **how), limit_gb=limit/2**30, fits=bool(peak <= limit),
-                largest_budget_tok=largest_budget(model, limit, max_len, w, **how), options=options(model, limit, cfg.budget_tok, max_len, w),
-                tok_per_row=[s, t], tokens=tokens, steps=round(tokens/(cfg.budget_tok*accum)), flops_per_tok=flops_per_tok(cfg.scale), **_hours(tokens, speed),
+                largest_budget_tok=largest_budget(model, limit, max_len, w, **how), options=options(model, limit, cfg.budget_tok, max_len, w, cfg.accum),
+                tok_per_row=[s, t], tokens=tokens, steps=round(tokens/(cfg.budget_tok*cfg.accum)), flops_per_tok=flops_per_tok(cfg.scale), **_hours(tokens, speed),
                 assumptions=assumptions(cfg, lengths, speed))
 
 def assumptions(
@@ -514,14 +518,14 @@ def assumptions(
             'memory is that of the longest batch, with attention that keeps its probabilities; the formula was checked on a CPU in fp32, on a GPU it is an upper estimate',
             'steps are without padding']
 
-# %% ../nbs/appendix/planner.ipynb #de585c84
+# %% ../nbs/appendix/planner.ipynb #1b4125fe
 def plan_text(
     result:dict, # of `plan`
 )->str: # lines
     "The answer in words."
     m, r = result['memory_gb'], result
     parts = ', '.join(f'{k} {v:.2f}' for k, v in m.items() if k != 'peak')
-    lines = [f"{r['scale']}: {r['n_params']/1e6:.1f} M parameters, {r['precision']}, {r['optimizer']}{', checkpointing' if r['checkpointing'] else ''}",
+    lines = [f"{r['scale']}: {r['n_params']/1e6:.1f} M parameters, {r['precision']}, {r['optimizer']}{', checkpointing' if r['checkpointing'] else ''}, {r['accum']} batches a step",
              f"memory  {'fits' if r['fits'] else 'DOES NOT FIT'}: peak {m['peak']:.2f} of {r['limit_gb']:.2f} GiB at budget_tok={r['budget_tok']:,} (worst batch {' x '.join(map(str, r['worst_batch']))})",
              f'        {parts}', f"batch   largest budget_tok that fits: {r['largest_budget_tok']:,}" + ('' if r['largest_budget_tok'] else ' (not even one row)'),
              *(f"        {name:<24} {o['peak_gb']:7.2f} GiB at this budget; largest {o['largest_budget_tok']:,}" for name, o in r['options'].items()),

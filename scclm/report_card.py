@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SCORES', 'SHARES', 'MAIN', 'PACKAGES', 'STAGES', 'STAGE_OF', 'EXAMS', 'CONTRACT', 'NAMES', 'flat', 'with_n',
            'with_intervals', 'stage_scores', 'read_object', 'versions', 'cpu_model', 'commit', 'environment', 'tidy',
-           'chapter_costs', 'stage_costs', 'data_report', 'exam_scores', 'all_scores', 'corpus', 'make_card', 'missing',
-           'score_rows', 'meaning', 'main_rows', 'md_scores', 'md_costs', 'md_data', 'md_setup', 'card_markdown',
-           'plot_scores', 'plot_costs', 'plot_losses', 'plot_card', 'write_card', 'CardCfg', 'card', 'readme_block']
+           'chapter_costs', 'stage_costs', 'data_report', 'exam_scores', 'eval_scores', 'all_scores', 'corpus',
+           'make_card', 'missing', 'score_rows', 'meaning', 'main_rows', 'md_scores', 'md_costs', 'md_data', 'md_setup',
+           'card_markdown', 'plot_scores', 'plot_costs', 'plot_losses', 'plot_card', 'write_card', 'CardCfg', 'card',
+           'readme_block']
 
-# %% ../nbs/appendix/report_card.ipynb #f6dbe5a6
+# %% ../nbs/appendix/report_card.ipynb #33ce4da8
 import datetime, json, math, os, platform, re, subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,12 +23,12 @@ from .data_cleaning import checkout_root, raw_dir, run_path, write_aside
 from .evaluation import wilson
 from .trainer import plot_loss
 
-# %% ../nbs/appendix/report_card.ipynb #ef5d1eed
+# %% ../nbs/appendix/report_card.ipynb #0f3c74ec
 SCORES = ('loss_valid', 'bits_per_char', 'bleu4', 'exact_', 'pref_acc', 'reward', 'f1_') # a figure whose name starts so is a score
 SHARES = ('exact_', 'pref_acc') # k of n: an interval follows from the share and n
 MAIN = ('all', 'value', 'f1', 'mean') # of a score with parts: the part that bears its name
 
-# %% ../nbs/appendix/report_card.ipynb #d165f8fb
+# %% ../nbs/appendix/report_card.ipynb #4b35e50d
 def _finite(v)->bool: return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
 
 def flat(
@@ -41,7 +42,7 @@ def flat(
     parts = [flat(name if k in MAIN else f'{name}_{k}', v) for k, v in value.items()]
     return {k: v for part in parts for k, v in part.items()}
 
-# %% ../nbs/appendix/report_card.ipynb #62cddd94
+# %% ../nbs/appendix/report_card.ipynb #c84b66ae
 def with_n(
     scores:dict, # from `flat`
     counts:dict, # kind -> held-out questions, as `n_heldout` of a stage
@@ -62,7 +63,7 @@ def with_intervals(
     def lacks(k): return k.startswith(SHARES) and not k.endswith(('_ci95', '_n')) and f'{k}_ci95' not in scores and _n_of(scores, k)
     return scores | {f'{k}_ci95': list(wilson(round(v*n), n)) for k, v in scores.items() if (n := lacks(k))}
 
-# %% ../nbs/appendix/report_card.ipynb #430d26ab
+# %% ../nbs/appendix/report_card.ipynb #a4e4ce1f
 def stage_scores(
     figures:dict, # a stage's figures.json
 )->dict: # name -> number; <name>_ci95 and <name>_n beside it
@@ -71,7 +72,7 @@ def stage_scores(
     counts = figures.get('n_heldout') or {}
     return with_intervals(with_n({k: v for part in found for k, v in part.items()}, counts if isinstance(counts, dict) else dict(all=counts)))
 
-# %% ../nbs/appendix/report_card.ipynb #a21b2e50
+# %% ../nbs/appendix/report_card.ipynb #440ab702
 def read_object(
     path:Path, # a JSON file
 )->dict: # its content; {} if there is no such file
@@ -83,7 +84,7 @@ def read_object(
     if not isinstance(value, dict): raise ValueError(f'{path}: holds a {type(value).__name__}, expected a JSON object')
     return value
 
-# %% ../nbs/appendix/report_card.ipynb #c2b5bd73
+# %% ../nbs/appendix/report_card.ipynb #651fca6b
 PACKAGES = ('scclm', 'torch', 'transformers', 'accelerate', 'datasets', 'tokenizers', 'trl', 'peft', 'jieba', 'rjieba', 'rensa', 'pyarrow', 'numpy',
             'sacrebleu', 'matplotlib', 'ipywidgets', 'jupyterlab', 'nbdev')
 
@@ -97,7 +98,7 @@ def versions(
         except PackageNotFoundError: pass
     return found
 
-# %% ../nbs/appendix/report_card.ipynb #233ea997
+# %% ../nbs/appendix/report_card.ipynb #76fe31d9
 def cpu_model()->str: # such as 'AMD EPYC'
     "The processor's name, as the system gives it."
     info = Path('/proc/cpuinfo')
@@ -115,7 +116,7 @@ def commit(
     except OSError: return None
     return head.stdout.strip() + ('-dirty' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/appendix/report_card.ipynb #90d997e6
+# %% ../nbs/appendix/report_card.ipynb #bd8c92b8
 def environment()->dict: # python, system, cpu, cores, memory_gb, gpu, packages; commit in a git checkout
     "The machine and the software, without names of users, hosts or folders."
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
@@ -123,7 +124,7 @@ def environment()->dict: # python, system, cpu, cores, memory_gb, gpu, packages;
                cores=os.cpu_count(), memory_gb=round(psutil.virtual_memory().total/2**30, 1), gpu=gpu, packages=versions())
     return env | ({'commit': c} if (c := commit()) else {})
 
-# %% ../nbs/appendix/report_card.ipynb #a4879b92
+# %% ../nbs/appendix/report_card.ipynb #7ceda594
 def tidy(
     value:object, # of a config.json
     root:Path, # paths below it become relative to it
@@ -135,7 +136,7 @@ def tidy(
     path = Path(value)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else re.split(r'[\\/]', value.rstrip('\\/'))[-1]
 
-# %% ../nbs/appendix/report_card.ipynb #dc437496
+# %% ../nbs/appendix/report_card.ipynb #0c6a095e
 STAGES = ('pretrain', 'sft', 'dpo', 'dpo_lora', 'ie', 'ie_scratch', 'ie_stock') # folders that a training run leaves
 STAGE_OF = dict(data_cleaning='clean', tokenizer='tokenizer', pretrain='pretrain', sft='sft', dpo='dpo', ie_finetune='ie') # chapter -> stage
 
@@ -155,14 +156,14 @@ def stage_costs(
     return dict(seconds={s: c['seconds'] for s, c in named.items()} | trained, memory_mb={s: c['peak_rss_mb'] for s, c in named.items()},
                 tok_per_s={s: f['real_tok_per_s'] for s, f in figures.items() if _finite(f.get('real_tok_per_s'))})
 
-# %% ../nbs/appendix/report_card.ipynb #a7b8d7ad
+# %% ../nbs/appendix/report_card.ipynb #587d81aa
 def data_report(
     report:dict, # data/report.json
 )->dict: # rows_in, kept, rejected, duplicates, leaks, rules, sources, splits; what is there
     "Rows in, kept and rejected, by source and by rule."
     return {k: report[k] for k in ('rows_in', 'kept', 'rejected', 'duplicates', 'leaks', 'rules', 'sources', 'splits') if k in report}
 
-# %% ../nbs/appendix/report_card.ipynb #e8125879
+# %% ../nbs/appendix/report_card.ipynb #2467a976
 EXAMS = ('cmmlu', 'ceval')
 
 def exam_scores(
@@ -175,7 +176,18 @@ def exam_scores(
         if by_shots: best[exam] = {k: by_shots[max(by_shots)][k] for k in ('accuracy', 'ci95', 'chance', 'n')} | dict(shots=max(by_shots))
     return best
 
-# %% ../nbs/appendix/report_card.ipynb #2ca72d4d
+# %% ../nbs/appendix/report_card.ipynb #4222fce7
+def eval_scores(
+    scores:dict, # eval/scores.json
+    root:Path, # the model's path becomes relative to it
+)->dict: # the exams; a section per file, such as test and heldout; model
+    "What `scclm evaluate` measured; empty if nothing."
+    files = (scores.get('pairs') or {}) | {k: scores[k] for k in ('heldout',) if k in scores}
+    parts = {f: {a: b for k, v in s.items() if isinstance(v, dict) and 'value' in v for a, b in flat(k, v).items()} for f, s in files.items()}
+    found = exam_scores(scores) | {f: p for f, p in parts.items() if p}
+    return found | ({'model': tidy(scores['model'], root)} if found and 'model' in scores else {})
+
+# %% ../nbs/appendix/report_card.ipynb #34e2f293
 CONTRACT = dict(pretrain=('loss_valid', 'bits_per_char_valid', 'exact_heldout'), sft=('exact_heldout',),
                 dpo=('pref_acc_before', 'pref_acc_after', 'exact_heldout'),
                 ie=('f1_combination', 'f1_entity', 'f1_pattern', 'f1_combination_scratch', 'f1_entity_scratch', 'exact_heldout_before', 'exact_heldout_after'),
@@ -187,7 +199,7 @@ def _renamed(scores:dict, end:str)->dict:
 
 def all_scores(
     figures:dict[str, dict], # stage -> figures.json
-    exams:dict, # from `exam_scores`
+    exams:dict, # from `eval_scores`
 )->dict: # section -> scores; empty sections are absent
     "Scores by section; the runs from scratch join `ie` under …_scratch and …_stock. All stages ask the same held-out questions."
     counts = next((f['n_heldout'] for f in figures.values() if f.get('n_heldout')), {})
@@ -195,7 +207,7 @@ def all_scores(
     for end in ('scratch', 'stock'): parts['ie'] = parts.get('ie', {}) | _renamed(parts.pop(f'ie_{end}', {}), end)
     return {s: p for s, p in (parts | dict(eval=exams)).items() if p}
 
-# %% ../nbs/appendix/report_card.ipynb #b2f74995
+# %% ../nbs/appendix/report_card.ipynb #c29235e4
 def corpus(
     folder:Path, # runs/<scale>
 )->str|None: # 'own files' or 'sample corpus'; None: cannot be told
@@ -213,10 +225,10 @@ def make_card(
     costs = stage_costs(figures, chapters)
     if _finite(record.get('set_up_seconds')): costs['seconds']['set_up'] = record['set_up_seconds']
     rest = dict(corpus=corpus(folder), config=config, data=data_report(read_object(folder/'data'/'report.json')), chapters=chapters) | costs
-    exams = exam_scores(read_object(folder/'eval'/'scores.json'))
+    exams = eval_scores(read_object(folder/'eval'/'scores.json'), folder.parent.parent)
     return dict(scale=folder.name, env=environment()) | {k: v for k, v in rest.items() if v} | all_scores(figures, exams)
 
-# %% ../nbs/appendix/report_card.ipynb #9283beeb
+# %% ../nbs/appendix/report_card.ipynb #a3f7dc14
 def missing(
     card:dict, # from `make_card`
 )->list[str]: # keys of the contract that are absent, such as 'dpo.pref_acc_after'
@@ -232,10 +244,12 @@ def score_rows(
 )->list[dict]: # key, value, and ci95, n, chance where known
     "The scores as rows, in the order of the stages."
     rows = [r for s in STAGES for r in _section_rows(s, card.get(s, {}))]
-    exams = [{'key': f'eval.{e}.accuracy', 'value': s['accuracy']} | {k: s[k] for k in ('ci95', 'n', 'chance')} for e, s in card.get('eval', {}).items()]
-    return rows + exams
+    for name, s in card.get('eval', {}).items():
+        if name in EXAMS: rows.append({'key': f'eval.{name}.accuracy', 'value': s['accuracy']} | {k: s[k] for k in ('ci95', 'n', 'chance')})
+        elif name != 'model': rows += _section_rows(f'eval.{name}', s)
+    return rows
 
-# %% ../nbs/appendix/report_card.ipynb #5991dc93
+# %% ../nbs/appendix/report_card.ipynb #3b9399f2
 def _table(head:list[str], rows)->list[str]:
     "Lines of a markdown table; none without rows."
     lines = ['| ' + ' | '.join(map(str, r)) + ' |' for r in rows]
@@ -243,10 +257,11 @@ def _table(head:list[str], rows)->list[str]:
 
 def _interval(r:dict)->str: return f"{r['ci95'][0]:.3f} – {r['ci95'][1]:.3f}" if 'ci95' in r else ''
 
-# %% ../nbs/appendix/report_card.ipynb #629efb73
+# %% ../nbs/appendix/report_card.ipynb #1521e06c
 NAMES = dict(loss_valid='验证损失（nats/词元）', bits_per_char_valid='每字比特，验证集', bits_per_char='每字比特，测试集', bits_per_char_bigram='字二元模型的每字比特',
              bleu4='BLEU-4', exact_heldout='没见过的问法，一字不差', exact_heldout_before='同上，抽取微调前', exact_heldout_after='同上，抽取微调后',
-             pref_acc_before='偏好准确率，之前', pref_acc_after='偏好准确率，之后', accuracy='选择题准确率', f1_sentence='三元组 F1，没见过的句子',
+             pref_acc_before='偏好准确率，之前', pref_acc_after='偏好准确率，之后', accuracy='选择题准确率', loss='损失（nats/词元）', exact='一字不差', repetition='重复率',
+             length_ratio='长度比（回答/参考）', f1_sentence='三元组 F1，没见过的句子',
              f1_combination='三元组 F1，没见过的组合', f1_entity='三元组 F1，没见过的名字', f1_pattern='三元组 F1，没见过的句式')
 
 def meaning(
@@ -264,15 +279,15 @@ def main_rows(
     "The scores a reader wants first."
     return [r for r in score_rows(card) if meaning(r['key'])]
 
-# %% ../nbs/appendix/report_card.ipynb #6bebc575
+# %% ../nbs/appendix/report_card.ipynb #05cf2864
 def md_scores(
     card:dict, # from `make_card`
 )->list[str]: # lines
     "The table of scores, and what is not measured."
     rows = [(f"`{r['key']}`", meaning(r['key']), f"{r['value']:.3f}", _interval(r), r.get('n', ''), f"{r['chance']:.2f}" if 'chance' in r else '') for r in main_rows(card)]
-    gaps = missing(card)
+    gaps, model = missing(card), card.get('eval', {}).get('model')
     return ['## 多好', *_table(['键', '意思', '值', '95 % 区间', 'n', '瞎猜'], rows),
-            *(['没有测：' + '、'.join(f'`{g}`' for g in gaps) + '。没有测不等于零。', ''] if gaps else [])]
+            *([f'`eval` 测的是 `{model}`。', ''] if model else []), *(['没有测：' + '、'.join(f'`{g}`' for g in gaps) + '。没有测不等于零。', ''] if gaps else [])]
 
 def md_costs(
     card:dict, # from `make_card`
@@ -284,7 +299,7 @@ def md_costs(
     chapters = [(n, f"{c['seconds']:,.1f}", f"{c['peak_rss_mb']:,.0f}") for n, c in card.get('chapters', {}).items()]
     return ['## 花了多少', *_table(['阶段', '秒', '峰值内存 MB', '词元/秒'], cells), *_table(['章', '秒', '峰值内存 MB'], chapters)]
 
-# %% ../nbs/appendix/report_card.ipynb #95e6d9ce
+# %% ../nbs/appendix/report_card.ipynb #79f9872f
 def md_data(
     card:dict, # from `make_card`
 )->list[str]: # lines
@@ -306,7 +321,7 @@ def md_setup(
     packages = '，'.join(f'{k} {v}' for k, v in env['packages'].items())
     return ['## 在哪里、怎么训', '', machine + (f"；提交 `{env['commit']}`" if 'commit' in env else '') + f"；{env['date']}。", '', packages + '。', *_table(['阶段', *keys], rows)]
 
-# %% ../nbs/appendix/report_card.ipynb #15f8e3bc
+# %% ../nbs/appendix/report_card.ipynb #59e9b30b
 def card_markdown(
     card:dict, # from `make_card`
     figure:str='card.png', # image shown at the top; '' for none
@@ -317,13 +332,13 @@ def card_markdown(
             '数字都来自各阶段写下的文件；区间是 95 %，它只说抽题的运气，不说换一个种子会怎样。', '', *([f'![card]({figure})', ''] if figure else [])]
     return '\n'.join([*head, *md_scores(card), *md_costs(card), *md_data(card), *md_setup(card)]).rstrip() + '\n'
 
-# %% ../nbs/appendix/report_card.ipynb #411a464b
+# %% ../nbs/appendix/report_card.ipynb #4f3a12ea
 def plot_scores(
     card:dict, # from `make_card`
     ax, # matplotlib Axes
 )->object: # Axes
     "Shares with their intervals; a grey tick is chance."
-    rows = [r for r in main_rows(card) if re.search(r'\.(exact_|pref_acc|f1_|accuracy)', r['key'])][::-1]
+    rows = [r for r in main_rows(card) if re.search(r'\.(exact|pref_acc|f1_|accuracy)', r['key'])][::-1]
     for y, r in enumerate(rows):
         low, high = r.get('ci95', [r['value']]*2)
         ax.errorbar(r['value'], y, xerr=[[max(0, r['value'] - low)], [max(0, high - r['value'])]], fmt='o', color='tab:blue', markersize=4, capsize=3)
@@ -332,7 +347,7 @@ def plot_scores(
     ax.set(xlim=(-.02, 1.02), xlabel='share, 95 % interval'); ax.grid(axis='x', alpha=.3)
     return ax
 
-# %% ../nbs/appendix/report_card.ipynb #8f85482b
+# %% ../nbs/appendix/report_card.ipynb #9f72452a
 def plot_costs(
     card:dict, # from `make_card`
     ax, # matplotlib Axes
@@ -358,7 +373,7 @@ def plot_losses(
     if ax.lines: ax.set(xscale='log', yscale='log'); ax.legend(fontsize=6, ncol=2)
     return ax
 
-# %% ../nbs/appendix/report_card.ipynb #f91ef379
+# %% ../nbs/appendix/report_card.ipynb #944e9c59
 def plot_card(
     card:dict, # from `make_card`
     folder:Path|None=None, # runs/<scale>, for the logs; None: of the scale in force
@@ -371,7 +386,7 @@ def plot_card(
     fig.suptitle(f"SCCLM {card['scale']}, {card.get('corpus', '')}, {card['env']['cpu']}, {card['env']['cores']} cores, GPU {card['env']['gpu']}", fontsize=9)
     return fig
 
-# %% ../nbs/appendix/report_card.ipynb #7ae730c4
+# %% ../nbs/appendix/report_card.ipynb #dcfd65a1
 def write_card(
     folder:Path|None=None, # runs/<scale>; None: of the scale in force
     figure:bool=True, # False: card.json and card.md only
@@ -385,7 +400,7 @@ def write_card(
     with write_aside(folder/'card.json') as tmp: tmp.write_text(json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
     return card
 
-# %% ../nbs/appendix/report_card.ipynb #62619c49
+# %% ../nbs/appendix/report_card.ipynb #1844a0d9
 @dataclass(frozen=True)
 class CardCfg:
     "What `scclm card` gathers."
@@ -400,7 +415,7 @@ def card(
     if not folder.is_dir(): raise FileNotFoundError(f'{folder} is missing: run `make course`, or give --folder an existing runs/<scale>')
     return write_card(folder, cfg.figure)
 
-# %% ../nbs/appendix/report_card.ipynb #967ef6ef
+# %% ../nbs/appendix/report_card.ipynb #7ff335a7
 def readme_block(
     card:dict, # from `make_card`, or read from card.json
 )->str: # markdown lines without the markers
@@ -410,4 +425,4 @@ def readme_block(
     rows = [(f"`{r['key']}`", meaning(r['key']), f"{r['value']:.3f}", _interval(r), r.get('n', '')) for r in main_rows(card)]
     gaps = missing(card)
     return '\n'.join([f"`make course`，`{card['scale']}`：{total}（{env['cpu']}，{env['cores']} 核，GPU：{env['gpu']}，torch {env['packages']['torch']}）。",
-                      *_table(['键', '意思', '值', '95 % 区间', 'n'], rows), *(['没有测：' + '、'.join(f'`{g}`' for g in gaps) + '。'] if gaps else [])]).rstrip()
+                      *_table(['键', '意思', '值', '95 % 区间', 'n'], rows), *(['', '没有测：' + '、'.join(f'`{g}`' for g in gaps) + '。'] if gaps else [])]).rstrip()

@@ -8,7 +8,7 @@ __all__ = ['RELATIONS', 'KINDS', 'TYPES', 'DIRT', 'Relation', 'bigrams', 'Entity
            'absent_label', 'spoil', 'bad_lines', 'Splits', 'course_text', 'fresh_sentences', 'make_splits',
            'make_sample_triples']
 
-# %% ../nbs/appendix/sample_triples.ipynb #e9fa963d
+# %% ../nbs/appendix/sample_triples.ipynb #c62c3ac4
 import json
 import random
 from collections import Counter
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .sample_corpus import Names, intended
 
-# %% ../nbs/appendix/sample_triples.ipynb #5f447697
+# %% ../nbs/appendix/sample_triples.ipynb #d9d9e35b
 class Relation(NamedTuple):
     "One predicate of DuIE and the ways to state it."
     subject:str # kind of the subject
@@ -29,7 +29,7 @@ class Relation(NamedTuple):
     tails:tuple[str, ...] # clauses that leave one of the two out: said before
     reserved_tails:tuple[str, ...] # the same, never in training
 
-# %% ../nbs/appendix/sample_triples.ipynb #f29a0572
+# %% ../nbs/appendix/sample_triples.ipynb #b64f1663
 RELATIONS:dict[str, Relation] = {} # predicate -> relation, filled by the tables below
 
 def _add(name, subject, object, heads, reserved, tails, reserved_tails):
@@ -37,56 +37,56 @@ def _add(name, subject, object, heads, reserved, tails, reserved_tails):
     split = lambda text: tuple(''.join(text.split()).split('/'))
     RELATIONS[name] = Relation(subject, object, *map(split, (heads, reserved, tails, reserved_tails)))
 
-# %% ../nbs/appendix/sample_triples.ipynb #e3cfe66b
-_add('作者', 'book', 'person', '''《{s}》是{o}写的一本书/《{s}》的作者是{o}/{o}写了《{s}》这本书/《{s}》由{o}创作/小说《{s}》出自{o}之手/
-{o}是小说《{s}》的作者/{o}的小说《{s}》/《{s}》，作者：{o}''', '''《{s}》的文字全部出自{o}/一本叫《{s}》的书，写书的人名叫{o}/{o}，小说《{s}》的作者''',
-'作者是{o}/由{o}写成/写过小说《{s}》/是《{s}》的作者', '出自{o}的笔下/曾经创作《{s}》一书')
+# %% ../nbs/appendix/sample_triples.ipynb #b1d87216
+_add('作者', 'book', 'person', '''《{s}》是{o}写的一本书/《{s}》的作者是{o}/《{s}》由{o}创作/小说《{s}》出自{o}之手/《{s}》，作者：{o}/
+小说《{s}》的作者叫{o}/《{s}》是{o}的小说/{o}写了《{s}》这本书''', '''《{s}》的文字全部出自{o}/一本叫《{s}》的书，写书的人名叫{o}/{o}，小说《{s}》的作者''',
+'作者是{o}/由{o}写成/写过小说《{s}》', '出自{o}的笔下/曾经创作《{s}》一书')
 
-_add('出生地', 'person', 'place', '''{s}出生于{o}/{s}，{o}人/{o}是{s}的出生地/{s}生于{o}/
-出生在{o}的{s}/{s}，生在{o}/{s}的老家是{o}/{s}是土生土长的{o}人''', '''{s}在{o}来到这个世界/{s}的出生地是{o}/{o}人{s}从小学习音乐''',
-'出生于{o}/出生地是{o}/生于{o}/{o}人', '在{o}出生/是{o}人')
+_add('出生地', 'person', 'place', '''{s}出生于{o}/{s}，{o}人/{s}生于{o}/{s}，生在{o}/{s}的老家是{o}/{s}是土生土长的{o}人/{s}的出生地在{o}/
+{o}是{s}的出生地''', '''{s}在{o}来到这个世界/{s}从小在{o}长大/{o}人{s}从小学习音乐''',
+'出生于{o}/出生地是{o}/{o}人', '在{o}出生/是{o}人')
 
-# %% ../nbs/appendix/sample_triples.ipynb #7584d0df
-_add('毕业院校', 'person', 'school', '''{s}毕业于{o}/{s}从{o}毕业/{s}是{o}的毕业生/{o}毕业生{s}/{s}，毕业于{o}/{s}在{o}读书并毕业/
-{o}的毕业生有{s}/{s}的毕业院校是{o}''', '''{s}的大学时光是在{o}度过的，后来顺利毕业/毕业院校：{o}，姓名：{s}/从{o}走出来的毕业生{s}''',
-'毕业于{o}/从{o}毕业/毕业院校是{o}/是{o}的毕业生', '在{o}完成学业/大学读的是{o}')
+# %% ../nbs/appendix/sample_triples.ipynb #24978617
+_add('毕业院校', 'person', 'school', '''{s}毕业于{o}/{s}从{o}毕业/{s}是{o}的毕业生/{s}，毕业于{o}/{s}在{o}读书并毕业/{s}的毕业院校是{o}/{s}的大学是{o}/
+{o}毕业生{s}''', '''{s}的大学时光是在{o}度过的/毕业院校：{o}，姓名：{s}/从{o}走出来的毕业生{s}''',
+'毕业于{o}/从{o}毕业/毕业院校是{o}', '在{o}完成学业/大学读的是{o}')
 
-_add('歌手', 'song', 'person', '''《{s}》是{o}演唱的歌曲/歌曲《{s}》由{o}演唱/{o}唱了《{s}》/{o}的新歌《{s}》/《{s}》是歌手{o}的代表作/
-歌手{o}演唱了歌曲《{s}》/《{s}》，演唱：{o}/{o}唱的那首《{s}》''', '''《{s}》这首歌的原唱是{o}/{o}用歌声带来了《{s}》/听《{s}》的时候就想起了歌手{o}''',
-'由{o}演唱/演唱者是{o}/唱过《{s}》/演唱歌曲《{s}》', '是{o}唱的/代表歌曲有《{s}》')
+_add('歌手', 'song', 'person', '''《{s}》是{o}演唱的歌曲/歌曲《{s}》由{o}演唱/《{s}》是歌手{o}的代表作/《{s}》，演唱：{o}/《{s}》的歌手是{o}/《{s}》是{o}唱的/
+歌曲《{s}》，歌手{o}/{o}唱了《{s}》''', '''《{s}》这首歌的原唱是{o}/听《{s}》的时候就想起了歌手{o}/{o}用歌声带来了《{s}》''',
+'由{o}演唱/演唱者是{o}/唱过《{s}》', '是{o}唱的歌/代表歌曲有《{s}》')
 
-# %% ../nbs/appendix/sample_triples.ipynb #f0abd312
-_add('所属专辑', 'song', 'album', '''《{s}》收录在专辑《{o}》中/专辑《{o}》里有一首歌叫《{s}》/歌曲《{s}》选自专辑《{o}》/《{s}》是专辑《{o}》中的一首歌/
-《{o}》这张专辑收录了歌曲《{s}》/《{s}》，所属专辑：《{o}》/《{s}》出自专辑《{o}》/专辑《{o}》的第一首歌是《{s}》''',
-'''《{s}》这首歌放在《{o}》这张专辑里/翻开专辑《{o}》，里面能找到歌曲《{s}》/歌名：《{s}》，专辑：《{o}》''',
-'收录在专辑《{o}》中/选自专辑《{o}》/所属专辑是《{o}》/出自专辑《{o}》', '是专辑《{o}》里的歌/属于《{o}》这张专辑')
+# %% ../nbs/appendix/sample_triples.ipynb #188373cd
+_add('所属专辑', 'song', 'album', '''《{s}》收录在专辑《{o}》中/歌曲《{s}》选自专辑《{o}》/《{s}》是专辑《{o}》中的一首歌/《{s}》，所属专辑：《{o}》/
+《{s}》出自专辑《{o}》/《{s}》的专辑是《{o}》/歌曲《{s}》收录于《{o}》/专辑《{o}》收录了《{s}》''',
+'''《{s}》这首歌放在《{o}》这张专辑里/歌名：《{s}》，专辑：《{o}》/翻开专辑《{o}》，里面能找到歌曲《{s}》''',
+'收录在专辑《{o}》中/选自专辑《{o}》/所属专辑是《{o}》', '是专辑《{o}》里的歌/属于《{o}》这张专辑')
 
-_add('导演', 'film', 'person', '''《{s}》是{o}导演的电影/电影《{s}》由{o}执导/{o}导演了《{s}》/《{s}》的导演是{o}/导演{o}拍了一部《{s}》/
-{o}执导的电影《{s}》/《{s}》，导演：{o}/{o}导演的《{s}》''', '''《{s}》这部片子是{o}拍出来的/担任《{s}》导演的人是{o}/{o}，电影《{s}》的导演''',
-'导演是{o}/由{o}执导/导演过电影《{s}》/执导了《{s}》', '是{o}拍的片子/担任《{s}》的导演')
+_add('导演', 'film', 'person', '''《{s}》是{o}导演的电影/电影《{s}》由{o}执导/《{s}》的导演是{o}/《{s}》，导演：{o}/《{s}》是导演{o}拍的/电影《{s}》的导演叫{o}/
+电影《{s}》出自导演{o}/{o}导演了《{s}》''', '''《{s}》这部片子是{o}拍出来的/担任《{s}》导演的人是{o}/{o}，电影《{s}》的导演''',
+'导演是{o}/由{o}执导/导演过电影《{s}》', '是{o}拍的片子/担任《{s}》的导演')
 
-# %% ../nbs/appendix/sample_triples.ipynb #4dfeb759
-_add('创始人', 'company', 'person', '''{s}的创始人是{o}/{o}创办了{s}/{s}由{o}创办/{o}是{s}的创始人/{s}是{o}一手创办的/{s}创始人{o}/
-{s}，创始人：{o}/创办{s}的是{o}''', '''创立{s}的人叫{o}/{s}最早是由{o}建立起来的/一说到{s}，人们就会想到它的创始人{o}''',
-'创始人是{o}/由{o}创办/创办了{s}/是{s}的创始人', '由{o}一手建立/一手创立{s}')
+# %% ../nbs/appendix/sample_triples.ipynb #32282dd9
+_add('创始人', 'company', 'person', '''{s}的创始人是{o}/{s}由{o}创办/{s}是{o}一手创办的/{s}创始人{o}/{s}，创始人：{o}/{s}的创始人叫{o}/{s}是{o}创办的公司/
+{o}创办了{s}''', '''创立{s}的人叫{o}/{s}最早是由{o}建立起来的/一说到{s}，人们就会想到它的创始人{o}''',
+'创始人是{o}/由{o}创办/创办了{s}', '由{o}一手建立/一手创立{s}')
 
-_add('总部地点', 'company', 'place', '''{s}的总部位于{o}/{s}总部设在{o}/{s}是一家总部在{o}的公司/总部位于{o}的{s}/{s}的总部地点是{o}/
-{o}是{s}的总部所在地/{s}把总部搬到了{o}/{s}，总部：{o}''', '''{s}的总部大楼建在{o}/{o}有一座大楼，那里是{s}的总部/{s}从小城搬走，如今总部在{o}''',
-'总部位于{o}/总部设在{o}/总部地点是{o}/总部在{o}', '总部大楼建在{o}/把总部放在{o}')
+_add('总部地点', 'company', 'place', '''{s}的总部位于{o}/{s}总部设在{o}/{s}的总部地点是{o}/{s}把总部搬到了{o}/{s}，总部：{o}/{s}是总部在{o}的公司/{s}的总部在{o}/
+{o}是{s}的总部所在地''', '''{s}的总部大楼建在{o}/{s}从小城搬走，如今总部在{o}/{o}有一座大楼，那里是{s}的总部''',
+'总部位于{o}/总部设在{o}/总部地点是{o}', '总部大楼建在{o}/把总部放在{o}')
 
-# %% ../nbs/appendix/sample_triples.ipynb #855fca02
+# %% ../nbs/appendix/sample_triples.ipynb #62e1f7d5
 KINDS = dict(person='', place='市 县 镇 村 州 岛', school='大学 学院 中学', company='公司 集团 工厂 饭店',
              book='', song='', album='', film='') # kind -> endings
 _ODD = ('{},{}', '{}({})', '{}[{}]', 'DJ{}{}', '{}Love{}', 'The {}{}') # title shapes: two pieces with marks or letters
 
-# %% ../nbs/appendix/sample_triples.ipynb #4b09e08e
+# %% ../nbs/appendix/sample_triples.ipynb #f8798979
 def bigrams(
     text:str, # any length
 )->set[str]: # every two neighbouring characters
     "A quick way to be sure: a name with one pair of neighbours that a text lacks is not in that text."
     return set(map(''.join, zip(text, text[1:])))
 
-# %% ../nbs/appendix/sample_triples.ipynb #60681d94
+# %% ../nbs/appendix/sample_triples.ipynb #c73bb482
 class EntityNames(Names):
     "Names of people, places, schools, companies and titles that do not occur in the given text."
     def __init__(self,
@@ -98,7 +98,7 @@ class EntityNames(Names):
         super().__init__(f'triples:{seed}')
         self.taken, self.odd = taken, odd
 
-# %% ../nbs/appendix/sample_triples.ipynb #d65a6bef
+# %% ../nbs/appendix/sample_triples.ipynb #cacef81a
 @patch
 def draw(self:EntityNames,
     kind:str, # key of `KINDS`
@@ -109,7 +109,7 @@ def draw(self:EntityNames,
     if self.rng.random() < self.odd: return self.rng.choice(_ODD).format(self.chars(1, 2), self.chars(1, 2))
     return self.chars(2, 4)
 
-# %% ../nbs/appendix/sample_triples.ipynb #02a31e4a
+# %% ../nbs/appendix/sample_triples.ipynb #1f95f4b4
 @patch
 def new(self:EntityNames,
     kind:str, # key of `KINDS`
@@ -119,7 +119,7 @@ def new(self:EntityNames,
     self.seen.add(name)
     return name
 
-# %% ../nbs/appendix/sample_triples.ipynb #16247421
+# %% ../nbs/appendix/sample_triples.ipynb #3bc5242c
 def name_pool(
     n:int, # names per kind
     seed:int|str, # of the names
@@ -130,14 +130,14 @@ def name_pool(
     names = EntityNames(seed, taken, odd)
     return {kind: [names.new(kind) for _ in range(n)] for kind in KINDS}
 
-# %% ../nbs/appendix/sample_triples.ipynb #09c4f86f
+# %% ../nbs/appendix/sample_triples.ipynb #de51e704
 class Fact(NamedTuple):
     "One true triple of a world."
     s:str # subject
     p:str # predicate
     o:str # object
 
-# %% ../nbs/appendix/sample_triples.ipynb #8fee589d
+# %% ../nbs/appendix/sample_triples.ipynb #ff324660
 def by_entity(
     facts, # any number
 )->dict[str, list[Fact]]: # entity -> facts it is part of, as subject or object
@@ -147,7 +147,7 @@ def by_entity(
         for e in (f.s, f.o): world.setdefault(e, []).append(f)
     return world
 
-# %% ../nbs/appendix/sample_triples.ipynb #ab21e397
+# %% ../nbs/appendix/sample_triples.ipynb #4fc9d4c3
 def make_world(
     pool:dict[str, list[str]], # from `name_pool`
     seed:int|str, # another seed: other combinations
@@ -159,11 +159,11 @@ def make_world(
         for s in pool[rel.subject]: facts.append(Fact(s, p, rng.choice([o for o in rng.sample(pool[rel.object], 2) if (s, p, o) not in known])))
     return by_entity(facts)
 
-# %% ../nbs/appendix/sample_triples.ipynb #994cf7c5
+# %% ../nbs/appendix/sample_triples.ipynb #9c85f0d0
 _OPEN = (*['']*8, '据了解，', '资料显示，')
 _CLOSE = (*['']*8, '，很受欢迎', '，值得一看')
 
-# %% ../nbs/appendix/sample_triples.ipynb #cda6bd37
+# %% ../nbs/appendix/sample_triples.ipynb #9e3912ad
 class Speaker:
     "States the facts of a world in sentences of one to three triples."
     def __init__(self,
@@ -178,7 +178,7 @@ class Speaker:
         self.heads = {p: r.reserved if reserved else r.heads for p, r in RELATIONS.items()}
         self.tails = {p: r.reserved_tails if reserved else r.tails for p, r in RELATIONS.items()}
 
-# %% ../nbs/appendix/sample_triples.ipynb #aecf4fb5
+# %% ../nbs/appendix/sample_triples.ipynb #e60e53b3
 @patch
 def head(self:Speaker,
     fact:Fact, # what to say
@@ -187,7 +187,7 @@ def head(self:Speaker,
     clause = self.rng.choice(self.heads[fact.p])
     return clause.format(s=fact.s, o=fact.o), fact.s if clause.index('{s}') < clause.index('{o}') else fact.o
 
-# %% ../nbs/appendix/sample_triples.ipynb #0b3e9bdb
+# %% ../nbs/appendix/sample_triples.ipynb #35ab3f27
 @patch
 def tail(self:Speaker,
     fact:Fact, # what to say
@@ -197,7 +197,7 @@ def tail(self:Speaker,
     fits = [t for t in self.tails[fact.p] if ('{o}' if topic == fact.s else '{s}') in t]
     return self.rng.choice(fits).format(s=fact.s, o=fact.o) if fits else None
 
-# %% ../nbs/appendix/sample_triples.ipynb #4c3d4c3f
+# %% ../nbs/appendix/sample_triples.ipynb #12f5d268
 @patch
 def more(self:Speaker,
     said:list[Fact], # facts of the sentence so far
@@ -210,7 +210,7 @@ def more(self:Speaker,
     clause, topic = (self.tail(fact, topic), topic) if same else self.head(fact)
     return (('，' if same else '；') + clause, fact, topic) if clause else None
 
-# %% ../nbs/appendix/sample_triples.ipynb #b4c9e3e4
+# %% ../nbs/appendix/sample_triples.ipynb #69768694
 @patch
 def sentence(self:Speaker)->tuple[str, list[Fact]]: # text, facts in the order they are stated
     "One to three facts."
@@ -220,10 +220,10 @@ def sentence(self:Speaker)->tuple[str, list[Fact]]: # text, facts in the order t
         if found := self.more(facts, topic): text += found[0]; facts.append(found[1]); topic = found[2]
     return self.rng.choice(_OPEN) + text + self.rng.choice(_CLOSE) + '。', facts
 
-# %% ../nbs/appendix/sample_triples.ipynb #e73508fb
+# %% ../nbs/appendix/sample_triples.ipynb #c21d32df
 TYPES = dict(person='人物', place='地点', school='学校', book='图书作品', song='歌曲', album='音乐专辑', film='影视作品', company='企业')
 
-# %% ../nbs/appendix/sample_triples.ipynb #b01a721d
+# %% ../nbs/appendix/sample_triples.ipynb #2be9eeea
 def duie_record(
     text:str, # a sentence
     facts:list[Fact], # what it states
@@ -238,7 +238,7 @@ def duie_record(
         spo.append(dict(predicate=f.p, subject_type=s_type, subject=f.s) | both)
     return dict(text=text, spo_list=spo)
 
-# %% ../nbs/appendix/sample_triples.ipynb #efbf6155
+# %% ../nbs/appendix/sample_triples.ipynb #e4fd88c7
 def _object(spo:dict)->str: return spo['object'] if isinstance(spo['object'], str) else spo['object']['@value']
 
 def _put(spo:dict, slot:str, value:str)->dict:
@@ -246,7 +246,7 @@ def _put(spo:dict, slot:str, value:str)->dict:
     if slot == 'object' and isinstance(spo['object'], dict): value = spo['object'] | {'@value': value}
     return spo | {slot: value}
 
-# %% ../nbs/appendix/sample_triples.ipynb #533bbe82
+# %% ../nbs/appendix/sample_triples.ipynb #81959396
 def mark_titles(
     record:dict, # a DuIE row
 )->dict|None: # a copy; None if this dirt does not fit the row
@@ -255,7 +255,7 @@ def mark_titles(
     spo = [_put(x, 'subject', f"《{x['subject']}》") if f"《{x['subject']}》" in record['text'] else x for x in record['spo_list']]
     return record | dict(spo_list=spo) if spo != record['spo_list'] else None
 
-# %% ../nbs/appendix/sample_triples.ipynb #295d4f6c
+# %% ../nbs/appendix/sample_triples.ipynb #5cb313bc
 def cut_title(
     record:dict, # a DuIE row
 )->dict|None: # a copy; None if this dirt does not fit the row
@@ -265,7 +265,7 @@ def cut_title(
     fits = f'《{s}》' in record['text'] and len(s) > 3 and record['text'].count(s[:-1]) == 1 and not any(x['subject'] == s for x in rest)
     return record | dict(spo_list=[_put(first, 'subject', s[:-1]), *rest]) if fits else None
 
-# %% ../nbs/appendix/sample_triples.ipynb #82213259
+# %% ../nbs/appendix/sample_triples.ipynb #ff086f6a
 def album_as_song(
     record:dict, # a DuIE row
 )->dict|None: # a copy; None if this dirt does not fit the row
@@ -274,25 +274,25 @@ def album_as_song(
     if not {'歌手', '所属专辑'} <= set(by) or by['歌手']['subject'] != by['所属专辑']['subject']: return None
     return record | dict(spo_list=[*record['spo_list'], _put(by['歌手'], 'subject', _object(by['所属专辑']))])
 
-# %% ../nbs/appendix/sample_triples.ipynb #acd2c150
+# %% ../nbs/appendix/sample_triples.ipynb #fd7f6b32
 def repeat_label(
     record:dict, # a DuIE row
 )->dict: # a copy
     "The first triple twice."
     return record | dict(spo_list=[*record['spo_list'], record['spo_list'][0]])
 
-# %% ../nbs/appendix/sample_triples.ipynb #64ae97bf
+# %% ../nbs/appendix/sample_triples.ipynb #fd5d9719
 def absent_label(
     record:dict, # a DuIE row
 )->dict: # a copy
     "One more triple, whose object the sentence does not hold."
     return record | dict(spo_list=[*record['spo_list'], _put(record['spo_list'][0], 'object', '不在句中的名字')])
 
-# %% ../nbs/appendix/sample_triples.ipynb #dc45205d
+# %% ../nbs/appendix/sample_triples.ipynb #96650245
 DIRT = dict(title_marks=(mark_titles, 200), cut_title=(cut_title, 40), song_album=(album_as_song, 30), duplicate=(repeat_label, 60),
             not_in_text=(absent_label, 60)) # kind -> function, rows
 
-# %% ../nbs/appendix/sample_triples.ipynb #2456ab64
+# %% ../nbs/appendix/sample_triples.ipynb #deb27114
 def spoil(
     records:list[dict], # clean rows; changed in place
     seed:int|str=0, # of the choice
@@ -307,7 +307,7 @@ def spoil(
             records[i] = dirty; order.remove(i); planted[kind] += 1
     return planted
 
-# %% ../nbs/appendix/sample_triples.ipynb #4ca70dea
+# %% ../nbs/appendix/sample_triples.ipynb #20d9ca38
 def bad_lines(
     records:list[dict], # clean rows to copy from
     n:int=5, # lines per kind
@@ -321,13 +321,13 @@ def bad_lines(
         duplicate_row=line)
     return [make(next(rows)) for make in kinds.values() for _ in range(n)], Counter(dict.fromkeys(kinds, n))
 
-# %% ../nbs/appendix/sample_triples.ipynb #a5cb75ac
+# %% ../nbs/appendix/sample_triples.ipynb #3c2b2833
 class Splits(NamedTuple):
     "Clean sentences with their facts."
     train:list # (text, facts), known world
     tests:dict # name -> list of (text, facts)
 
-# %% ../nbs/appendix/sample_triples.ipynb #4cd35d1f
+# %% ../nbs/appendix/sample_triples.ipynb #84ef97b0
 def course_text(
     seed:int=0, # of the sample corpus
 )->str: # everything the course trains or tests on before chapter 09
@@ -335,7 +335,7 @@ def course_text(
     clean = intended(seed)
     return '\n'.join([*(t for r in clean.pretrain + clean.sft for t in (r.prompt, r.response)), *(t for h in clean.heldout for t in (h['prompt'], h['response']))])
 
-# %% ../nbs/appendix/sample_triples.ipynb #e256027c
+# %% ../nbs/appendix/sample_triples.ipynb #f9a1bfcb
 def fresh_sentences(
     speaker:Speaker, # states facts
     n:int, # sentences wanted
@@ -348,7 +348,7 @@ def fresh_sentences(
         if text not in seen: seen.add(text); out.append((text, facts))
     return out
 
-# %% ../nbs/appendix/sample_triples.ipynb #3e26d810
+# %% ../nbs/appendix/sample_triples.ipynb #def40a77
 def make_splits(
     seed:int=0, # of names, facts and sentences
     n_train:int=3000, # training sentences
@@ -369,7 +369,7 @@ def make_splits(
         entity=say(make_world(new, seed), 'entity', n_test), pattern=say(known, 'pattern', n_test, reserved=True),
         valid=say(known, 'valid', n_test)))
 
-# %% ../nbs/appendix/sample_triples.ipynb #a3d7c460
+# %% ../nbs/appendix/sample_triples.ipynb #a0fc62ac
 def _write_lines(path:Path, lines:list[bytes])->int:
     "Write aside, then rename; the number of lines."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -378,7 +378,7 @@ def _write_lines(path:Path, lines:list[bytes])->int:
     aside.replace(path)
     return len(lines)
 
-# %% ../nbs/appendix/sample_triples.ipynb #062947ba
+# %% ../nbs/appendix/sample_triples.ipynb #0540d4c3
 def make_sample_triples(
     root:Path, # folder to write to
     seed:int=0, # another seed: other names, facts, sentences

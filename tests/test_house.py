@@ -20,7 +20,7 @@ MAY_IMPORT = {m: set(LINE[:i]) for i,m in enumerate(LINE)}
 MAY_IMPORT['model'].remove('dataset')
 MAY_IMPORT |= dict(chat={'data_cleaning', 'tokenizer', 'model'}, sample_prefs={'sample_corpus'}, sample_triples={'sample_corpus'})
 MAY_IMPORT |= dict(dpo={*LINE, 'sample_prefs'}, ie_finetune={*LINE, 'sample_triples', 'chat'}, evaluation={*LINE, 'chat'},
-                   planner={'data_cleaning', 'model', 'trainer', 'pretrain', 'sft'}, report_card={'data_cleaning', 'evaluation', 'trainer'})
+                   planner={*LINE}, report_card={'data_cleaning', 'evaluation', 'trainer'})
 MAY_IMPORT |= dict(course={'data_cleaning', 'report_card'}, website=set(), cli={'data_cleaning'})
 
 def names(paths): return [p.stem for p in paths]

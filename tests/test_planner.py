@@ -84,6 +84,11 @@ def test_the_peak_moves():
     assert peak_bytes(model, Shape(32, 64, 64), w, checkpointing=True) < .6*peak_bytes(model, Shape(32, 64, 64), w)
     assert peak_bytes(model, Shape(1, 4, 4), w, checkpointing=True) == pytest.approx(peak_bytes(model, Shape(1, 4, 4), w), rel=.01)
 
+def test_accumulation_holds_one_set_of_gradients():
+    model, w, shape = meta_model(model_config('mini', 8000)), widths('fp32'), Shape(8, 128, 128)
+    assert peak_bytes(model, shape, w, accum=2) - peak_bytes(model, shape, w) == weight_bytes(model).all
+    assert peak_bytes(model, shape, w, accum=4) == peak_bytes(model, shape, w, accum=2)
+
 def test_largest_budget_is_the_edge():
     model, w = meta_model(model_config('mini', 8000)), widths('bf16', gpu=True)
     for limit in (1.5, 4, 20):
@@ -93,14 +98,14 @@ def test_largest_budget_is_the_edge():
     assert largest_budget(model, 2**20, 256, w) == 0
 
 def test_plan_by_hand():
-    p = plan(PlanCfg(scale='base', gpu=80, rows=10e6, epochs=2, prompt_tok=40, answer_tok=60, vocab_size=29298, tok_per_s=50_000, budget_tok=8192))
-    assert p['n_params'] == 187_747_072 + 0 or p['n_params'] == n_params(meta_model(model_config('base', 29298)))
+    p = plan(PlanCfg(scale='base', gpu=80, rows=10e6, epochs=2, prompt_tok=40, answer_tok=60, vocab_size=29298, tok_per_s=50_000, budget_tok=8192, accum=2))
+    assert p['n_params'] == n_params(meta_model(model_config('base', 29298)))
     assert p['tokens'] == 2e9 and p['hours'] == pytest.approx(2e9/5e4/3600) and p['hours_range'] == pytest.approx([p['hours']]*2)
     assert p['fits'] and p['limit_gb'] == pytest.approx((80 - .6)*.9) and p['largest_budget_tok'] > 8192
     assert p['steps'] == round(2e9/8192/2) # accumulates 2 batches a step
     m = p['memory_gb']
     assert m['weights'] == m['gradients'] == m['optimizer']/2 == pytest.approx(4*p['n_params']/2**30)
-    assert m['peak'] < sum(v for k, v in m.items() if k != 'peak')
+    assert m['weights'] + m['gradients'] + m['optimizer'] < m['peak'] <= 1.1*sum(v for k, v in m.items() if k != 'peak')
     assert json.loads(json.dumps(p)) == p and 'fits' in plan_text(p) and all(a in plan_text(p) for a in p['assumptions'])
 
 def test_a_chip_is_an_assumption_with_a_range():

@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch):
     put(f/'dpo_lora/figures.json', dict(pref_acc_after=.85, pref_acc_after_n=200))
     put(f/'ie/figures.json', F1 | dict(exact_heldout_before=.96, exact_heldout_after=.95, p_entity=.9, unreadable_entity=2) | COST)
     put(f/'ie_scratch/figures.json', {k: v if k.endswith('_n') else [x - .3 for x in v] if isinstance(v, list) else v - .3 for k, v in F1.items()})
-    put(f/'eval/scores.json', dict(cmmlu={'0-shot': exam(.24), '5-shot': exam(.26)}, ceval={'0-shot': exam(.25)}, cmmlu_text={'5-shot': exam(.9)}))
+    put(f/'eval/scores.json', dict(model=str(f/'sft'/'model'), pairs=dict(test=dict(rows=9, loss=dict(value=.1, ci95=[.05, .2]), exact=dict(value=.5, ci95=[.3, .7]))), cmmlu={'0-shot': exam(.24), '5-shot': exam(.26)}, ceval={'0-shot': exam(.25)}, cmmlu_text={'5-shot': exam(.9)}))
     put(f/'course.json', dict(set_up_seconds=70., chapters=[dict(name='00_data_cleaning', seconds=4., peak_rss_mb=300, ok=True),
         dict(name='05_pretrain', seconds=250., peak_rss_mb=1000, ok=True), dict(name='06_sft', seconds=1., peak_rss_mb=1, ok=False, error='x', stopped=False)]))
     put(f/'data/report.json', dict(rows_in=10, kept=8, rejected=2, rules=dict(star=2), sources=dict(webtext=dict(rows_in=10, kept=8, rejected=dict(star=2))), splits=dict(train=8), config={}))
@@ -59,6 +59,7 @@ def test_values_arrive_unchanged(folder):
     assert (c['ie']['f1_entity'], c['ie']['f1_entity_ci95']) == (.86, [.83, .89])
     assert c['ie']['f1_entity_scratch'] == pytest.approx(.56) and c['ie']['f1_entity_scratch_ci95'] == pytest.approx([.53, .59])
     assert c['eval']['cmmlu']['accuracy'] == .26 and c['eval']['cmmlu']['shots'] == 5 and c['eval']['ceval']['shots'] == 0
+    assert c['eval']['test'] == dict(loss=.1, loss_ci95=[.05, .2], exact=.5, exact_ci95=[.3, .7]) and c['eval']['model'] == 'runs/tiny/sft/model'
 
 def test_intervals_of_shares_by_definition(folder):
     c = make_card(folder)
