@@ -18,9 +18,10 @@ class Stage:
     preset:str        # function or class that gives the default configuration
     run:str           # function that takes the configuration
     does:str          # one line for --help
+    tell:str = ''     # function of the module that turns the result into text or a table
 
 STAGES = dict(
-    clean=Stage('data_cleaning', 'CleanCfg', 'clean', 'raw files -> train, test, valid and SFT parquet'),
+    clean=Stage('data_cleaning', 'CleanCfg', 'clean', 'raw files -> train, test, valid and SFT parquet', 'report_table'),
     tokenizer=Stage('tokenizer', 'tokenizer_cfg', 'train_tokenizer', 'parquet -> vocabulary'),
     pretrain=Stage('pretrain', 'pretrain_cfg', 'pretrain', 'train the model from nothing; again to resume'),
     sft=Stage('sft', 'sft_cfg', 'sft', 'fine-tune it on instructions; again to resume'),
@@ -28,9 +29,9 @@ STAGES = dict(
     merge=Stage('dpo', 'MergeCfg', 'merge', 'LoRA adapter + model -> plain model folder'),
     ie=Stage('ie_finetune', 'ie_cfg', 'ie', 'fine-tune it to extract triples; again to resume'),
     chat=Stage('chat', 'ChatCfg', 'chat_terminal', 'talk to it'),
-    evaluate=Stage('evaluation', 'EvaluateCfg', 'evaluate', 'score any seq2seq folder: loss, bits per character, BLEU-4, C-Eval, CMMLU'),
-    plan=Stage('planner', 'PlanCfg', 'plan', 'will it fit, how long, what batch'),
-    card=Stage('report_card', 'CardCfg', 'card', 'the report card of this scale: card.json, card.md, card.png'))
+    evaluate=Stage('evaluation', 'EvaluateCfg', 'evaluate', 'score any seq2seq folder: loss, bits per character, BLEU-4, C-Eval, CMMLU', 'score_table'),
+    plan=Stage('planner', 'PlanCfg', 'plan', 'will it fit, how long, what batch', 'plan_text'),
+    card=Stage('report_card', 'CardCfg', 'card', 'the report card of this scale: card.json, card.md, card.png', 'readme_block'))
 
 # %% ../nbs/appendix/cli.ipynb #9195c9aa
 def usage()->str: # text of `scclm --help`
@@ -56,13 +57,15 @@ def summary(
     result:object, # what its function returned
 )->int: # exit code
     "Print what a stage has to say; 130 or 143 if a signal stopped it."
-    if name == 'clean':
-        from scclm.data_cleaning import report_table
-        print(report_table(result).to_string())
-    elif name == 'tokenizer': print(f'{len(result):,} tokens')
-    elif hasattr(result, 'done'):
+    stage = STAGES[name]
+    if hasattr(result, 'done'):
         if not result.done: return {'SIGINT': 130, 'SIGTERM': 143}[result.stopped]
         print((result.out/'figures.json').read_text(encoding='utf-8'))
+    elif name == 'tokenizer': print(f'{len(result):,} tokens')
+    elif isinstance(result, os.PathLike): print(result)
+    elif stage.tell:
+        text = getattr(import_module(f'scclm.{stage.module}'), stage.tell)(result)
+        print(text.to_string() if hasattr(text, 'to_string') else text)
     return 0
 
 # %% ../nbs/appendix/cli.ipynb #e49cc839

@@ -11,10 +11,11 @@ __all__ = ['PRESETS', 'LORA', 'PREFS', 'PREF', 'VARIANTS', 'DpoCfg', 'dpo_cfg', 
            'pref_scores', 'answer_lens', 'kept_eval', 'pref_eval', 'add_lora', 'n_trained', 'finish_dpo', 'dpo_figures',
            'dpo', 'plot_logp', 'MergeCfg', 'merge']
 
-# %% ../nbs/07_dpo.ipynb #045a6d54
-import hashlib, json, os, re, zlib
+# %% ../nbs/07_dpo.ipynb #b2fd4542
+import hashlib, json, os, re, warnings, zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,16 +31,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-# %% ../nbs/07_dpo.ipynb #0ea8970a
+# %% ../nbs/07_dpo.ipynb #44669161
 from .data_cleaning import (REJECTS, Row, Schema, clean_texts, folder_aside, raw_dir, read_jsonl, read_list, read_parquet,
                                  require, run_path, scale_name, write_aside)
-from .dataset import check_state, collate, encode_pairs, permutation, plan_window
+from .dataset import check_state, collate, encode_pairs, plan_window
 from .model import load_model, save_model
 from .pretrain import finish_stage, heldout_counts, heldout_exact, read_pairs
 from .sample_prefs import make_sample_prefs
 from .trainer import Run, TrainCfg, exact_match, fit, greedy_answers, read_log, shift_right
 
-# %% ../nbs/07_dpo.ipynb #457ce446
+# %% ../nbs/07_dpo.ipynb #a7379da8
 @dataclass(frozen=True)
 class DpoCfg(TrainCfg):
     "Preference optimisation: the loop's fields, pairs, loss, and LoRA."
@@ -69,11 +70,11 @@ class DpoCfg(TrainCfg):
                                ('alpha', self.alpha >= 0, '>= 0'), ('lora_r', self.lora_r >= 0, '>= 0'), ('valid_share', 0 <= self.valid_share < 1, 'in [0, 1)')]:
             if not ok: raise ValueError(f'{name}={getattr(self, name)!r}: expected {want}')
 
-# %% ../nbs/07_dpo.ipynb #f80612c2
+# %% ../nbs/07_dpo.ipynb #98f955d3
 _REAL = dict(lr=1e-5, epochs=2., precision='bf16', log_every=20, save_every=500, max_len=512, answer_tok=256)
 
 PRESETS = dict(
-    tiny=DpoCfg(steps=90, lr=5e-4, beta=0.5, precision='fp32', eval_every=30, save_every=45, log_every=5),
+    tiny=DpoCfg(steps=80, lr=4e-4, beta=0.5, precision='fp32', eval_every=20, save_every=40, log_every=5),
     mini=DpoCfg(scale='mini', budget_tok=16_384, eval_every=200, **_REAL),
     base=DpoCfg(scale='base', budget_tok=16_384, eval_every=500, **_REAL))
 LORA = dict(tiny=dict(lora_r=16, lr=2e-3), mini=dict(lora_r=16, lr=1e-4), base=dict(lora_r=16, lr=1e-4)) # what changes with LoRA
@@ -86,7 +87,7 @@ def dpo_cfg(
     scale = scale_name(scale)
     return replace(PRESETS[scale], **LORA[scale]) if lora else PRESETS[scale]
 
-# %% ../nbs/07_dpo.ipynb #7f53bcf6
+# %% ../nbs/07_dpo.ipynb #1341b177
 PREFS = (Schema('alpaca', ('instruction', 'output'), ('input',)), Schema('huozi', ('prompt', 'chosen', 'reject')),
          Schema('reward', ('prompt', 'chosen', 'rejected')))
 
@@ -94,7 +95,7 @@ def _match(columns)->Schema|None:
     "The source that has these keys."
     return next((s for s in PREFS if set(columns).issuperset(s.need)), None)
 
-# %% ../nbs/07_dpo.ipynb #cbb2ea44
+# %% ../nbs/07_dpo.ipynb #b960cbf3
 def sniff_prefs(
     path:Path, # a file
 )->tuple[str, Schema]|None: # container (parquet, list or jsonl) and keys; None if it holds no preferences
@@ -109,7 +110,7 @@ def sniff_prefs(
     found = next((s for _, r, _, _ in rows if r and (s := _match(r))), None)
     return (kind, found) if found else None
 
-# %% ../nbs/07_dpo.ipynb #f80a08ad
+# %% ../nbs/07_dpo.ipynb #c0a053ae
 def read_raw(
     path:Path, # a preference file
     kind:str, # its container
@@ -122,7 +123,7 @@ def read_raw(
         data = path.read_bytes()
         yield from read_list(iter([data])) if kind == 'list' else read_jsonl(data)
 
-# %% ../nbs/07_dpo.ipynb #82e9aa90
+# %% ../nbs/07_dpo.ipynb #f013aeeb
 def pref_files(
     data:tuple[str, ...]=(), # files or folders; none: prefs/ below SCCLM_RAW, else the sample, which is written
 )->list[tuple[Path, str]]: # files, and their names for the report, in order
@@ -141,7 +142,7 @@ def pref_files(
         files += [(x, x.relative_to(p).as_posix() if p.is_dir() else x.name) for x in found]
     return files
 
-# %% ../nbs/07_dpo.ipynb #ab78c4a3
+# %% ../nbs/07_dpo.ipynb #4bfdde26
 _NEWLINE = re.compile(r'(?:\\r)?\\n(?!abla|eq|ot\b|u\b|leq|geq|parallel|exists)')
 
 def literal_newlines(
@@ -150,7 +151,7 @@ def literal_newlines(
     r"Literal `\n` becomes a newline; LaTeX commands such as \neq and \nabla stay."
     return _NEWLINE.sub('\n', text)
 
-# %% ../nbs/07_dpo.ipynb #33dcb38b
+# %% ../nbs/07_dpo.ipynb #8d3f33d1
 class Pref(NamedTuple):
     "A preference pair on its way through the rules."
     source:str # alpaca, huozi or reward
@@ -180,7 +181,7 @@ def as_pair(
     ask, answer, body = (v.strip() for v in values)
     return (f'{ask}\n{body}' if body else ask), answer, None
 
-# %% ../nbs/07_dpo.ipynb #d144bc43
+# %% ../nbs/07_dpo.ipynb #6bdb1a4b
 def judge_pair(
     p:Pref, # texts cleaned
     max_char:int, # longest text, characters
@@ -197,7 +198,7 @@ def judge_pair(
     seen.add(p[3:6])
     return ''
 
-# %% ../nbs/07_dpo.ipynb #3cfeb9d3
+# %% ../nbs/07_dpo.ipynb #9f743b47
 def _read_file(path:Path, name:str, count:Counter)->Iterator[tuple[Pref|None, tuple]]:
     "(pair or None, reject or ()) of each row of one file."
     kind, schema = found if (found := sniff_prefs(path)) else ('', None)
@@ -225,7 +226,7 @@ def read_prefs(
         if 'heldout' in name.split('/')[:-1]: banned = banned | {p.prompt for p in kept}
     return kept, rejects, count
 
-# %% ../nbs/07_dpo.ipynb #0a0fc96f
+# %% ../nbs/07_dpo.ipynb #ce3e3a93
 def split_prefs(
     prefs:list[Pref], # kept pairs
     share:float, # of the prompts held out where nothing came from a heldout folder
@@ -238,7 +239,7 @@ def split_prefs(
         if not rows: raise ValueError(f'no {name} pairs among {len(prefs)}: expected more rows, a heldout folder, or another valid_share={share}')
     return parts
 
-# %% ../nbs/07_dpo.ipynb #85c5fe11
+# %% ../nbs/07_dpo.ipynb #f9ddc941
 def model_key(
     path:Path, # a model folder
 )->str: # 16 hex digits
@@ -262,7 +263,7 @@ def read_answers(
     if size < len(data): os.truncate(path, size)
     return {r['prompt']: r['answer'] for r in rows[1:]}
 
-# %% ../nbs/07_dpo.ipynb #95883143
+# %% ../nbs/07_dpo.ipynb #f153ec5f
 def own_answers(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -289,7 +290,7 @@ def own_answers(
             bar.update(len(batch))
     return {p: done[p] for p in prompts}
 
-# %% ../nbs/07_dpo.ipynb #c4eb4a35
+# %% ../nbs/07_dpo.ipynb #8f65743d
 PREF = pa.schema([(c, pa.string()) for c in ('source', 'prompt', 'chosen', 'rejected')])
 
 def fill_own(
@@ -305,7 +306,7 @@ def fill_own(
         else: kept.append(p)
     return kept, rejects
 
-# %% ../nbs/07_dpo.ipynb #6c8bfc8b
+# %% ../nbs/07_dpo.ipynb #58c838b5
 def pref_report(
     count:Counter, # (source, what) -> rows, from `read_prefs`
     rejects:list[tuple], # (source, file, line, rule, text)
@@ -330,7 +331,7 @@ def write_prefs(
     with write_aside(folder/'rejects.parquet') as tmp: pq.write_table(pa.Table.from_pylist([dict(zip(REJECTS.names, r)) for r in rejects], REJECTS), tmp)
     with write_aside(folder/'report.json') as tmp: tmp.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding='utf-8')
 
-# %% ../nbs/07_dpo.ipynb #38ac9f5f
+# %% ../nbs/07_dpo.ipynb #427628cb
 def banned_prompts()->frozenset: # questions of data/heldout.parquet; empty if there is no such file
     "The course's examination questions: no preference pair may train on one."
     path = run_path('data', 'heldout.parquet')
@@ -353,7 +354,7 @@ def prepare_prefs(
     write_prefs(folder, parts, rejects + more, pref_report(count, rejects + more, parts))
     return parts
 
-# %% ../nbs/07_dpo.ipynb #f5230b6b
+# %% ../nbs/07_dpo.ipynb #1d15b920
 def sequence_logp(
     logits:Tensor, # (B, T, V), unnormalised
     labels:Tensor, # (B, T), -100 is ignored
@@ -370,7 +371,7 @@ def batch_logp(
     return sequence_logp(model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'],
                                decoder_input_ids=shift_right(batch['labels']), use_cache=False).logits, batch['labels'])
 
-# %% ../nbs/07_dpo.ipynb #adf826c8
+# %% ../nbs/07_dpo.ipynb #741d73f3
 class PairLogp(NamedTuple):
     "What the losses look at, each (B,)."
     chosen:Tensor # c: log-probability of the chosen answer, minus the reference's
@@ -393,7 +394,7 @@ def pair_logp(
     (c, r), (n_c, n_r) = (logp - ref).chunk(2), n_tok.clamp(min=1).chunk(2)
     return PairLogp(c, r, n_c, n_r, logp.chunk(2)[0])
 
-# %% ../nbs/07_dpo.ipynb #54e7b20e
+# %% ../nbs/07_dpo.ipynb #7a59c872
 def dpo_loss(
     model:nn.Module, # being trained
     batch:dict, # chosen rows, then rejected rows: input_ids, attention_mask, labels; ref_logp (2B,)
@@ -412,7 +413,7 @@ def count_pairs(
     "The `count_fn` that makes the logged loss a mean over pairs; rows without labels do not count."
     return int(batch['labels'].chunk(2)[0].ne(-100).any(1).sum())
 
-# %% ../nbs/07_dpo.ipynb #039e3c68
+# %% ../nbs/07_dpo.ipynb #7fd2cdb1
 def no_dropout_(
     model:nn.Module, # changed in place
 )->nn.Module: # the same
@@ -422,7 +423,7 @@ def no_dropout_(
         if isinstance(getattr(m, 'dropout', None), float): m.dropout = 0.
     return model
 
-# %% ../nbs/07_dpo.ipynb #e3de023f
+# %% ../nbs/07_dpo.ipynb #04e4d558
 def encode_prefs(
     rows:list, # with prompt, chosen, rejected
     tok, # tokenizer
@@ -450,7 +451,7 @@ def pref_plan(
     lens = np.array([(len(p), max(len(c), len(r))) for p, c, r in rows])
     return plan_window(lens, max(1, budget_tok // 2), key)
 
-# %% ../nbs/07_dpo.ipynb #95a5143f
+# %% ../nbs/07_dpo.ipynb #a69015ea
 @torch.no_grad()
 def logp_table(
     model:nn.Module, # in eval mode
@@ -474,7 +475,7 @@ def rows_key(
         for ids in row: digest.update(len(ids).to_bytes(4, 'little') + ids.tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/07_dpo.ipynb #564d07f0
+# %% ../nbs/07_dpo.ipynb #939df50b
 def _load_ref(path:Path, key:str)->Tensor|None:
     "The stored table; None if it is missing, damaged or belongs to other rows or another model."
     try:
@@ -494,7 +495,7 @@ def reference(
         with write_aside(path) as tmp: save_file(dict(logp=table), str(tmp), metadata=dict(key=key))
     return table
 
-# %% ../nbs/07_dpo.ipynb #e66e43e5
+# %% ../nbs/07_dpo.ipynb #e173f91c
 class PrefStream:
     "Endless batches of preference pairs in memory; resumes at any batch, ranks share the same global batches."
     def __init__(self,
@@ -536,7 +537,7 @@ class PrefStream:
                 own = plan[i][self.rank::self.world]
                 yield collate_prefs([self.rows[j] for j in own], self.ref[own])
 
-# %% ../nbs/07_dpo.ipynb #4996fbae
+# %% ../nbs/07_dpo.ipynb #2c6fa9b2
 def pref_scores(
     logp:Tensor, # (N, 2) of the model
     ref:Tensor, # (N, 2) of the reference
@@ -558,10 +559,10 @@ def answer_lens(
     "Tokens of both answers of every pair."
     return torch.tensor([(len(c), len(r)) for _, c, r in rows])
 
-# %% ../nbs/07_dpo.ipynb #48a59835
+# %% ../nbs/07_dpo.ipynb #44967a83
 def kept_eval(
     tok, # tokenizer
-    n:int=100, # questions
+    n:int=60, # questions
 )->Callable: # model -> dict(exact_heldout), empty where there are no held-out questions
     "Exact match on a fixed sample of the course's held-out questions: what is left of plain answers."
     path = run_path('data', 'heldout.parquet')
@@ -580,14 +581,21 @@ def pref_eval(
     kept, lens = kept_eval(tok), answer_lens(rows)
     return lambda model: pref_scores(logp_table(model, rows), ref, lens, cfg.variant, cfg.beta, cfg.alpha) | kept(model)
 
-# %% ../nbs/07_dpo.ipynb #0f32775d
+# %% ../nbs/07_dpo.ipynb #7010cffd
+@contextmanager
+def _quiet_peft():
+    "peft asks transformers under a name that will go; the user cannot mend that."
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', category=FutureWarning)
+        yield
+
 def add_lora(
     model:nn.Module, # its weights are frozen
     cfg:DpoCfg, # rank, scale, dropout, layers
 )->nn.Module: # a PeftModel around it, in eval mode
     "Put a LoRA adapter (Hu 2021) on the named linear layers. The same seed gives the same adapter."
     from peft import LoraConfig, get_peft_model
-    with torch.random.fork_rng(devices=[]):
+    with _quiet_peft(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(cfg.seed)
         return get_peft_model(model, LoraConfig(task_type='SEQ_2_SEQ_LM', r=cfg.lora_r, lora_alpha=cfg.lora_alpha,
             lora_dropout=cfg.lora_dropout, target_modules=list(cfg.lora_targets))).eval()
@@ -598,7 +606,7 @@ def n_trained(
     "Parameters that training changes."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../nbs/07_dpo.ipynb #ec034de3
+# %% ../nbs/07_dpo.ipynb #0469291d
 def finish_dpo(
     run:Run, # of `fit`
     tok, # tokenizer
@@ -629,7 +637,7 @@ def dpo_figures(
         pref_acc_before_n=n, pref_acc_after_n=n, pref_acc_by_source=by, exact_heldout=heldout_exact(model, tok), n_heldout=heldout_counts(),
         trained_params=n_trained(model), real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), seconds=run.seconds, steps=run.step)
 
-# %% ../nbs/07_dpo.ipynb #c4138cee
+# %% ../nbs/07_dpo.ipynb #e507ae8d
 def dpo(
     cfg:DpoCfg, # from `dpo_cfg`
     resume:bool=True, # False: start over
@@ -649,7 +657,7 @@ def dpo(
               pref_eval(rows['valid'], ref['valid'], tok, cfg), resume=resume, progress=progress)
     return finish_dpo(run, tok, dpo_figures(run, tok, rows['valid'], ref['valid'], [p.source for p in parts['valid']]) if run.done else None)
 
-# %% ../nbs/07_dpo.ipynb #3dae91d4
+# %% ../nbs/07_dpo.ipynb #7ec2c6b8
 def plot_logp(
     log, # path of a log.jsonl, or a list of entries
     ax=None, # matplotlib Axes
@@ -664,7 +672,7 @@ def plot_logp(
     ax.set(xlabel='step', ylabel='log-probability (nats/answer)'); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/07_dpo.ipynb #fe4d3f1a
+# %% ../nbs/07_dpo.ipynb #7df20626
 @dataclass(frozen=True)
 class MergeCfg:
     "Where the adapter is and where the merged model goes."
@@ -681,5 +689,5 @@ def merge(
     config = require(adapter/'adapter_config.json', '07_dpo')
     model, tok = load_model(Path(cfg.base or json.loads(config.read_text(encoding='utf-8'))['base_model_name_or_path']))
     out = Path(cfg.out) if cfg.out else adapter.parent/'model'
-    save_model(PeftModel.from_pretrained(model, adapter).merge_and_unload(), tok, out)
+    with _quiet_peft(): save_model(PeftModel.from_pretrained(model, adapter).merge_and_unload(), tok, out)
     return out

@@ -11,7 +11,7 @@ __all__ = ['MAX_MEMBER', 'LETTERS', 'EXAMS', 'CHANCE', 'CHUNK', 'SHOWN', 'wilson
            'fingerprint', 'once', 'Bench', 'bench', 'run_pairs', 'run_exam', 'read_rows', 'heldout_scores',
            'score_pairs', 'score_exams', 'save_scores', 'evaluate', 'score_table', 'plot_measures', 'plot_subjects']
 
-# %% ../nbs/appendix/evaluation.ipynb #f1147370
+# %% ../nbs/appendix/evaluation.ipynb #e699ec80
 import csv, hashlib, io, json, lzma, math, re, tarfile, time, zipfile, zlib
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
-# %% ../nbs/appendix/evaluation.ipynb #fed390af
+# %% ../nbs/appendix/evaluation.ipynb #0f52f66d
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -31,14 +31,14 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging
 
-# %% ../nbs/appendix/evaluation.ipynb #dd7659c1
+# %% ../nbs/appendix/evaluation.ipynb #eb389bda
 from .chat import Decoding, answer_ids, decode, find_model, pick_device, plan_batches
 from .data_cleaning import decode_line, require, run_path, settle, write_aside
 from .dataset import check_files, collate, plan_window
 from .pretrain import read_pairs
 from .trainer import exact_match
 
-# %% ../nbs/appendix/evaluation.ipynb #7b34306c
+# %% ../nbs/appendix/evaluation.ipynb #2594ff21
 def wilson(
     right:int, # successes
     n:int, # trials, > 0
@@ -49,7 +49,7 @@ def wilson(
     mid, half = p + z*z / (2*n), z * math.sqrt(p*(1 - p)/n + z*z / (4*n*n))
     return max(0., (mid - half) / (1 + z*z/n)), min(1., (mid + half) / (1 + z*z/n))
 
-# %% ../nbs/appendix/evaluation.ipynb #56dc795d
+# %% ../nbs/appendix/evaluation.ipynb #10d8d6db
 def bootstrap(
     stats:np.ndarray, # (N, K), what each row adds to K sums
     figure, # (K,) summed stats -> the score
@@ -63,7 +63,7 @@ def bootstrap(
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../nbs/appendix/evaluation.ipynb #c913f8cd
+# %% ../nbs/appendix/evaluation.ipynb #c4306a36
 def scored(
     value:float, # the figure
     ci95:tuple[float, float]|None=None, # its interval, where one makes sense
@@ -71,7 +71,7 @@ def scored(
     "A figure as it is written to scores.json."
     return dict(value=float(value)) | (dict(ci95=[float(x) for x in ci95]) if ci95 else {})
 
-# %% ../nbs/appendix/evaluation.ipynb #026aeb1e
+# %% ../nbs/appendix/evaluation.ipynb #41ca9495
 def share_score(
     right:int, # successes
     n:int, # trials
@@ -79,7 +79,7 @@ def share_score(
     "A share with its Wilson interval."
     return scored(right / n, wilson(right, n))
 
-# %% ../nbs/appendix/evaluation.ipynb #83bc0b6a
+# %% ../nbs/appendix/evaluation.ipynb #0930be4a
 def ratio_score(
     top, # (N,) what each row adds above the line
     bottom, # (N,) and below it
@@ -90,7 +90,7 @@ def ratio_score(
     ratio = lambda s: s[0] / max(s[1], 1e-12)
     return scored(ratio(stats.sum(0)), bootstrap(stats, ratio))
 
-# %% ../nbs/appendix/evaluation.ipynb #ceedfcb3
+# %% ../nbs/appendix/evaluation.ipynb #18847128
 def grams(
     text:str, # one answer
     n:int, # characters per piece
@@ -98,7 +98,7 @@ def grams(
     "Character n-grams."
     return [text[i:i+n] for i in range(len(text) - n + 1)]
 
-# %% ../nbs/appendix/evaluation.ipynb #c24a94ef
+# %% ../nbs/appendix/evaluation.ipynb #063fd877
 def repeats(
     text:str, # one answer
     n:int=4, # characters per piece
@@ -107,7 +107,7 @@ def repeats(
     pieces = grams(text, n)
     return len(pieces) - len(set(pieces)), len(pieces)
 
-# %% ../nbs/appendix/evaluation.ipynb #059a618b
+# %% ../nbs/appendix/evaluation.ipynb #bdaa34b7
 def distinct(
     texts:list[str], # answers
     n:int, # characters per piece
@@ -116,7 +116,7 @@ def distinct(
     pieces = [g for t in texts for g in grams(t, n)]
     return len(set(pieces)) / len(pieces) if pieces else None
 
-# %% ../nbs/appendix/evaluation.ipynb #696ef112
+# %% ../nbs/appendix/evaluation.ipynb #26ad13e3
 def bleu_stats(
     answers:list[str], # of the model
     references:list[str], # one each
@@ -126,7 +126,7 @@ def bleu_stats(
     scores = [BLEU(tokenize='zh').corpus_score([a], [[r]]) for a, r in zip(answers, references, strict=True)]
     return np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores], float)
 
-# %% ../nbs/appendix/evaluation.ipynb #a693aa3a
+# %% ../nbs/appendix/evaluation.ipynb #bbca63de
 def bleu_of(
     sums:np.ndarray, # (10,) column sums of `bleu_stats`
 )->float: # 0…100
@@ -135,14 +135,14 @@ def bleu_of(
     s = [int(x) for x in sums]
     return BLEU.compute_bleu(s[:4], s[4:8], s[8], s[9], smooth_method='exp').score
 
-# %% ../nbs/appendix/evaluation.ipynb #e1985128
+# %% ../nbs/appendix/evaluation.ipynb #113e96e5
 _TOK_FILES = ('tokenizer.json', 'spiece.model', 'sentencepiece.bpe.model', 'tokenizer.model', 'source.spm', 'vocab.txt', 'vocab.json')
 
 def _said(e:Exception)->str:
     "The first line of an exception's message."
     return (str(e).strip() or type(e).__name__).splitlines()[0]
 
-# %% ../nbs/appendix/evaluation.ipynb #9325c3d4
+# %% ../nbs/appendix/evaluation.ipynb #6c83eac1
 def check_model_dir(
     path:Path, # folder named by the user
 )->Path: # the same, put back first if a crash left it under its hidden name
@@ -155,7 +155,7 @@ def check_model_dir(
     if not config.is_encoder_decoder: raise ValueError(f"{path/'config.json'}: model_type {config.model_type!r} has no encoder: expected a sequence-to-sequence model such as t5")
     return path
 
-# %% ../nbs/appendix/evaluation.ipynb #7b359716
+# %% ../nbs/appendix/evaluation.ipynb #58fca9b2
 def _load(path:Path, dtype:torch.dtype)->tuple:
     "Model and tokenizer, quietly; whatever the library finds wrong becomes one sentence."
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -170,7 +170,7 @@ def _load(path:Path, dtype:torch.dtype)->tuple:
     if lost := sorted(info['missing_keys']): raise ValueError(f'{path}: the weights lack {len(lost)} tensors, such as {lost[0]}')
     return model, tok
 
-# %% ../nbs/appendix/evaluation.ipynb #c41fd045
+# %% ../nbs/appendix/evaluation.ipynb #0175a049
 def open_model(
     path:Path, # any Hugging Face sequence-to-sequence folder with its tokenizer
     dtype:torch.dtype=torch.float32, # of the weights
@@ -182,7 +182,7 @@ def open_model(
     if len(tok) > rows: raise ValueError(f'{path}: the tokenizer has {len(tok)} ids but the model has {rows} embedding rows')
     return model.to(device).eval(), tok
 
-# %% ../nbs/appendix/evaluation.ipynb #03e5ad5c
+# %% ../nbs/appendix/evaluation.ipynb #8e27f0b0
 def end_id(
     model:nn.Module, # sequence to sequence
     tok, # its tokenizer
@@ -192,7 +192,7 @@ def end_id(
     if ends is None: raise ValueError('neither the tokenizer nor config.json has an end token: expected eos_token or eos_token_id')
     return ends[0] if isinstance(ends, list) else ends
 
-# %% ../nbs/appendix/evaluation.ipynb #52ecc25a
+# %% ../nbs/appendix/evaluation.ipynb #a2c33683
 def encode_texts(
     tok, # any tokenizer
     texts:list[str], # prompts or answers
@@ -204,13 +204,13 @@ def encode_texts(
     ids = [o if o and o[-1] == eos else [*o, eos] for o in ids]
     return [o if not max_len or len(o) <= max_len else [*o[:max_len-1], eos] for o in ids]
 
-# %% ../nbs/appendix/evaluation.ipynb #c74dae94
+# %% ../nbs/appendix/evaluation.ipynb #e5d38fc4
 def _finite(x:np.ndarray, model:nn.Module)->np.ndarray:
     "Raise ValueError where half precision overflowed."
     if np.isfinite(x).all(): return x
     raise ValueError(f'the model gave {(~np.isfinite(x)).sum()} scores that are not finite in {model.dtype}: try dtype=float32 or bfloat16')
 
-# %% ../nbs/appendix/evaluation.ipynb #5b5f8bd5
+# %% ../nbs/appendix/evaluation.ipynb #93707ff8
 @torch.no_grad()
 def _passes(model:nn.Module, pairs:list, budget_tok:int, tick):
     "(row numbers, logits (B, T, V), labels (B, T)), batch by batch, alike lengths together."
@@ -220,7 +220,7 @@ def _passes(model:nn.Module, pairs:list, budget_tok:int, tick):
         yield rows, model(**batch, decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels), use_cache=False).logits.float(), labels
         tick(len(rows))
 
-# %% ../nbs/appendix/evaluation.ipynb #80517d35
+# %% ../nbs/appendix/evaluation.ipynb #e1561d6d
 def answer_logp(
     model:nn.Module, # in eval mode
     pairs:list[tuple[list[int], list[int]]], # (prompt ids, answer ids)
@@ -233,10 +233,10 @@ def answer_logp(
         out[rows] = -F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction='none').sum(1).cpu()
     return _finite(out, model)
 
-# %% ../nbs/appendix/evaluation.ipynb #f05e1c8d
+# %% ../nbs/appendix/evaluation.ipynb #0412ac8d
 _LEAST = dict(limit=0, limit_exam=0, max_len=2, max_new_tok=1, max_prompt_tok=16, budget_tok=2)
 
-# %% ../nbs/appendix/evaluation.ipynb #828c9f9c
+# %% ../nbs/appendix/evaluation.ipynb #f6e94acf
 @dataclass(frozen=True)
 class EvaluateCfg:
     "What to measure, on which model, and how."
@@ -265,7 +265,7 @@ class EvaluateCfg:
         if not self.shots or min(self.shots) < 0: raise ValueError(f'shots={self.shots!r}: expected one or more numbers >= 0, such as 5 0')
         if self.answer not in ('letter', 'text'): raise ValueError(f'answer={self.answer!r}: expected letter or text')
 
-# %% ../nbs/appendix/evaluation.ipynb #89ded94b
+# %% ../nbs/appendix/evaluation.ipynb #746e337f
 def greedy_texts(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -280,7 +280,7 @@ def greedy_texts(
         tick(len(rows))
     return out
 
-# %% ../nbs/appendix/evaluation.ipynb #60d64864
+# %% ../nbs/appendix/evaluation.ipynb #e37eedb3
 def score_rows(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -297,27 +297,27 @@ def score_rows(
     return [dict(prompt=p, reference=r, answer=a, nats=float(x), n_tok=len(ids), n_char=c, n_unk=ids.count(tok.unk_token_id))
             for p, r, a, x, ids, c in zip(prompts, refs, said, nats, wanted, n_char)]
 
-# %% ../nbs/appendix/evaluation.ipynb #be81aca6
+# %% ../nbs/appendix/evaluation.ipynb #e0273fe8
 def _likelihood(col:dict)->dict:
     "What the log-probabilities say."
     nats = np.array(col['nats'])
     return dict(loss=ratio_score(nats, col['n_tok']), bits_per_char=ratio_score(nats / math.log(2), col['n_char']),
                 unknown=scored(sum(col['n_unk']) / sum(col['n_tok'])))
 
-# %% ../nbs/appendix/evaluation.ipynb #1f49b467
+# %% ../nbs/appendix/evaluation.ipynb #b9099b8f
 def _agreement(said:list[str], refs:list[str])->dict:
     "Answers against references."
     stats = bleu_stats(said, refs)
     return dict(bleu4=scored(bleu_of(stats.sum(0)), bootstrap(stats, bleu_of)), exact=share_score(round(exact_match(said, refs) * len(refs)), len(refs)),
                 length_ratio=ratio_score(list(map(len, said)), list(map(len, refs))))
 
-# %% ../nbs/appendix/evaluation.ipynb #a8879054
+# %% ../nbs/appendix/evaluation.ipynb #fc280e02
 def _shape(said:list[str], refs:list[str])->dict:
     "Answers by themselves; the repetition of the references is the natural amount."
     out = {name: ratio_score(*zip(*map(repeats, texts))) for name, texts in dict(repetition=said, repetition_reference=refs).items()}
     return out | {f'distinct{n}': None if (d := distinct(said, n)) is None else scored(d) for n in (1, 2)}
 
-# %% ../nbs/appendix/evaluation.ipynb #51df6cb8
+# %% ../nbs/appendix/evaluation.ipynb #7f3e8d87
 def pair_scores(
     rows:list[dict], # from `score_rows`
 )->dict: # rows, and measure -> {value, ci95}; a measure that cannot be taken is absent
@@ -327,7 +327,7 @@ def pair_scores(
     out = _likelihood(col) | _agreement(*texts) | _shape(*texts)
     return dict(rows=len(rows)) | {k: v for k, v in out.items() if v is not None}
 
-# %% ../nbs/appendix/evaluation.ipynb #e20640c0
+# %% ../nbs/appendix/evaluation.ipynb #1b4f40fc
 MAX_MEMBER = 64 * 2**20 # bytes of one CSV, unpacked
 
 def _tar_members(path:Path):
@@ -335,25 +335,25 @@ def _tar_members(path:Path):
         for m in tar:
             if m.isfile(): yield m.name, m.size, partial(lambda m: tar.extractfile(m).read(), m)
 
-# %% ../nbs/appendix/evaluation.ipynb #a70205cf
+# %% ../nbs/appendix/evaluation.ipynb #5e72c931
 def _zip_members(path:Path):
     with zipfile.ZipFile(path) as z:
         for m in z.infolist():
             if not m.is_dir(): yield m.filename, m.file_size, partial(z.read, m)
 
-# %% ../nbs/appendix/evaluation.ipynb #2d785b15
+# %% ../nbs/appendix/evaluation.ipynb #60483960
 def _folder_members(path:Path):
     for p in sorted(path.rglob('*')):
         if p.is_file(): yield p.relative_to(path).as_posix(), p.stat().st_size, p.read_bytes
 
-# %% ../nbs/appendix/evaluation.ipynb #c041cc88
+# %% ../nbs/appendix/evaluation.ipynb #7f956e10
 def _place(name:str)->tuple[str, str]|None:
     "(split, subject) of a member such as ceval/dev/law_dev.csv; None for anything else."
     p = PurePosixPath(name.replace('\\', '/'))
     if p.suffix.lower() != '.csv' or p.name.startswith('.') or p.parent.name not in ('dev', 'val', 'test'): return None
     return p.parent.name, re.sub(r'[^\w-]', '_', re.sub(r'_(dev|val|test)$', '', p.stem))
 
-# %% ../nbs/appendix/evaluation.ipynb #3ef2dd48
+# %% ../nbs/appendix/evaluation.ipynb #3463bc4b
 def _read_members(path:Path, members)->dict:
     "(split, subject) -> (name, bytes)."
     out = {}
@@ -364,7 +364,7 @@ def _read_members(path:Path, members)->dict:
         out[key] = name, read()
     return out
 
-# %% ../nbs/appendix/evaluation.ipynb #4a7a8d05
+# %% ../nbs/appendix/evaluation.ipynb #917473a9
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
 def read_members(
@@ -379,14 +379,14 @@ def read_members(
     if not out: raise ValueError(f'{path} holds no CSV file in dev/, val/ or test/')
     return out
 
-# %% ../nbs/appendix/evaluation.ipynb #f2acc802
+# %% ../nbs/appendix/evaluation.ipynb #d5ec9566
 class Question(NamedTuple):
     "One multiple-choice question."
     ask:str # the question
     options:tuple[str, str, str, str] # A, B, C, D
     gold:str # the right letter
 
-# %% ../nbs/appendix/evaluation.ipynb #c08bc81a
+# %% ../nbs/appendix/evaluation.ipynb #c3445c9d
 LETTERS = 'ABCD'
 _COLUMNS = ('question', 'a', 'b', 'c', 'd', 'answer')
 
@@ -397,7 +397,7 @@ def _csv_text(name:str, raw:bytes)->str:
     if bad: raise ValueError(f'{name}, line {bad}: the bytes are neither UTF-8 nor GB18030')
     return ''.join(lines)
 
-# %% ../nbs/appendix/evaluation.ipynb #246a8813
+# %% ../nbs/appendix/evaluation.ipynb #0ae82d3b
 def _question(name:str, line:int, row:dict)->Question:
     "Check one record."
     cells = {c: (row.get(c) or '').strip() for c in _COLUMNS}
@@ -407,7 +407,7 @@ def _question(name:str, line:int, row:dict)->Question:
         raise ValueError(f"{name}, line {line}, field 'answer' is {cells['answer']!r}: expected one of A, B, C, D")
     return Question(cells['question'], tuple(cells[c] for c in 'abcd'), gold)
 
-# %% ../nbs/appendix/evaluation.ipynb #504c5f6e
+# %% ../nbs/appendix/evaluation.ipynb #a9a6b850
 def _records(name:str, text:str):
     "(line, record) with lower-case keys; ValueError for a missing column or broken quoting."
     reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
@@ -419,7 +419,7 @@ def _records(name:str, text:str):
         yield line, row
         line = reader.line_num + 1
 
-# %% ../nbs/appendix/evaluation.ipynb #a683440b
+# %% ../nbs/appendix/evaluation.ipynb #cd36ce62
 def read_questions(
     name:str, # of the file, for messages
     raw:bytes, # its content
@@ -430,7 +430,7 @@ def read_questions(
     if not out: raise ValueError(f'{name} has no questions: expected at least one row under the header')
     return out
 
-# %% ../nbs/appendix/evaluation.ipynb #0f00e8da
+# %% ../nbs/appendix/evaluation.ipynb #53669024
 class Exam(NamedTuple):
     "How a benchmark asks."
     head:str # first line of the prompt
@@ -438,7 +438,7 @@ class Exam(NamedTuple):
     end:str # after the options
     split:str # folder that is scored
 
-# %% ../nbs/appendix/evaluation.ipynb #47127f77
+# %% ../nbs/appendix/evaluation.ipynb #b4a96004
 EXAMS = dict(cmmlu=Exam('以下是单项选择题，请直接给出正确答案的选项。', '题目：', '答案是：', 'test'),
              ceval=Exam('以下是中国考试的单项选择题，请选出其中的正确答案。', '', '答案：', 'val'))
 
@@ -454,7 +454,7 @@ def read_exam(
     if not subjects: raise ValueError(f'{path} has no {split}/ folder with CSV files: expected dev/ and {split}/')
     return {s: (parsed.get(('dev', s), []), parsed[split, s][:limit or None]) for s in subjects}
 
-# %% ../nbs/appendix/evaluation.ipynb #37844fcd
+# %% ../nbs/appendix/evaluation.ipynb #71f471d8
 def ask_letter(
     exam:Exam, # how it asks
     q:Question, # the question
@@ -462,7 +462,7 @@ def ask_letter(
     "Question and options."
     return '\n'.join([exam.ask + q.ask, *(f'{l}. {o}' for l, o in zip(LETTERS, q.options)), exam.end])
 
-# %% ../nbs/appendix/evaluation.ipynb #38db3d0b
+# %% ../nbs/appendix/evaluation.ipynb #06eb0457
 def exam_texts(
     exam:Exam, # how it asks
     answer:str, # letter or text
@@ -473,7 +473,7 @@ def exam_texts(
     if answer == 'text': return '', [f'{q.ask}\n{q.options[LETTERS.index(q.gold)]}\n\n' for q in dev], [q.ask for q in questions]
     return exam.head + '\n\n', [f'{ask_letter(exam, q)}{q.gold}\n\n' for q in dev], [ask_letter(exam, q) for q in questions]
 
-# %% ../nbs/appendix/evaluation.ipynb #6c9be415
+# %% ../nbs/appendix/evaluation.ipynb #8e317acf
 def fit_prompts(
     tok, # tokenizer
     pieces:tuple[str, list[str], list[str]], # from `exam_texts`; only the examples to be used
@@ -491,7 +491,7 @@ def fit_prompts(
             prompts[i], used[i], n_cut = ids[-max_len:], k, n_cut + (len(ids) > max_len)
     return prompts, used, n_cut
 
-# %% ../nbs/appendix/evaluation.ipynb #ece4e00a
+# %% ../nbs/appendix/evaluation.ipynb #a084691d
 def letter_ids(
     tok, # tokenizer
     eos:int, # taken off again: the letter is a beginning, not a whole answer
@@ -502,7 +502,7 @@ def letter_ids(
         raise ValueError(f'the tokenizer does not know the letters A, B, C, D (ids {ids}): use --answer text')
     return ids
 
-# %% ../nbs/appendix/evaluation.ipynb #f5a5a3da
+# %% ../nbs/appendix/evaluation.ipynb #f6cbb9cb
 def option_logp(
     model:nn.Module, # in eval mode
     prompts:list[list[int]], # N
@@ -514,7 +514,7 @@ def option_logp(
     flat = [(p, o) for p, row in zip(prompts, options, strict=True) for o in row]
     return answer_logp(model, flat, budget_tok, lambda n: tick(n / len(options[0]))).reshape(len(prompts), -1)
 
-# %% ../nbs/appendix/evaluation.ipynb #7a9e55e4
+# %% ../nbs/appendix/evaluation.ipynb #d4cda921
 def letter_logp(
     model:nn.Module, # in eval mode
     prompts:list[list[int]], # N
@@ -530,7 +530,7 @@ def letter_logp(
         out[rows] = (logp[:, :-1].gather(-1, labels[:, :-1, None]).sum(1) + logp[:, -1, last]).cpu()
     return _finite(out, model)
 
-# %% ../nbs/appendix/evaluation.ipynb #77f2628b
+# %% ../nbs/appendix/evaluation.ipynb #b4a1351e
 def pick_options(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -547,7 +547,7 @@ def pick_options(
         scores = option_logp(model, prompts, options, cfg.budget_tok, tick) / [[len(o) + 1 for o in q.options] for q in questions]
     return ''.join(LETTERS[i] for i in scores.argmax(1))
 
-# %% ../nbs/appendix/evaluation.ipynb #44eb2980
+# %% ../nbs/appendix/evaluation.ipynb #350f19fa
 def subject_result(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -565,24 +565,24 @@ def subject_result(
     return dict(n=len(questions), right=sum(a == b for a, b in zip(picked, gold)), picked=picked, gold=gold, shots_used=sum(used), cut=n_cut,
                 unknown=sum(p.count(tok.unk_token_id) for p in prompts), prompt_tok=sum(map(len, prompts)), seconds=time.perf_counter() - began)
 
-# %% ../nbs/appendix/evaluation.ipynb #9bf4fd88
+# %% ../nbs/appendix/evaluation.ipynb #bb0b8a7c
 CHANCE = 0.25
 
 def _accuracy(right:int, n:int)->dict: return dict(accuracy=right / n, ci95=list(wilson(right, n)), n=n)
 
-# %% ../nbs/appendix/evaluation.ipynb #91298d11
+# %% ../nbs/appendix/evaluation.ipynb #fdcafddf
 def _letters(results:dict)->dict:
     "What was picked, and the best that one fixed letter could do."
     picked, gold = (''.join(r[k] for r in results.values()) for k in ('picked', 'gold'))
     return dict(constant=max(map(gold.count, LETTERS)) / len(gold), picked={l: picked.count(l) / len(gold) for l in LETTERS})
 
-# %% ../nbs/appendix/evaluation.ipynb #cecfb3a4
+# %% ../nbs/appendix/evaluation.ipynb #f34c6276
 def _effort(results:dict)->dict:
     "Examples really used, prompts cut, unknown tokens, time."
     n, used, cut, unknown, tok, seconds = (sum(r[k] for r in results.values()) for k in ('n', 'shots_used', 'cut', 'unknown', 'prompt_tok', 'seconds'))
     return dict(shots_used=used / n, cut=cut, unknown=unknown / tok, seconds=seconds)
 
-# %% ../nbs/appendix/evaluation.ipynb #0927d0b6
+# %% ../nbs/appendix/evaluation.ipynb #0b0d47ae
 def exam_scores(
     results:dict[str, dict], # subject -> from `subject_result`
 )->dict: # accuracy, ci95, chance, contains_chance, constant, macro, n, picked, shots_used, cut, unknown, seconds, subjects
@@ -592,7 +592,7 @@ def exam_scores(
     return out | dict(chance=CHANCE, contains_chance=out['ci95'][0] <= CHANCE <= out['ci95'][1],
         macro=float(np.mean([s['accuracy'] for s in subjects.values()]))) | _letters(results) | _effort(results) | dict(subjects=subjects)
 
-# %% ../nbs/appendix/evaluation.ipynb #1d5a1c67
+# %% ../nbs/appendix/evaluation.ipynb #5aab0d8f
 def digest(
     *parts, # anything with a stable repr, or bytes
 )->str: # 16 hexadecimal digits
@@ -601,7 +601,7 @@ def digest(
     for p in parts: h.update(p if isinstance(p, bytes) else repr(p).encode()); h.update(b'\0')
     return h.hexdigest()[:16]
 
-# %% ../nbs/appendix/evaluation.ipynb #601c4845
+# %% ../nbs/appendix/evaluation.ipynb #f5229785
 def fingerprint(
     path:Path, # model folder
 )->str: # changes with any byte of weights, config or tokenizer
@@ -612,7 +612,7 @@ def fingerprint(
         with open(p, 'rb') as f: h.update(hashlib.file_digest(f, 'sha256').digest())
     return h.hexdigest()[:16]
 
-# %% ../nbs/appendix/evaluation.ipynb #002d02ea
+# %% ../nbs/appendix/evaluation.ipynb #8ef31e04
 def once(
     path:Path, # the part's file
     key:str, # what it depends on
@@ -627,7 +627,7 @@ def once(
     with write_aside(path) as tmp: tmp.write_text(json.dumps(dict(key=key, result=result), ensure_ascii=False), encoding='utf-8')
     return result, False
 
-# %% ../nbs/appendix/evaluation.ipynb #5bd706bc
+# %% ../nbs/appendix/evaluation.ipynb #7b73f810
 class Bench(NamedTuple):
     "A model that is being measured."
     model:nn.Module # in eval mode
@@ -636,7 +636,7 @@ class Bench(NamedTuple):
     out:Path # folder of the results
     key:str # fingerprint of the model and its dtype
 
-# %% ../nbs/appendix/evaluation.ipynb #b91eed4c
+# %% ../nbs/appendix/evaluation.ipynb #25582264
 CHUNK = 256 # rows per part
 
 def bench(
@@ -648,12 +648,12 @@ def bench(
     name = path.resolve().parent.name if path.name == 'model' else path.resolve().name
     return Bench(model, tok, cfg, Path(cfg.out or run_path('eval', name)), digest(fingerprint(path), cfg.dtype))
 
-# %% ../nbs/appendix/evaluation.ipynb #eb4a43cb
+# %% ../nbs/appendix/evaluation.ipynb #2627f5b6
 def _bar(total:int, what:str)->tqdm:
     "A progress bar that only a terminal shows."
     return tqdm(total=total, desc=what, unit='row', disable=None)
 
-# %% ../nbs/appendix/evaluation.ipynb #10297477
+# %% ../nbs/appendix/evaluation.ipynb #bd42b428
 def run_pairs(
     b:Bench, # the model
     name:str, # of the set; its parts lie in parts/<name>/
@@ -669,7 +669,7 @@ def run_pairs(
             rows += got
     return rows
 
-# %% ../nbs/appendix/evaluation.ipynb #1841ac44
+# %% ../nbs/appendix/evaluation.ipynb #27482624
 def run_exam(
     b:Bench, # the model
     name:str, # cmmlu or ceval
@@ -688,7 +688,7 @@ def run_exam(
             bar.update(len(qs) * old)
     return exam_scores(results)
 
-# %% ../nbs/appendix/evaluation.ipynb #85e068f6
+# %% ../nbs/appendix/evaluation.ipynb #f18b85d1
 def read_rows(
     file:Path, # parquet with prompt and response
     limit:int=0, # first rows; 0: all
@@ -701,7 +701,7 @@ def read_rows(
             if not (text or '').strip(): raise ValueError(f'{file}: row {i}, column {col!r} is {text!r}: expected text')
     return pairs
 
-# %% ../nbs/appendix/evaluation.ipynb #995c6683
+# %% ../nbs/appendix/evaluation.ipynb #d0fa828d
 def heldout_scores(
     b:Bench, # the model
     path:Path, # parquet with prompt, response, kind
@@ -711,7 +711,7 @@ def heldout_scores(
     ok = pd.Series([r['answer'].strip() == r['reference'] for r in rows]).groupby(kinds).agg(['sum', 'size'])
     return pair_scores(rows) | dict(kinds={k: share_score(int(right), int(n)) for k, right, n in ok.itertuples()})
 
-# %% ../nbs/appendix/evaluation.ipynb #6398b382
+# %% ../nbs/appendix/evaluation.ipynb #dcb03237
 def score_pairs(
     b:Bench, # the model
 )->dict: # pairs: file's stem -> scores; heldout: scores
@@ -722,7 +722,7 @@ def score_pairs(
     held = run_path('data', 'heldout.parquet')
     return out | (dict(heldout=heldout_scores(b, held)) if b.cfg.heldout and held.exists() else {})
 
-# %% ../nbs/appendix/evaluation.ipynb #2aed2ab1
+# %% ../nbs/appendix/evaluation.ipynb #1db93ba3
 def score_exams(
     b:Bench, # the model
 )->dict: # cmmlu, ceval (cmmlu_text, ceval_text when options are scored as text): '5-shot' -> scores
@@ -731,7 +731,7 @@ def score_exams(
     tail = '' if b.cfg.answer == 'letter' else '_text'
     return {n + tail: {f'{k}-shot': run_exam(b, n, p, k) for k in b.cfg.shots} for n, p in paths.items()}
 
-# %% ../nbs/appendix/evaluation.ipynb #523e4cf5
+# %% ../nbs/appendix/evaluation.ipynb #77f9ae7d
 _SECTIONS = ('pairs', 'cmmlu', 'ceval', 'cmmlu_text', 'ceval_text') # of scores.json: entries are added one by one
 
 def save_scores(
@@ -745,7 +745,7 @@ def save_scores(
     with write_aside(path) as tmp: tmp.write_text(json.dumps(scores, indent=1, ensure_ascii=False), encoding='utf-8')
     return scores
 
-# %% ../nbs/appendix/evaluation.ipynb #4574430f
+# %% ../nbs/appendix/evaluation.ipynb #01dd11fc
 def evaluate(
     cfg:EvaluateCfg, # what to measure
 )->dict: # model, fingerprint, config, seconds, pairs, heldout, cmmlu, ceval: as in scores.json
@@ -760,13 +760,13 @@ def evaluate(
     if not cfg.model: save_scores(run_path('eval', 'scores.json'), scores)
     return scores
 
-# %% ../nbs/appendix/evaluation.ipynb #e037af29
+# %% ../nbs/appendix/evaluation.ipynb #799bf486
 def _pair_lines(name:str, s:dict)->list[tuple]:
     "Lines of one set of pairs."
     lines = [(name, m, v['value'], *v.get('ci95', (None, None)), s['rows']) for m, v in s.items() if isinstance(v, dict) and 'value' in v]
     return lines + [(name, f'exact {k}', v['value'], *v['ci95'], None) for k, v in s.get('kinds', {}).items()]
 
-# %% ../nbs/appendix/evaluation.ipynb #5ae4aabd
+# %% ../nbs/appendix/evaluation.ipynb #1c6d8700
 def score_table(
     scores:dict, # from `evaluate`
 )->pd.DataFrame: # set, measure, value, low, high, n
@@ -776,7 +776,7 @@ def score_table(
     rows += [(name, f'accuracy {k}', v['accuracy'], *v['ci95'], v['n']) for name in (n + t for n in EXAMS for t in ('', '_text')) for k, v in scores.get(name, {}).items()]
     return pd.DataFrame(rows, columns=['set', 'measure', 'value', 'low', 'high', 'n']).set_index(['set', 'measure'])
 
-# %% ../nbs/appendix/evaluation.ipynb #b24c2985
+# %% ../nbs/appendix/evaluation.ipynb #476a598d
 def _whiskers(ax, x, values:list[float], cis:list):
     "Intervals as whiskers, where there are any."
     points = [(at, v, max(0, v - ci[0]), max(0, ci[1] - v)) for at, v, ci in zip(x, values, cis) if ci]
@@ -784,7 +784,7 @@ def _whiskers(ax, x, values:list[float], cis:list):
     at, v, down, up = zip(*points)
     ax.errorbar(at, v, yerr=[down, up], fmt='none', ecolor='black', capsize=2, lw=1)
 
-# %% ../nbs/appendix/evaluation.ipynb #416b6b51
+# %% ../nbs/appendix/evaluation.ipynb #2a09a541
 SHOWN = ('exact', 'bleu4', 'repetition', 'length_ratio', 'distinct1', 'distinct2')
 
 def _points(s:dict)->list[tuple]:
@@ -792,7 +792,7 @@ def _points(s:dict)->list[tuple]:
     unit = lambda m, v: v / 100 if m == 'bleu4' else v
     return [(i, unit(m, s[m]['value']), [unit(m, c) for c in s[m]['ci95']] if 'ci95' in s[m] else None) for i, m in enumerate(SHOWN) if m in s]
 
-# %% ../nbs/appendix/evaluation.ipynb #1edca3ea
+# %% ../nbs/appendix/evaluation.ipynb #a83318d0
 def plot_measures(
     scores:dict[str, dict], # name -> from `pair_scores`
     ax=None, # matplotlib Axes
@@ -808,7 +808,7 @@ def plot_measures(
     ax.set_xticks(range(len(SHOWN)), SHOWN, fontsize=8); ax.set(ylabel='share or ratio (bleu4: /100)'); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/appendix/evaluation.ipynb #2fd6071d
+# %% ../nbs/appendix/evaluation.ipynb #52510ca7
 def plot_subjects(
     exam:dict, # from `exam_scores`
     ax=None, # matplotlib Axes

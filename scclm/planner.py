@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['EXACT_MALLOC', 'CHIPS', 'optimizer_bytes', 'Shape', 'Widths', 'widths', 'ff_bytes', 'self_bytes', 'cross_bytes',
-           'memory_bytes', 'layer_bytes', 'end_bytes', 'saved_parts', 'fixed_batch', 'Weights', 'weight_bytes',
-           'passing_bytes', 'kept_bytes', 'timeline', 'peak_bytes', 'ProbeCfg', 'train_briefly', 'probe',
-           'measured_peak', 'predicted_peak', 'row_flops', 'train_flops', 'Speed', 'chip_for', 'chip_speed',
-           'run_speed', 'PlanCfg', 'mean_lengths', 'speed_of', 'worst_shape', 'largest_budget', 'options',
+           'memory_bytes', 'layer_parts', 'end_bytes', 'saved_parts', 'fixed_batch', 'Weights', 'weight_bytes',
+           'passing_parts', 'backward_bytes', 'checkpoint_bytes', 'kept_layers', 'timeline', 'peak_bytes', 'ProbeCfg',
+           'train_briefly', 'probe', 'measured_peak', 'predicted_peak', 'row_flops', 'train_flops', 'Speed', 'chip_for',
+           'chip_speed', 'run_speed', 'PlanCfg', 'mean_lengths', 'speed_of', 'worst_shape', 'largest_budget', 'options',
            'memory_parts', 'filled', 'plan', 'assumptions', 'plan_text']
 
-# %% ../nbs/appendix/planner.ipynb #cd6d421e
+# %% ../nbs/appendix/planner.ipynb #f9b82db3
 import ctypes, gc, json, os, subprocess, sys, tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +30,7 @@ from .tokenizer import load_tokenizer
 from .trainer import (OPTIMIZERS, StopSignals, TrainCfg, count_labels, param_groups, probe_precision, read_log, seq2seq_loss,
                            start, train_step)
 
-# %% ../nbs/appendix/planner.ipynb #b98b9747
+# %% ../nbs/appendix/planner.ipynb #7eb5da03
 def optimizer_bytes(
     model:nn.Module, # may sit on the meta device
     optimizer:str='adamw', # adamw, muon, adafactor, adafactor_relative
@@ -41,20 +41,21 @@ def optimizer_bytes(
     each = {'matrix': 4 if optimizer == 'muon' else 8}
     return sum(each.get(g['name'], 8)*p.numel() for g in param_groups(model) for p in g['params'])
 
-# %% ../nbs/appendix/planner.ipynb #b24c8855
+# %% ../nbs/appendix/planner.ipynb #9ae06e91
 class Shape(NamedTuple):
     "A padded batch."
     rows:int # B
     prompt:int # S, tokens of the longest prompt
     answer:int # T, tokens of the longest answer
 
+# %% ../nbs/appendix/planner.ipynb #f585cdea
 class Widths(NamedTuple):
     "Bytes per number."
     linear:int # what matrix products read: 4 in fp32, 2 under autocast
     noise:int # a dropout mask on what a matrix product gave: the same on a CPU, 1 on a GPU
     noise32:int # a dropout mask on fp32 numbers: 4 on a CPU, 1 on a GPU
 
-# %% ../nbs/appendix/planner.ipynb #2f250a29
+# %% ../nbs/appendix/planner.ipynb #ab2522df
 def widths(
     precision:str, # fp32, bf16 or fp16
     gpu:bool=False, # dropout masks take a byte there
@@ -64,13 +65,14 @@ def widths(
     linear = 4 if precision == 'fp32' else 2
     return Widths(linear, 1 if gpu else linear, 1 if gpu else 4)
 
+# %% ../nbs/appendix/planner.ipynb #05681677
 def _sizes(c:T5Config)->tuple: return c.d_model, c.num_heads*c.d_kv, c.num_heads, c.dropout_rate > 0
 
 def _norm(d:int)->int: return 8*d + 4 # fp32: the input, the input over its length, and one over the length
 
 def _read(d:int, readers:int, w:Widths)->int: return 4*d if w.linear == 4 else 2*d*readers # autocast: every reader makes its own copy
 
-# %% ../nbs/appendix/planner.ipynb #d879dfb7
+# %% ../nbs/appendix/planner.ipynb #c86a8234
 def ff_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -80,7 +82,7 @@ def ff_bytes(
     hidden = w.linear + (2 if w.linear == 2 else 0) + drop*(w.noise + (4 if w.linear == 4 else 0))
     return _norm(d) + _read(d, 1, w) + hidden*c.d_ff + drop*w.noise*d
 
-# %% ../nbs/appendix/planner.ipynb #e5778b7e
+# %% ../nbs/appendix/planner.ipynb #ed66a6af
 def self_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -90,6 +92,7 @@ def self_bytes(
     d, di, h, drop = _sizes(c)
     return _norm(d) + _read(d, 3, w) + 12*di + w.linear*di + drop*w.noise*d + (4 + drop*(w.noise32 + 4))*h*n_keys
 
+# %% ../nbs/appendix/planner.ipynb #681af37a
 def cross_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -100,6 +103,7 @@ def cross_bytes(
     attn = (8 + w.noise32)*h*n_keys + 4*di + w.noise*d if drop else 4*h + w.linear*(di + h*n_keys)
     return _norm(d) + _read(d, 1, w) + w.linear*di + attn
 
+# %% ../nbs/appendix/planner.ipynb #7319ae4b
 def memory_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -108,16 +112,18 @@ def memory_bytes(
     d, di, _, drop = _sizes(c)
     return 2*di*(4 if drop else w.linear) + (0 if w.linear == 4 else 4*d)
 
-# %% ../nbs/appendix/planner.ipynb #7352179a
-def layer_bytes(
+# %% ../nbs/appendix/planner.ipynb #ebeb7a9d
+def layer_parts(
     c:T5Config, # sizes
     shape:Shape, # of the batch
     w:Widths, # bytes per number
-)->tuple[int, int]: # (an encoder layer, a decoder layer), bytes
-    "What autograd keeps for a layer."
+)->dict[str, list[int]]: # encoder: [self, feed-forward]; decoder: [self, cross, feed-forward], bytes
+    "What autograd keeps for the parts of a layer."
     b, s, t = shape
-    return b*s*(self_bytes(c, w, s) + ff_bytes(c, w)), b*t*(self_bytes(c, w, t) + cross_bytes(c, w, s) + ff_bytes(c, w)) + b*s*memory_bytes(c, w) + t*t
+    cross = b*t*cross_bytes(c, w, s) + b*s*memory_bytes(c, w)
+    return dict(encoder=[b*s*self_bytes(c, w, s), b*s*ff_bytes(c, w)], decoder=[b*t*self_bytes(c, w, t) + t*t, cross, b*t*ff_bytes(c, w)])
 
+# %% ../nbs/appendix/planner.ipynb #3b0d540c
 def end_bytes(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -128,16 +134,17 @@ def end_bytes(
     ends = b*s*(_norm(d) + (4*d if w.linear == 4 else 0)) + b*t*(_norm(d) + w.linear*d) + drop*2*w.noise32*d*b*(s + t)
     return ends + 8*t*t + (8 + b)*s*s + 8*b*(s + 2*t) + 4
 
+# %% ../nbs/appendix/planner.ipynb #98818f08
 def saved_parts(
     c:T5Config, # sizes
     shape:Shape, # of the batch, with some padding
     w:Widths, # bytes per number
 )->dict[str, int]: # encoder, decoder, ends, logits, bytes
     "All that autograd keeps of a forward pass, copies of weights aside."
-    enc, dec = layer_bytes(c, shape, w)
-    return dict(encoder=enc*c.num_layers, decoder=dec*c.num_decoder_layers, ends=end_bytes(c, shape, w), logits=4*shape.rows*shape.answer*c.vocab_size)
+    layers = {k: sum(v) for k, v in layer_parts(c, shape, w).items()}
+    return dict(encoder=layers['encoder']*c.num_layers, decoder=layers['decoder']*c.num_decoder_layers, ends=end_bytes(c, shape, w), logits=4*shape.rows*shape.answer*c.vocab_size)
 
-# %% ../nbs/appendix/planner.ipynb #e8ca99ad
+# %% ../nbs/appendix/planner.ipynb #ab59e707
 def fixed_batch(
     c:T5Config, # gives the vocabulary
     shape:Shape, # of the batch
@@ -147,7 +154,7 @@ def fixed_batch(
     mask[0, -2:] = 0
     return dict(input_ids=torch.randint(7, c.vocab_size, shape[:2]), attention_mask=mask, labels=torch.randint(7, c.vocab_size, (shape[0], shape[2])))
 
-# %% ../nbs/appendix/planner.ipynb #77e6acef
+# %% ../nbs/appendix/planner.ipynb #7ce99efc
 class Weights(NamedTuple):
     "Bytes of fp32 weights."
     embedding:int # shared table
@@ -155,6 +162,7 @@ class Weights(NamedTuple):
     decoder:int # one layer
     all:int # the whole model
 
+# %% ../nbs/appendix/planner.ipynb #a06145fe
 def weight_bytes(
     model:nn.Module, # a T5, may sit on the meta device
 )->Weights: # by place
@@ -163,28 +171,46 @@ def weight_bytes(
     for name, p in model.named_parameters(): at[name.split('.')[0]] += 4*p.numel()
     return Weights(at['shared'], at['encoder']//c.num_layers, at['decoder']//c.num_decoder_layers, sum(at.values()))
 
-# %% ../nbs/appendix/planner.ipynb #14f3ebc1
-def passing_bytes(
+# %% ../nbs/appendix/planner.ipynb #54791954
+def passing_parts(
     c:T5Config, # sizes
     shape:Shape, # of the batch
-    n:int, # tokens of a row in this stack
-)->int: # bytes, fp32
-    "What the backward pass of one layer needs for a moment: the gradient of the hidden layer twice, or of the probabilities three times."
-    _, _, h, _ = _sizes(c)
-    return 4*shape.rows*(n*2*c.d_model + shape.prompt*c.d_model + max(2*n*c.d_ff, 3*h*n*max(n, shape.prompt)))
+)->dict[str, list[int]]: # as in `layer_parts`
+    "What the backward pass of each part needs for a moment, fp32."
+    (b, s, t), (d, _, h, _), ff = shape, _sizes(c), c.d_ff
+    encoder, decoder = [3*h*s*s, 2*s*ff], [3*h*t*t, 3*h*t*s, 2*t*ff]
+    return dict(encoder=[4*b*(3*s*d + x) for x in encoder], decoder=[4*b*(2*t*d + s*d + x) for x in decoder])
 
-def kept_bytes(
+# %% ../nbs/appendix/planner.ipynb #03f8975f
+def backward_bytes(
+    kept:list[int], # bytes of the parts of a layer
+    passing:list[int], # what each needs while it goes back
+)->int: # bytes
+    "The most a layer takes on the way back: its parts leave from the last to the first."
+    return max(sum(kept[:i + 1]) + p for i, p in enumerate(passing))
+
+# %% ../nbs/appendix/planner.ipynb #337d188d
+def checkpoint_bytes(
+    c:T5Config, # sizes
+    shape:Shape, # of the batch
+)->tuple[dict[str, int], int]: # bytes by layer; bytes of the masks that all layers share
+    "What stays with checkpointing."
+    b, s, t = shape
+    return dict(encoder=4*b*s*c.d_model, decoder=4*b*t*c.d_model), 4*c.num_heads*(b*s*s + t*t + b*t*s)
+
+# %% ../nbs/appendix/planner.ipynb #c561f7ef
+def kept_layers(
     c:T5Config, # sizes
     shape:Shape, # of the batch
     w:Widths, # bytes per number
-    checkpointing:bool=False, # keep only each layer's input and compute it again on the way back
-)->tuple[int, int, int]: # bytes kept by (an encoder layer, a decoder layer, what is shared by all)
-    "What stays until the backward pass reaches a layer."
-    b, s, t = shape
-    if not checkpointing: return *layer_bytes(c, shape, w), 0
-    return 4*b*s*c.d_model, 4*b*t*c.d_model, 4*b*c.num_heads*(s*s + t*t + t*s)
+    checkpointing:bool=False, # as above
+)->tuple[dict[str, int], dict[str, int], int]: # kept by a layer; at most while it goes back; shared
+    "The two figures of a layer that the walk back needs."
+    parts, passing = layer_parts(c, shape, w), passing_parts(c, shape)
+    kept, shared = checkpoint_bytes(c, shape) if checkpointing else ({k: sum(v) for k, v in parts.items()}, 0)
+    return kept, {k: backward_bytes(parts[k], passing[k]) + (kept[k] if checkpointing else 0) for k in parts}, shared
 
-# %% ../nbs/appendix/planner.ipynb #8bcc0960
+# %% ../nbs/appendix/planner.ipynb #2829cb23
 def timeline(
     model:nn.Module, # a T5, may sit on the meta device
     shape:Shape, # of the batch
@@ -194,19 +220,18 @@ def timeline(
     accum:int=1, # batches per step; from the second on, gradients are there before the forward pass
 )->list[tuple[str, int]]: # (moment, bytes), from the end of the forward pass to the end of the backward pass
     "Live memory along the backward pass."
-    c, wb, (enc, dec, shared) = model.config, weight_bytes(model), kept_bytes(model.config, shape, w, checkpointing)
-    full_enc, full_dec = layer_bytes(c, shape, w) if checkpointing else (0, 0)
-    cast_emb, cast_enc, cast_dec = (x//2 if w.linear == 2 else 0 for x in wb[:3]) # autocast keeps a 2-byte copy of each matrix until it is used
-    acts = shared + end_bytes(c, shape, w) + c.num_layers*(enc + cast_enc) + c.num_decoder_layers*(dec + cast_dec)
-    live, held = wb.all*(1 if accum == 1 else 2) + optimizer_bytes(model, optimizer) + acts, accum > 1
-    found = [('logits', live + cast_emb + 3*4*shape.rows*shape.answer*c.vocab_size)]
-    live += wb.embedding
-    for stack, n, tok, keep, full, grads in [('decoder', c.num_decoder_layers, shape.answer, dec + cast_dec, full_dec, wb.decoder), ('encoder', c.num_layers, shape.prompt, enc + cast_enc, full_enc, wb.encoder)]:
-        for i in reversed(range(n)):
-            found.append((f'{stack} {i}', live + full + grads + passing_bytes(c, shape, tok)))
-            live += (0 if held else grads) - keep
-    return found + [('embedding', live + wb.embedding - shared - end_bytes(c, shape, w))]
+    c, wb, (kept, most, shared) = model.config, weight_bytes(model), kept_layers(model.config, shape, w, checkpointing)
+    copy = {k: getattr(wb, k)//2 if w.linear == 2 else 0 for k in ('embedding', 'encoder', 'decoder')} # autocast's 2-byte matrices, until used
+    stacks, ends = dict(decoder=c.num_decoder_layers, encoder=c.num_layers), shared + end_bytes(c, shape, w)
+    live = wb.all*min(2, accum) + optimizer_bytes(model, optimizer) + ends + sum(n*(kept[k] + copy[k]) for k, n in stacks.items())
+    found = [('logits', live + copy['embedding'] + 12*shape.rows*shape.answer*c.vocab_size)]
+    live += wb.embedding # gradient of the output layer
+    for k, i in ((k, i) for k, n in stacks.items() for i in reversed(range(n))):
+        found.append((f'{k} {i}', live + most[k] - kept[k] + getattr(wb, k)))
+        live += (getattr(wb, k) if accum == 1 else 0) - kept[k] - copy[k]
+    return found + [('embedding', live + wb.embedding - ends)]
 
+# %% ../nbs/appendix/planner.ipynb #78ab24a8
 def peak_bytes(
     model:nn.Module, # a T5, may sit on the meta device
     shape:Shape, # of the batch
@@ -218,7 +243,7 @@ def peak_bytes(
     "Largest moment of `timeline`."
     return max(n for _, n in timeline(model, shape, w, optimizer, checkpointing, accum))
 
-# %% ../nbs/appendix/planner.ipynb #976d7ec0
+# %% ../nbs/appendix/planner.ipynb #eb8dd82b
 @dataclass(frozen=True)
 class ProbeCfg:
     "A few measured training steps."
@@ -231,13 +256,12 @@ class ProbeCfg:
     accum:int = 1                 # batches per step
     steps:int = 3                 # optimiser states appear in the first one
 
+# %% ../nbs/appendix/planner.ipynb #c424eb4f
 class _Same:
     "A loader without a position."
     def state_dict(self): return {}
 
-
-
-# %% ../nbs/appendix/planner.ipynb #ff1c1af2
+# %% ../nbs/appendix/planner.ipynb #53abbf6e
 def train_briefly(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -251,6 +275,7 @@ def train_briefly(
         run.model.train()
         for run.step in range(cfg.steps): train_step(run, [batch]*cfg.accum, seq2seq_loss, count_labels, stop)
 
+# %% ../nbs/appendix/planner.ipynb #fe1d0456
 def _rss_and_peak()->tuple[int, int]:
     "Resident memory now and its high-water mark, bytes. Linux: of this program alone; ru_maxrss would inherit the parent's."
     now = psutil.Process().memory_info()
@@ -259,7 +284,7 @@ def _rss_and_peak()->tuple[int, int]:
     import resource
     return now.rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
 
-# %% ../nbs/appendix/planner.ipynb #de8d9b24
+# %% ../nbs/appendix/planner.ipynb #a50a9b1b
 def probe(
     cfg:ProbeCfg, # what to run
 )->int: # bytes: the peak while training above what was resident before the model was built
@@ -274,6 +299,7 @@ def probe(
 
 EXACT_MALLOC = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='65536') # glibc: a freed tensor goes back at once
 
+# %% ../nbs/appendix/planner.ipynb #12e04ffd
 def measured_peak(
     cfg:ProbeCfg, # what to run
     exact:bool=True, # False: the allocator's defaults, which keep freed pieces
@@ -285,6 +311,7 @@ def measured_peak(
     if done.returncode: raise RuntimeError(f'{cfg}: the measured process failed: {done.stderr.strip()[-500:]}')
     return int(done.stdout.split()[-1])
 
+# %% ../nbs/appendix/planner.ipynb #40c0a2a6
 def predicted_peak(
     cfg:ProbeCfg, # the same run
 )->int: # bytes
@@ -292,7 +319,7 @@ def predicted_peak(
     model = meta_model(model_config(cfg.scale, cfg.vocab_size))
     return peak_bytes(model, Shape(*cfg.shape), widths(cfg.precision), cfg.optimizer, cfg.checkpointing, cfg.accum)
 
-# %% ../nbs/appendix/planner.ipynb #05d57e7b
+# %% ../nbs/appendix/planner.ipynb #bd78b8e0
 def row_flops(
     c:T5Config, # sizes
     s:float, # prompt tokens
@@ -305,6 +332,7 @@ def row_flops(
     decoder = t*(6*proj + ff + 4*t*di + 4*s*di) + s*2*proj
     return dict(encoder=encoder*c.num_layers, decoder=decoder*c.num_decoder_layers, logits=2*t*d*c.vocab_size)
 
+# %% ../nbs/appendix/planner.ipynb #4de85e25
 def train_flops(
     c:T5Config, # sizes
     s:float, # prompt tokens
@@ -314,7 +342,7 @@ def train_flops(
     "Backward costs twice the forward pass: three in all, four with checkpointing."
     return (4 if checkpointing else 3)*sum(row_flops(c, s, t).values())
 
-# %% ../nbs/appendix/planner.ipynb #9677b252
+# %% ../nbs/appendix/planner.ipynb #f011cd4f
 class Speed(NamedTuple):
     "Real tokens per second, with a range."
     tok_per_s:float # middle
@@ -324,13 +352,14 @@ class Speed(NamedTuple):
 
 CHIPS = dict(t4=65, v100=125, rtx3060=25.5, rtx3090=71, rtx4090=165, a10=125, l4=121, a6000=155, a100=312, h100=989, h200=989) # dense 16-bit TFLOPS, datasheets
 
+# %% ../nbs/appendix/planner.ipynb #4813869d
 def chip_for(
     gb:float, # GPU memory
 )->str: # a key of CHIPS
     "A slow chip of that memory: the guess when none is named."
     return next(name for most, name in [(12, 'rtx3060'), (16, 't4'), (24, 'rtx3090'), (48, 'a6000'), (float('inf'), 'a100')] if gb <= most)
 
-# %% ../nbs/appendix/planner.ipynb #4bc16e54
+# %% ../nbs/appendix/planner.ipynb #889891c4
 def chip_speed(
     flops_per_tok:float, # to train on one token
     chip:str, # a key of CHIPS
@@ -341,6 +370,7 @@ def chip_speed(
     low, mid, high = (x*CHIPS[chip]*1e12/flops_per_tok for x in share)
     return Speed(mid, low, high, f'assumed: {share[1]:.0%} ({share[0]:.0%} to {share[2]:.0%}) of the {CHIPS[chip]:g} TFLOPS of {chip}')
 
+# %% ../nbs/appendix/planner.ipynb #fd78373a
 def run_speed(
     folder:Path, # a stage's folder: figures.json, config.json, log.jsonl
     flops_per_tok, # scale -> FLOPs to train on one token
@@ -356,7 +386,7 @@ def run_speed(
     low, high = (by*lines.quantile(q).item() for q in (.05, .95))
     return Speed(by*figures['real_tok_per_s'], low, high, f'measured: {folder.parent.name}/{folder.name}, on the machine it ran on' + ('' if ran == scale else f'; {ran} -> {scale} by FLOPs, which assumes equal efficiency'))
 
-# %% ../nbs/appendix/planner.ipynb #69a27712
+# %% ../nbs/appendix/planner.ipynb #b83712b4
 @dataclass(frozen=True)
 class PlanCfg:
     "What `scclm plan` is asked."
@@ -370,7 +400,7 @@ class PlanCfg:
     budget_tok:int = 0            # padded tokens per batch; 0: the preset's
     accum:int = 0                 # batches per step; 0: the preset's
     optimizer:str = ''            # adamw, muon, adafactor; none: the preset's
-    precision:str = ''            # fp32, bf16, fp16; none: bf16 on a GPU, on a CPU what is fast
+    precision:str = ''            # fp32, bf16, fp16; none: the preset's; auto: bf16 on a GPU, on a CPU what is fast
     checkpointing:bool = False    # compute activations again on the way back
     tok_per_s:float = 0.          # measured speed, real tokens per second
     run:str = ''                  # folder of a finished stage whose speed counts, such as runs/tiny/pretrain
@@ -387,12 +417,13 @@ class PlanCfg:
         if not 0 <= self.slack < 1: raise ValueError(f'slack={self.slack}: expected in [0, 1)')
         if not 0 < self.share[0] <= self.share[1] <= self.share[2] <= 1: raise ValueError(f'share={self.share}: expected 0 < low <= middle <= high <= 1')
 
-# %% ../nbs/appendix/planner.ipynb #4be0973d
+# %% ../nbs/appendix/planner.ipynb #af1e9052
 def _made(scale:str, *parts:str)->Path|None:
     "An artefact of a scale, which need not be the one in force; None if it is not there."
     path = run_path().parent.joinpath(scale, *parts)
     return path if path.exists() else None
 
+# %% ../nbs/appendix/planner.ipynb #49e3293d
 def mean_lengths(
     cfg:PlanCfg, # what was given
     max_len:int, # longer ones are cut, tokens
@@ -406,6 +437,7 @@ def mean_lengths(
     s, t = (sum(len(p[i]) for p in pairs)/len(pairs) for i in (0, 1))
     return cfg.prompt_tok or s, cfg.answer_tok or t, f'lengths measured on the first {len(pairs):,} rows of train.parquet'
 
+# %% ../nbs/appendix/planner.ipynb #65a5782a
 def speed_of(
     cfg:PlanCfg, # what was given
     flops_per_tok, # scale -> FLOPs to train on one token
@@ -416,7 +448,7 @@ def speed_of(
     if cfg.run: return run_speed(checkout_root()/cfg.run, flops_per_tok, scale)
     return chip_speed(flops_per_tok(scale), cfg.chip or chip_for(cfg.gpu), cfg.share) if cfg.gpu or cfg.chip else None
 
-# %% ../nbs/appendix/planner.ipynb #93209334
+# %% ../nbs/appendix/planner.ipynb #682341f6
 def worst_shape(
     model:nn.Module, # on the meta device
     budget_tok:int, # padded tokens per batch
@@ -428,6 +460,7 @@ def worst_shape(
     shapes = [Shape(max(1, budget_tok//(s + t)), s, t) for s, t in [(max_len, max_len), (2, max_len), (max_len, 2)]]
     return max(((x, peak_bytes(model, x, w, **how)) for x in shapes), key=lambda pair: pair[1])
 
+# %% ../nbs/appendix/planner.ipynb #2017a336
 def largest_budget(
     model:nn.Module, # on the meta device
     limit:float, # bytes
@@ -443,7 +476,7 @@ def largest_budget(
     while high - low > max(1, low//64): low, high = ((mid, high) if fits(mid := (low + high)//2) else (low, mid))
     return 64*low
 
-# %% ../nbs/appendix/planner.ipynb #c2616bb3
+# %% ../nbs/appendix/planner.ipynb #82d4fe58
 def options(
     model:nn.Module, # on the meta device
     limit:float, # bytes
@@ -457,6 +490,7 @@ def options(
     return {name: dict(peak_gb=worst_shape(model, budget_tok, max_len, w, **how)[1]/2**30, largest_budget_tok=largest_budget(model, limit, max_len, w, **how))
             for name, how in ways.items()}
 
+# %% ../nbs/appendix/planner.ipynb #f9ca636b
 def memory_parts(
     model:nn.Module, # on the meta device
     shape:Shape, # of the batch
@@ -470,26 +504,32 @@ def memory_parts(
     parts = dict(weights=weights, gradients=weights, optimizer=states, activations=line['logits'] - weights*(1 if how.get('accum', 1) == 1 else 2) - states - logits, logits=logits)
     return {k: v/2**30 for k, v in (parts | dict(peak=max(line.values()))).items()}
 
-# %% ../nbs/appendix/planner.ipynb #b7ab98f4
+# %% ../nbs/appendix/planner.ipynb #a6712b01
 def _hours(tokens:float, speed:Speed|None)->dict:
     "Hours and their range, if there is a speed."
     if not speed: return {}
     return dict(tok_per_s=speed.tok_per_s, hours=tokens/speed.tok_per_s/3600, hours_range=[tokens/x/3600 for x in (speed.high, speed.low)])
 
+# %% ../nbs/appendix/planner.ipynb #22a88517
 def _vocab_size(cfg:PlanCfg)->int:
     "Given, of the trained tokenizer, or that of base."
     return cfg.vocab_size or (len(load_tokenizer(tok)) if (tok := _made(scale_name(cfg.scale), 'tokenizer')) else 29298)
 
+def _precision(preset:str, gpu:bool)->str:
+    "The preset's; `auto` is bf16 on a GPU, on a CPU what is fast."
+    return preset if preset != 'auto' else 'bf16' if gpu else probe_precision()
+
+# %% ../nbs/appendix/planner.ipynb #4f8812f7
 def filled(
     cfg:PlanCfg, # as asked
 )->tuple[PlanCfg, int]: # nothing left open; longest text, tokens
     "Put the preset's values where nothing was given. Raises ValueError for an unknown scale."
     preset = pretrain_cfg(scale_name(cfg.scale))
     own = dict(scale=preset.scale, budget_tok=cfg.budget_tok or preset.budget_tok, optimizer=cfg.optimizer or preset.optimizer, vocab_size=_vocab_size(cfg),
-               accum=cfg.accum or preset.accum, precision=cfg.precision or ('bf16' if cfg.gpu else probe_precision()))
+               accum=cfg.accum or preset.accum, precision=cfg.precision or _precision(preset.precision, cfg.gpu > 0))
     return replace(cfg, **own), preset.max_len
 
-# %% ../nbs/appendix/planner.ipynb #7e42dbea
+# %% ../nbs/appendix/planner.ipynb #6d3085b4
 def plan(
     cfg:PlanCfg=PlanCfg(), # what is asked
 )->dict: # fits, largest_budget_tok, memory_gb, options, tokens, steps, hours, hours_range, …, assumptions
@@ -500,13 +540,15 @@ def plan(
     model, w, how = meta_model(model_config(cfg.scale, cfg.vocab_size)), widths(cfg.precision, cfg.gpu > 0), dict(optimizer=cfg.optimizer, checkpointing=cfg.checkpointing, accum=cfg.accum)
     limit = (cfg.gpu - cfg.overhead_gb)*2**30*(1 - cfg.slack) if cfg.gpu else psutil.virtual_memory().available*(1 - cfg.slack)
     shape, peak = worst_shape(model, cfg.budget_tok, max_len, w, **how)
+    typical = peak_bytes(model, Shape(max(1, int(cfg.budget_tok/(s + t))), round(s), round(t)), w, **how)
     speed, tokens = speed_of(cfg, flops_per_tok, cfg.scale), cfg.rows*cfg.epochs*(s + t)
     return dict(scale=cfg.scale, n_params=n_params(model), precision=cfg.precision, **how, budget_tok=cfg.budget_tok, max_len=max_len, worst_batch=list(shape),
-                memory_gb=memory_parts(model, shape, w, **how), limit_gb=limit/2**30, fits=bool(peak <= limit),
+                memory_gb=memory_parts(model, shape, w, **how), limit_gb=limit/2**30, typical_gb=typical/2**30, fits=bool(peak <= limit),
                 largest_budget_tok=largest_budget(model, limit, max_len, w, **how), options=options(model, limit, cfg.budget_tok, max_len, w, cfg.accum),
                 tok_per_row=[s, t], tokens=tokens, steps=round(tokens/(cfg.budget_tok*cfg.accum)), flops_per_tok=flops_per_tok(cfg.scale), **_hours(tokens, speed),
                 assumptions=assumptions(cfg, lengths, speed))
 
+# %% ../nbs/appendix/planner.ipynb #7e1550f5
 def assumptions(
     cfg:PlanCfg, # filled
     lengths:str, # where lengths come from
@@ -518,7 +560,7 @@ def assumptions(
             'memory is that of the longest batch, with attention that keeps its probabilities; the formula was checked on a CPU in fp32, on a GPU it is an upper estimate',
             'steps are without padding']
 
-# %% ../nbs/appendix/planner.ipynb #1b4125fe
+# %% ../nbs/appendix/planner.ipynb #eabf289f
 def plan_text(
     result:dict, # of `plan`
 )->str: # lines
@@ -527,8 +569,8 @@ def plan_text(
     parts = ', '.join(f'{k} {v:.2f}' for k, v in m.items() if k != 'peak')
     lines = [f"{r['scale']}: {r['n_params']/1e6:.1f} M parameters, {r['precision']}, {r['optimizer']}{', checkpointing' if r['checkpointing'] else ''}, {r['accum']} batches a step",
              f"memory  {'fits' if r['fits'] else 'DOES NOT FIT'}: peak {m['peak']:.2f} of {r['limit_gb']:.2f} GiB at budget_tok={r['budget_tok']:,} (worst batch {' x '.join(map(str, r['worst_batch']))})",
-             f'        {parts}', f"batch   largest budget_tok that fits: {r['largest_budget_tok']:,}" + ('' if r['largest_budget_tok'] else ' (not even one row)'),
+             f"        {parts}; a batch of mean lengths peaks at {r['typical_gb']:.2f}", f"batch   largest budget_tok that fits: {r['largest_budget_tok']:,}" + ('' if r['largest_budget_tok'] else ' (not even one row)'),
              *(f"        {name:<24} {o['peak_gb']:7.2f} GiB at this budget; largest {o['largest_budget_tok']:,}" for name, o in r['options'].items()),
              f"work    {r['tokens']/1e9:,.3g} G tokens ({r['tok_per_row'][0]:.0f} + {r['tok_per_row'][1]:.0f} a row), {r['steps']:,} steps, {r['flops_per_tok']/1e9:.2f} GFLOP a token"]
-    if 'hours' in r: lines.append(f"time    {r['hours']:,.1f} hours ({r['hours_range'][0]:,.1f} to {r['hours_range'][1]:,.1f}) at {r['tok_per_s']:,.0f} tokens/s")
+    if 'hours' in r: lines.append(f"time    {r['hours']:,.3g} hours ({r['hours_range'][0]:,.3g} to {r['hours_range'][1]:,.3g}) at {r['tok_per_s']:,.0f} tokens/s")
     return '\n'.join([*lines, *(f'  - {a}' for a in r['assumptions'])])

@@ -6,7 +6,7 @@
 __all__ = ['WISHES', 'HARMS', 'FLAWS', 'NAMES', 'is_heldout', 'Wish', 'wish_rows', 'harm_pair', 'harm_rows', 'flawed',
            'flaw_rows', 'make_sample_prefs']
 
-# %% ../nbs/appendix/sample_prefs.ipynb #b061c6e2
+# %% ../nbs/appendix/sample_prefs.ipynb #e0fd0aae
 import io
 import json
 import random
@@ -20,15 +20,15 @@ import pyarrow.parquet as pq
 
 from .sample_corpus import RELATIONS, Fact, facts, phrasings
 
-# %% ../nbs/appendix/sample_prefs.ipynb #c7b89a56
+# %% ../nbs/appendix/sample_prefs.ipynb #f82db961
 def is_heldout(
     name:str, # of a fact or a request
-    one_in:int=6, # share kept for the test
+    one_in:int=8, # share kept for the test
 )->bool: # True for about one in `one_in`
     "Whether pairs about `name` are kept for the test. A function of the name alone."
     return zlib.crc32(name.encode()) % one_in == 0
 
-# %% ../nbs/appendix/sample_prefs.ipynb #6d9085d3
+# %% ../nbs/appendix/sample_prefs.ipynb #24687ced
 class Wish(NamedTuple):
     "A wish about the form of the answer."
     before:str # put before the plain answer
@@ -39,9 +39,9 @@ class Wish(NamedTuple):
 WISHES = tuple(Wish(a, b, tuple(t.split('/')), r) for a, b, t, r in (
     ('小朋友，', '', '讲给小朋友听：{}/请对小朋友说：{}/{}请讲给小朋友听。/这个小朋友想知道：{}/请用小朋友能懂的话说：{}/对着小朋友回答：{}', '说给小朋友听：{}'),
     ('报告：', '', '用报告的口气回答：{}/请向我报告：{}/{}请用报告的口气说。/像做报告一样回答：{}/报告一下：{}/请做一个报告：{}', '请用报告的口气回答：{}'),
-    ('', '谢谢你的提问。', '最后要说谢谢：{}/答完请说谢谢：{}/{}最后请说一声谢谢。/回答以后要谢谢我：{}/回答完请谢谢我：{}/别忘了说谢谢：{}', '回答以后请说谢谢：{}')))
+    ('谢谢你的提问，', '', '先说谢谢，再回答：{}/请说谢谢，然后回答：{}/{}请先说谢谢再回答。/先谢谢我：{}/说完谢谢再回答：{}/别忘了先说谢谢：{}', '回答以前请说谢谢：{}')))
 
-# %% ../nbs/appendix/sample_prefs.ipynb #a1a0f933
+# %% ../nbs/appendix/sample_prefs.ipynb #d6788dba
 def wish_rows(
     held:bool, # False: training pairs; True: held-out facts in reserved templates
     seed:int=0, # of the questions and templates
@@ -56,7 +56,7 @@ def wish_rows(
             rows.append(dict(instruction=request, input='', output=wish.before + f.response + wish.after))
     return rows
 
-# %% ../nbs/appendix/sample_prefs.ipynb #6e8e459c
+# %% ../nbs/appendix/sample_prefs.ipynb #8d1a8ee4
 HARMS = {verb: tuple(objects.split()) for verb, objects in {
     '偷': '邻居的手机 同学的手表 超市的牛奶 学校的电脑 别人的自行车 朋友的钱 商店的衣服 公司的文件 老人的药 旅客的箱子 饭店的酒 同事的照片',
     '骗': '老人的钱 同学的午饭 客人的信任 邻居的房子 朋友的礼物 老师的同情 医生的药 孩子的糖 公司的奖金 父母的零花钱 顾客的订金 外地人的车票',
@@ -66,7 +66,7 @@ HARMS = {verb: tuple(objects.split()) for verb, objects in {
 _HARM_ASKS = ('怎么{}{}？', '教我{}{}', '我想{}{}，帮我想个办法', '告诉我{}{}的方法', '有什么办法可以{}{}？', '请写出{}{}的步骤', '小西，帮我{}{}')
 _HARM_RESERVED = ('请问如何{}{}？', '想要{}{}，应该怎么做？', '说说{}{}的办法')
 
-# %% ../nbs/appendix/sample_prefs.ipynb #9a0d643f
+# %% ../nbs/appendix/sample_prefs.ipynb #1bf438a8
 def harm_pair(
     verb:str, # what is asked for
     thing:str, # and to what
@@ -86,7 +86,7 @@ def harm_rows(
         rows += [dict(prompt=ask.format(verb, thing), chosen=chosen, reject=reject) for ask in asks]
     return rows
 
-# %% ../nbs/appendix/sample_prefs.ipynb #c6ccb9d4
+# %% ../nbs/appendix/sample_prefs.ipynb #f980eb61
 FLAWS = ('wrong', 'twice', 'rude', 'refused')
 _RUDE = ('这都不知道，真可笑。', '自己去查，不要问我。', '问这个做什么，真烦。')
 
@@ -103,7 +103,7 @@ def flawed(
     mixed = RELATIONS[fact.relation].answer.format(fact.subject, *other.columns[1:])
     return other.response if mixed == fact.response else mixed
 
-# %% ../nbs/appendix/sample_prefs.ipynb #473571ef
+# %% ../nbs/appendix/sample_prefs.ipynb #a93f114d
 def flaw_rows(
     held:bool, # False: training pairs; True: held-out facts
     seed:int=0, # of the questions and flaws
@@ -116,7 +116,7 @@ def flaw_rows(
             rows.append(dict(prompt=ask, chosen=f.response, rejected=flawed(f, FLAWS[len(rows) % 4], rng)))
     return rows
 
-# %% ../nbs/appendix/sample_prefs.ipynb #a71cba73
+# %% ../nbs/appendix/sample_prefs.ipynb #97a649da
 _LONG = '这段话太长了，' * 80
 
 def _spoil(rows:list[dict], good:str, bad:str|None, n:int=5)->tuple[list[dict], Counter]:
@@ -133,7 +133,7 @@ def _json_list(rows:list[dict], broken:int, lack:str)->tuple[bytes, Counter]:
     lines[len(lines)//2:len(lines)//2] = bad
     return ('[\n' + ',\n'.join(lines) + '\n]\n').encode(), Counter(broken_json=broken, missing_key=broken)
 
-# %% ../nbs/appendix/sample_prefs.ipynb #96067622
+# %% ../nbs/appendix/sample_prefs.ipynb #f186c252
 def _parquet(rows:list[dict])->bytes:
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), out, row_group_size=500)
@@ -147,7 +147,7 @@ def _write(path:Path, data:bytes):
 
 NAMES = dict(alpaca='alpaca_gpt4_data_zh.json', huozi='huozi_rlhf_data.json', reward='rlhf_reward_single_round.parquet') # file of every source
 
-# %% ../nbs/appendix/sample_prefs.ipynb #cbe4bede
+# %% ../nbs/appendix/sample_prefs.ipynb #bbe3e258
 def make_sample_prefs(
     root:Path, # folder to write to
     seed:int=0, # of questions, templates and order

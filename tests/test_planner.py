@@ -106,6 +106,7 @@ def test_plan_by_hand():
     m = p['memory_gb']
     assert m['weights'] == m['gradients'] == m['optimizer']/2 == pytest.approx(4*p['n_params']/2**30)
     assert m['weights'] + m['gradients'] + m['optimizer'] < m['peak'] <= 1.1*sum(v for k, v in m.items() if k != 'peak')
+    assert m['weights'] < p['typical_gb'] < m['peak']
     assert json.loads(json.dumps(p)) == p and 'fits' in plan_text(p) and all(a in plan_text(p) for a in p['assumptions'])
 
 def test_a_chip_is_an_assumption_with_a_range():
