@@ -24,10 +24,10 @@ def name(c:ProbeCfg)->str:
     extra = [x for x in (c.optimizer, c.precision) if x not in ('adamw', 'fp32')] + ['checkpointing']*c.checkpointing + ['accum 2']*(c.accum == 2)
     return ', '.join([c.scale, '{} x ({} + {})'.format(*c.shape), *extra])
 
-def measured(c:ProbeCfg, exact:bool=True, known:dict={})->dict:
+def measured(c:ProbeCfg, exact:bool=True, known:dict|None=None)->dict:
     "One row, MiB; a peak that is known is not measured again."
     what = name(c) + ('' if exact else ', allocator')
-    ours, peak = predicted_peak(c)/2**20, known[what] if what in known else measured_peak(c, exact)/2**20
+    ours, peak = predicted_peak(c)/2**20, (known or {}).get(what) or measured_peak(c, exact)/2**20
     r = row(what, [ours], [peak], 'measured peak' if exact else 'default allocator', 'MiB')
     print(f"{r['what']:<44} {ours:9.1f} {peak:9.1f} {r['ratio']:6.3f} {r['baseline_name']}", flush=True)
     return r

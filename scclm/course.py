@@ -364,9 +364,9 @@ def _data_lines(report):
 
 # %% ../nbs/appendix/course.ipynb #ff252f21
 def _score_lines():
-    "Every score of the report card, with its interval."
-    from scclm.report_card import score_rows, write_card # brings PyTorch: not needed before the end
-    for r in score_rows(write_card()):
+    "The main scores of the report card, with their intervals."
+    from scclm.report_card import main_rows, write_card # brings PyTorch: not needed before the end
+    for r in main_rows(write_card()):
         bounds = f"  ({r['ci95'][0]:.3f} to {r['ci95'][1]:.3f})" if 'ci95' in r else ''
         yield f"  {r['key']:<36} {r['value']:8.3f}{bounds}"
 

@@ -10,7 +10,7 @@ __all__ = ['EXACT_MALLOC', 'CHIPS', 'optimizer_bytes', 'Shape', 'Widths', 'width
            'chip_speed', 'run_speed', 'PlanCfg', 'mean_lengths', 'speed_of', 'worst_shape', 'largest_budget', 'options',
            'memory_parts', 'filled', 'plan', 'assumptions', 'plan_text']
 
-# %% ../nbs/appendix/planner.ipynb #f9b82db3
+# %% ../nbs/appendix/planner.ipynb #4f66bd73
 import ctypes, gc, json, os, subprocess, sys, tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +30,7 @@ from .tokenizer import load_tokenizer
 from .trainer import (OPTIMIZERS, StopSignals, TrainCfg, count_labels, param_groups, probe_precision, read_log, seq2seq_loss,
                            start, train_step)
 
-# %% ../nbs/appendix/planner.ipynb #7eb5da03
+# %% ../nbs/appendix/planner.ipynb #caffba62
 def optimizer_bytes(
     model:nn.Module, # may sit on the meta device
     optimizer:str='adamw', # adamw, muon, adafactor, adafactor_relative
@@ -41,21 +41,21 @@ def optimizer_bytes(
     each = {'matrix': 4 if optimizer == 'muon' else 8}
     return sum(each.get(g['name'], 8)*p.numel() for g in param_groups(model) for p in g['params'])
 
-# %% ../nbs/appendix/planner.ipynb #9ae06e91
+# %% ../nbs/appendix/planner.ipynb #cceea996
 class Shape(NamedTuple):
     "A padded batch."
     rows:int # B
     prompt:int # S, tokens of the longest prompt
     answer:int # T, tokens of the longest answer
 
-# %% ../nbs/appendix/planner.ipynb #f585cdea
+# %% ../nbs/appendix/planner.ipynb #08e56569
 class Widths(NamedTuple):
     "Bytes per number."
     linear:int # what matrix products read: 4 in fp32, 2 under autocast
     noise:int # a dropout mask on what a matrix product gave: the same on a CPU, 1 on a GPU
     noise32:int # a dropout mask on fp32 numbers: 4 on a CPU, 1 on a GPU
 
-# %% ../nbs/appendix/planner.ipynb #ab2522df
+# %% ../nbs/appendix/planner.ipynb #4f47a4a1
 def widths(
     precision:str, # fp32, bf16 or fp16
     gpu:bool=False, # dropout masks take a byte there
@@ -65,14 +65,14 @@ def widths(
     linear = 4 if precision == 'fp32' else 2
     return Widths(linear, 1 if gpu else linear, 1 if gpu else 4)
 
-# %% ../nbs/appendix/planner.ipynb #05681677
+# %% ../nbs/appendix/planner.ipynb #aa052779
 def _sizes(c:T5Config)->tuple: return c.d_model, c.num_heads*c.d_kv, c.num_heads, c.dropout_rate > 0
 
 def _norm(d:int)->int: return 8*d + 4 # fp32: the input, the input over its length, and one over the length
 
 def _read(d:int, readers:int, w:Widths)->int: return 4*d if w.linear == 4 else 2*d*readers # autocast: every reader makes its own copy
 
-# %% ../nbs/appendix/planner.ipynb #c86a8234
+# %% ../nbs/appendix/planner.ipynb #fa0d6cbe
 def ff_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -82,7 +82,7 @@ def ff_bytes(
     hidden = w.linear + (2 if w.linear == 2 else 0) + drop*(w.noise + (4 if w.linear == 4 else 0))
     return _norm(d) + _read(d, 1, w) + hidden*c.d_ff + drop*w.noise*d
 
-# %% ../nbs/appendix/planner.ipynb #ed66a6af
+# %% ../nbs/appendix/planner.ipynb #5f351ea7
 def self_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -92,7 +92,7 @@ def self_bytes(
     d, di, h, drop = _sizes(c)
     return _norm(d) + _read(d, 3, w) + 12*di + w.linear*di + drop*w.noise*d + (4 + drop*(w.noise32 + 4))*h*n_keys
 
-# %% ../nbs/appendix/planner.ipynb #681af37a
+# %% ../nbs/appendix/planner.ipynb #b76c4ada
 def cross_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -103,7 +103,7 @@ def cross_bytes(
     attn = (8 + w.noise32)*h*n_keys + 4*di + w.noise*d if drop else 4*h + w.linear*(di + h*n_keys)
     return _norm(d) + _read(d, 1, w) + w.linear*di + attn
 
-# %% ../nbs/appendix/planner.ipynb #7319ae4b
+# %% ../nbs/appendix/planner.ipynb #0154f341
 def memory_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
@@ -112,7 +112,7 @@ def memory_bytes(
     d, di, _, drop = _sizes(c)
     return 2*di*(4 if drop else w.linear) + (0 if w.linear == 4 else 4*d)
 
-# %% ../nbs/appendix/planner.ipynb #ebeb7a9d
+# %% ../nbs/appendix/planner.ipynb #d0e52f50
 def layer_parts(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -123,7 +123,7 @@ def layer_parts(
     cross = b*t*cross_bytes(c, w, s) + b*s*memory_bytes(c, w)
     return dict(encoder=[b*s*self_bytes(c, w, s), b*s*ff_bytes(c, w)], decoder=[b*t*self_bytes(c, w, t) + t*t, cross, b*t*ff_bytes(c, w)])
 
-# %% ../nbs/appendix/planner.ipynb #3b0d540c
+# %% ../nbs/appendix/planner.ipynb #b4ddba05
 def end_bytes(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -134,7 +134,7 @@ def end_bytes(
     ends = b*s*(_norm(d) + (4*d if w.linear == 4 else 0)) + b*t*(_norm(d) + w.linear*d) + drop*2*w.noise32*d*b*(s + t)
     return ends + 8*t*t + (8 + b)*s*s + 8*b*(s + 2*t) + 4
 
-# %% ../nbs/appendix/planner.ipynb #98818f08
+# %% ../nbs/appendix/planner.ipynb #bef4adf5
 def saved_parts(
     c:T5Config, # sizes
     shape:Shape, # of the batch, with some padding
@@ -144,7 +144,7 @@ def saved_parts(
     layers = {k: sum(v) for k, v in layer_parts(c, shape, w).items()}
     return dict(encoder=layers['encoder']*c.num_layers, decoder=layers['decoder']*c.num_decoder_layers, ends=end_bytes(c, shape, w), logits=4*shape.rows*shape.answer*c.vocab_size)
 
-# %% ../nbs/appendix/planner.ipynb #ab59e707
+# %% ../nbs/appendix/planner.ipynb #77b63dcc
 def fixed_batch(
     c:T5Config, # gives the vocabulary
     shape:Shape, # of the batch
@@ -154,7 +154,7 @@ def fixed_batch(
     mask[0, -2:] = 0
     return dict(input_ids=torch.randint(7, c.vocab_size, shape[:2]), attention_mask=mask, labels=torch.randint(7, c.vocab_size, (shape[0], shape[2])))
 
-# %% ../nbs/appendix/planner.ipynb #7ce99efc
+# %% ../nbs/appendix/planner.ipynb #2bcf3e79
 class Weights(NamedTuple):
     "Bytes of fp32 weights."
     embedding:int # shared table
@@ -162,7 +162,7 @@ class Weights(NamedTuple):
     decoder:int # one layer
     all:int # the whole model
 
-# %% ../nbs/appendix/planner.ipynb #a06145fe
+# %% ../nbs/appendix/planner.ipynb #96545dcc
 def weight_bytes(
     model:nn.Module, # a T5, may sit on the meta device
 )->Weights: # by place
@@ -171,7 +171,7 @@ def weight_bytes(
     for name, p in model.named_parameters(): at[name.split('.')[0]] += 4*p.numel()
     return Weights(at['shared'], at['encoder']//c.num_layers, at['decoder']//c.num_decoder_layers, sum(at.values()))
 
-# %% ../nbs/appendix/planner.ipynb #54791954
+# %% ../nbs/appendix/planner.ipynb #034a12e8
 def passing_parts(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -181,7 +181,7 @@ def passing_parts(
     encoder, decoder = [3*h*s*s, 2*s*ff], [3*h*t*t, 3*h*t*s, 2*t*ff]
     return dict(encoder=[4*b*(3*s*d + x) for x in encoder], decoder=[4*b*(2*t*d + s*d + x) for x in decoder])
 
-# %% ../nbs/appendix/planner.ipynb #03f8975f
+# %% ../nbs/appendix/planner.ipynb #4f39dd14
 def backward_bytes(
     kept:list[int], # bytes of the parts of a layer
     passing:list[int], # what each needs while it goes back
@@ -189,7 +189,7 @@ def backward_bytes(
     "The most a layer takes on the way back: its parts leave from the last to the first."
     return max(sum(kept[:i + 1]) + p for i, p in enumerate(passing))
 
-# %% ../nbs/appendix/planner.ipynb #337d188d
+# %% ../nbs/appendix/planner.ipynb #f224232a
 def checkpoint_bytes(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -198,7 +198,7 @@ def checkpoint_bytes(
     b, s, t = shape
     return dict(encoder=4*b*s*c.d_model, decoder=4*b*t*c.d_model), 4*c.num_heads*(b*s*s + t*t + b*t*s)
 
-# %% ../nbs/appendix/planner.ipynb #c561f7ef
+# %% ../nbs/appendix/planner.ipynb #22f7a1c3
 def kept_layers(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -210,7 +210,7 @@ def kept_layers(
     kept, shared = checkpoint_bytes(c, shape) if checkpointing else ({k: sum(v) for k, v in parts.items()}, 0)
     return kept, {k: backward_bytes(parts[k], passing[k]) + (kept[k] if checkpointing else 0) for k in parts}, shared
 
-# %% ../nbs/appendix/planner.ipynb #2829cb23
+# %% ../nbs/appendix/planner.ipynb #87885cd3
 def timeline(
     model:nn.Module, # a T5, may sit on the meta device
     shape:Shape, # of the batch
@@ -231,7 +231,7 @@ def timeline(
         live += (getattr(wb, k) if accum == 1 else 0) - kept[k] - copy[k]
     return found + [('embedding', live + wb.embedding - ends)]
 
-# %% ../nbs/appendix/planner.ipynb #78ab24a8
+# %% ../nbs/appendix/planner.ipynb #d39e14d8
 def peak_bytes(
     model:nn.Module, # a T5, may sit on the meta device
     shape:Shape, # of the batch
@@ -243,7 +243,7 @@ def peak_bytes(
     "Largest moment of `timeline`."
     return max(n for _, n in timeline(model, shape, w, optimizer, checkpointing, accum))
 
-# %% ../nbs/appendix/planner.ipynb #eb8dd82b
+# %% ../nbs/appendix/planner.ipynb #7168a412
 @dataclass(frozen=True)
 class ProbeCfg:
     "A few measured training steps."
@@ -256,12 +256,12 @@ class ProbeCfg:
     accum:int = 1                 # batches per step
     steps:int = 3                 # optimiser states appear in the first one
 
-# %% ../nbs/appendix/planner.ipynb #c424eb4f
+# %% ../nbs/appendix/planner.ipynb #b80759a8
 class _Same:
     "A loader without a position."
     def state_dict(self): return {}
 
-# %% ../nbs/appendix/planner.ipynb #53abbf6e
+# %% ../nbs/appendix/planner.ipynb #e060c0ad
 def train_briefly(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -275,7 +275,7 @@ def train_briefly(
         run.model.train()
         for run.step in range(cfg.steps): train_step(run, [batch]*cfg.accum, seq2seq_loss, count_labels, stop)
 
-# %% ../nbs/appendix/planner.ipynb #fe1d0456
+# %% ../nbs/appendix/planner.ipynb #de3c10c3
 def _rss_and_peak()->tuple[int, int]:
     "Resident memory now and its high-water mark, bytes. Linux: of this program alone; ru_maxrss would inherit the parent's."
     now = psutil.Process().memory_info()
@@ -284,7 +284,7 @@ def _rss_and_peak()->tuple[int, int]:
     import resource
     return now.rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
 
-# %% ../nbs/appendix/planner.ipynb #a50a9b1b
+# %% ../nbs/appendix/planner.ipynb #90a6e5de
 def probe(
     cfg:ProbeCfg, # what to run
 )->int: # bytes: the peak while training above what was resident before the model was built
@@ -299,7 +299,7 @@ def probe(
 
 EXACT_MALLOC = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='65536') # glibc: a freed tensor goes back at once
 
-# %% ../nbs/appendix/planner.ipynb #12e04ffd
+# %% ../nbs/appendix/planner.ipynb #8ab76060
 def measured_peak(
     cfg:ProbeCfg, # what to run
     exact:bool=True, # False: the allocator's defaults, which keep freed pieces
@@ -311,7 +311,7 @@ def measured_peak(
     if done.returncode: raise RuntimeError(f'{cfg}: the measured process failed: {done.stderr.strip()[-500:]}')
     return int(done.stdout.split()[-1])
 
-# %% ../nbs/appendix/planner.ipynb #40c0a2a6
+# %% ../nbs/appendix/planner.ipynb #a21b7cee
 def predicted_peak(
     cfg:ProbeCfg, # the same run
 )->int: # bytes
@@ -319,7 +319,7 @@ def predicted_peak(
     model = meta_model(model_config(cfg.scale, cfg.vocab_size))
     return peak_bytes(model, Shape(*cfg.shape), widths(cfg.precision), cfg.optimizer, cfg.checkpointing, cfg.accum)
 
-# %% ../nbs/appendix/planner.ipynb #bd78b8e0
+# %% ../nbs/appendix/planner.ipynb #9da5940b
 def row_flops(
     c:T5Config, # sizes
     s:float, # prompt tokens
@@ -332,7 +332,7 @@ def row_flops(
     decoder = t*(6*proj + ff + 4*t*di + 4*s*di) + s*2*proj
     return dict(encoder=encoder*c.num_layers, decoder=decoder*c.num_decoder_layers, logits=2*t*d*c.vocab_size)
 
-# %% ../nbs/appendix/planner.ipynb #4de85e25
+# %% ../nbs/appendix/planner.ipynb #6e214300
 def train_flops(
     c:T5Config, # sizes
     s:float, # prompt tokens
@@ -342,7 +342,7 @@ def train_flops(
     "Backward costs twice the forward pass: three in all, four with checkpointing."
     return (4 if checkpointing else 3)*sum(row_flops(c, s, t).values())
 
-# %% ../nbs/appendix/planner.ipynb #f011cd4f
+# %% ../nbs/appendix/planner.ipynb #501d143d
 class Speed(NamedTuple):
     "Real tokens per second, with a range."
     tok_per_s:float # middle
@@ -352,14 +352,14 @@ class Speed(NamedTuple):
 
 CHIPS = dict(t4=65, v100=125, rtx3060=25.5, rtx3090=71, rtx4090=165, a10=125, l4=121, a6000=155, a100=312, h100=989, h200=989) # dense 16-bit TFLOPS, datasheets
 
-# %% ../nbs/appendix/planner.ipynb #4813869d
+# %% ../nbs/appendix/planner.ipynb #5251099a
 def chip_for(
     gb:float, # GPU memory
 )->str: # a key of CHIPS
     "A slow chip of that memory: the guess when none is named."
     return next(name for most, name in [(12, 'rtx3060'), (16, 't4'), (24, 'rtx3090'), (48, 'a6000'), (float('inf'), 'a100')] if gb <= most)
 
-# %% ../nbs/appendix/planner.ipynb #889891c4
+# %% ../nbs/appendix/planner.ipynb #e1a9f308
 def chip_speed(
     flops_per_tok:float, # to train on one token
     chip:str, # a key of CHIPS
@@ -370,7 +370,7 @@ def chip_speed(
     low, mid, high = (x*CHIPS[chip]*1e12/flops_per_tok for x in share)
     return Speed(mid, low, high, f'assumed: {share[1]:.0%} ({share[0]:.0%} to {share[2]:.0%}) of the {CHIPS[chip]:g} TFLOPS of {chip}')
 
-# %% ../nbs/appendix/planner.ipynb #fd78373a
+# %% ../nbs/appendix/planner.ipynb #636309b5
 def run_speed(
     folder:Path, # a stage's folder: figures.json, config.json, log.jsonl
     flops_per_tok, # scale -> FLOPs to train on one token
@@ -386,7 +386,7 @@ def run_speed(
     low, high = (by*lines.quantile(q).item() for q in (.05, .95))
     return Speed(by*figures['real_tok_per_s'], low, high, f'measured: {folder.parent.name}/{folder.name}, on the machine it ran on' + ('' if ran == scale else f'; {ran} -> {scale} by FLOPs, which assumes equal efficiency'))
 
-# %% ../nbs/appendix/planner.ipynb #b83712b4
+# %% ../nbs/appendix/planner.ipynb #e63b0d38
 @dataclass(frozen=True)
 class PlanCfg:
     "What `scclm plan` is asked."
@@ -417,13 +417,13 @@ class PlanCfg:
         if not 0 <= self.slack < 1: raise ValueError(f'slack={self.slack}: expected in [0, 1)')
         if not 0 < self.share[0] <= self.share[1] <= self.share[2] <= 1: raise ValueError(f'share={self.share}: expected 0 < low <= middle <= high <= 1')
 
-# %% ../nbs/appendix/planner.ipynb #af1e9052
+# %% ../nbs/appendix/planner.ipynb #c897be45
 def _made(scale:str, *parts:str)->Path|None:
     "An artefact of a scale, which need not be the one in force; None if it is not there."
     path = run_path().parent.joinpath(scale, *parts)
     return path if path.exists() else None
 
-# %% ../nbs/appendix/planner.ipynb #49e3293d
+# %% ../nbs/appendix/planner.ipynb #195e5465
 def mean_lengths(
     cfg:PlanCfg, # what was given
     max_len:int, # longer ones are cut, tokens
@@ -437,7 +437,7 @@ def mean_lengths(
     s, t = (sum(len(p[i]) for p in pairs)/len(pairs) for i in (0, 1))
     return cfg.prompt_tok or s, cfg.answer_tok or t, f'lengths measured on the first {len(pairs):,} rows of train.parquet'
 
-# %% ../nbs/appendix/planner.ipynb #65a5782a
+# %% ../nbs/appendix/planner.ipynb #efdbd54d
 def speed_of(
     cfg:PlanCfg, # what was given
     flops_per_tok, # scale -> FLOPs to train on one token
@@ -448,7 +448,7 @@ def speed_of(
     if cfg.run: return run_speed(checkout_root()/cfg.run, flops_per_tok, scale)
     return chip_speed(flops_per_tok(scale), cfg.chip or chip_for(cfg.gpu), cfg.share) if cfg.gpu or cfg.chip else None
 
-# %% ../nbs/appendix/planner.ipynb #682341f6
+# %% ../nbs/appendix/planner.ipynb #48a90821
 def worst_shape(
     model:nn.Module, # on the meta device
     budget_tok:int, # padded tokens per batch
@@ -460,7 +460,7 @@ def worst_shape(
     shapes = [Shape(max(1, budget_tok//(s + t)), s, t) for s, t in [(max_len, max_len), (2, max_len), (max_len, 2)]]
     return max(((x, peak_bytes(model, x, w, **how)) for x in shapes), key=lambda pair: pair[1])
 
-# %% ../nbs/appendix/planner.ipynb #2017a336
+# %% ../nbs/appendix/planner.ipynb #ab4827be
 def largest_budget(
     model:nn.Module, # on the meta device
     limit:float, # bytes
@@ -476,7 +476,7 @@ def largest_budget(
     while high - low > max(1, low//64): low, high = ((mid, high) if fits(mid := (low + high)//2) else (low, mid))
     return 64*low
 
-# %% ../nbs/appendix/planner.ipynb #82d4fe58
+# %% ../nbs/appendix/planner.ipynb #a20232e3
 def options(
     model:nn.Module, # on the meta device
     limit:float, # bytes
@@ -490,7 +490,7 @@ def options(
     return {name: dict(peak_gb=worst_shape(model, budget_tok, max_len, w, **how)[1]/2**30, largest_budget_tok=largest_budget(model, limit, max_len, w, **how))
             for name, how in ways.items()}
 
-# %% ../nbs/appendix/planner.ipynb #f9ca636b
+# %% ../nbs/appendix/planner.ipynb #8498faf6
 def memory_parts(
     model:nn.Module, # on the meta device
     shape:Shape, # of the batch
@@ -504,13 +504,13 @@ def memory_parts(
     parts = dict(weights=weights, gradients=weights, optimizer=states, activations=line['logits'] - weights*(1 if how.get('accum', 1) == 1 else 2) - states - logits, logits=logits)
     return {k: v/2**30 for k, v in (parts | dict(peak=max(line.values()))).items()}
 
-# %% ../nbs/appendix/planner.ipynb #a6712b01
+# %% ../nbs/appendix/planner.ipynb #c87fad76
 def _hours(tokens:float, speed:Speed|None)->dict:
     "Hours and their range, if there is a speed."
     if not speed: return {}
     return dict(tok_per_s=speed.tok_per_s, hours=tokens/speed.tok_per_s/3600, hours_range=[tokens/x/3600 for x in (speed.high, speed.low)])
 
-# %% ../nbs/appendix/planner.ipynb #22a88517
+# %% ../nbs/appendix/planner.ipynb #1a11b848
 def _vocab_size(cfg:PlanCfg)->int:
     "Given, of the trained tokenizer, or that of base."
     return cfg.vocab_size or (len(load_tokenizer(tok)) if (tok := _made(scale_name(cfg.scale), 'tokenizer')) else 29298)
@@ -519,7 +519,7 @@ def _precision(preset:str, gpu:bool)->str:
     "The preset's; `auto` is bf16 on a GPU, on a CPU what is fast."
     return preset if preset != 'auto' else 'bf16' if gpu else probe_precision()
 
-# %% ../nbs/appendix/planner.ipynb #4f8812f7
+# %% ../nbs/appendix/planner.ipynb #96704f4f
 def filled(
     cfg:PlanCfg, # as asked
 )->tuple[PlanCfg, int]: # nothing left open; longest text, tokens
@@ -529,7 +529,7 @@ def filled(
                accum=cfg.accum or preset.accum, precision=cfg.precision or _precision(preset.precision, cfg.gpu > 0))
     return replace(cfg, **own), preset.max_len
 
-# %% ../nbs/appendix/planner.ipynb #6d3085b4
+# %% ../nbs/appendix/planner.ipynb #ccd7ede9
 def plan(
     cfg:PlanCfg=PlanCfg(), # what is asked
 )->dict: # fits, largest_budget_tok, memory_gb, options, tokens, steps, hours, hours_range, …, assumptions
@@ -548,7 +548,7 @@ def plan(
                 tok_per_row=[s, t], tokens=tokens, steps=round(tokens/(cfg.budget_tok*cfg.accum)), flops_per_tok=flops_per_tok(cfg.scale), **_hours(tokens, speed),
                 assumptions=assumptions(cfg, lengths, speed))
 
-# %% ../nbs/appendix/planner.ipynb #7e1550f5
+# %% ../nbs/appendix/planner.ipynb #cddc5469
 def assumptions(
     cfg:PlanCfg, # filled
     lengths:str, # where lengths come from
@@ -560,7 +560,7 @@ def assumptions(
             'memory is that of the longest batch, with attention that keeps its probabilities; the formula was checked on a CPU in fp32, on a GPU it is an upper estimate',
             'steps are without padding']
 
-# %% ../nbs/appendix/planner.ipynb #eabf289f
+# %% ../nbs/appendix/planner.ipynb #fd5cad58
 def plan_text(
     result:dict, # of `plan`
 )->str: # lines

@@ -41,7 +41,7 @@ PRESETS = dict(
     tiny=PretrainCfg(steps=3200, lr=1e-3, emb_lr=6., precision='fp32', eval_every=500, save_every=500, log_every=25),
     mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=256, window=65_536,
                      eval_every=2000, save_every=1000, log_every=50),
-    base=PretrainCfg(scale='base', steps=300_000, lr=5e-4, schedule='cosine', weight_decay=0.01, budget_tok=16_384, accum=2, max_len=320,
+    base=PretrainCfg(scale='base', steps=300_000, lr=5e-4, schedule='cosine', weight_decay=0.01, budget_tok=8192, accum=4, max_len=320,
                      window=65_536, eval_every=5000, save_every=1000, log_every=50))
 
 TINY_REAL = dict(steps=6000, budget_tok=2048, max_len=256) # tiny on real text: longer texts, more of them

@@ -10,7 +10,7 @@ __all__ = ['SCORES', 'SHARES', 'MAIN', 'PACKAGES', 'STAGES', 'STAGE_OF', 'EXAMS'
            'card_markdown', 'plot_scores', 'plot_costs', 'plot_losses', 'plot_card', 'write_card', 'CardCfg', 'card',
            'readme_block']
 
-# %% ../nbs/appendix/report_card.ipynb #9dffd229
+# %% ../nbs/appendix/report_card.ipynb #ae8b9ae7
 import datetime, json, math, os, platform, re, subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,15 +23,15 @@ from .data_cleaning import checkout_root, raw_dir, run_path, write_aside
 from .evaluation import wilson
 from .trainer import plot_loss
 
-# %% ../nbs/appendix/report_card.ipynb #46351b09
+# %% ../nbs/appendix/report_card.ipynb #ab2dfaa4
 SCORES = ('loss_valid', 'bits_per_char', 'bleu4', 'exact_', 'pref_acc', 'reward', 'f1_') # a figure whose name starts so is a score
 SHARES = ('exact_', 'pref_acc') # k of n: an interval follows from the share and n
 MAIN = ('all', 'value', 'f1', 'mean') # of a score with parts: the part that bears its name
 
-# %% ../nbs/appendix/report_card.ipynb #15c201e0
+# %% ../nbs/appendix/report_card.ipynb #01d55252
 def _finite(v)->bool: return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
 
-# %% ../nbs/appendix/report_card.ipynb #aaca4294
+# %% ../nbs/appendix/report_card.ipynb #c96796dd
 def flat(
     name:str, # of a figure
     value:object, # number, [low, high], or a dict of such
@@ -43,7 +43,7 @@ def flat(
     parts = [flat(name if k in MAIN else f'{name}_{k}', v) for k, v in value.items()]
     return {k: v for part in parts for k, v in part.items()}
 
-# %% ../nbs/appendix/report_card.ipynb #5e13eba8
+# %% ../nbs/appendix/report_card.ipynb #5d76f202
 def with_n(
     scores:dict, # from `flat`
     counts:dict, # kind -> held-out questions, as `n_heldout` of a stage
@@ -53,12 +53,12 @@ def with_n(
     ns = {f'{k}_n': counts.get(k.rsplit('_', 1)[-1], counts.get('all')) for k in names}
     return {k: v for k, v in ns.items() if v} | scores
 
-# %% ../nbs/appendix/report_card.ipynb #df569fa1
+# %% ../nbs/appendix/report_card.ipynb #ce0b0e34
 def _n_of(scores:dict, name:str)->int|None:
     "Trials of a share: <name>_n, or that of the group it belongs to."
     return scores.get(f'{name}_n', scores.get(f"{name.rsplit('_', 1)[0]}_n"))
 
-# %% ../nbs/appendix/report_card.ipynb #fcf06047
+# %% ../nbs/appendix/report_card.ipynb #ed03aa06
 def with_intervals(
     scores:dict, # names, and beside them _n or _ci95
 )->dict: # the same, every share of n trials with its _ci95
@@ -66,7 +66,7 @@ def with_intervals(
     def lacks(k): return k.startswith(SHARES) and not k.endswith(('_ci95', '_n')) and f'{k}_ci95' not in scores and _n_of(scores, k)
     return scores | {f'{k}_ci95': list(wilson(round(v*n), n)) for k, v in scores.items() if (n := lacks(k))}
 
-# %% ../nbs/appendix/report_card.ipynb #c65169ec
+# %% ../nbs/appendix/report_card.ipynb #d481c363
 def stage_scores(
     figures:dict, # a stage's figures.json
 )->dict: # name -> number; <name>_ci95 and <name>_n beside it
@@ -75,7 +75,7 @@ def stage_scores(
     counts = figures.get('n_heldout') or {}
     return with_intervals(with_n({k: v for part in found for k, v in part.items()}, counts if isinstance(counts, dict) else dict(all=counts)))
 
-# %% ../nbs/appendix/report_card.ipynb #9c58a64b
+# %% ../nbs/appendix/report_card.ipynb #6f3e073a
 def read_object(
     path:Path, # a JSON file
 )->dict: # its content; {} if there is no such file
@@ -87,11 +87,11 @@ def read_object(
     if not isinstance(value, dict): raise ValueError(f'{path}: holds a {type(value).__name__}, expected a JSON object')
     return value
 
-# %% ../nbs/appendix/report_card.ipynb #ce1b1670
+# %% ../nbs/appendix/report_card.ipynb #ac1e1351
 PACKAGES = ('scclm', 'torch', 'transformers', 'accelerate', 'datasets', 'tokenizers', 'trl', 'peft', 'jieba', 'rjieba', 'rensa', 'pyarrow', 'numpy',
             'sacrebleu', 'matplotlib', 'ipywidgets', 'jupyterlab', 'nbdev')
 
-# %% ../nbs/appendix/report_card.ipynb #bfaff436
+# %% ../nbs/appendix/report_card.ipynb #d4f65f63
 def versions(
     names:tuple[str, ...]=PACKAGES, # distributions
 )->dict[str, str]: # of those installed
@@ -102,14 +102,14 @@ def versions(
         except PackageNotFoundError: pass
     return found
 
-# %% ../nbs/appendix/report_card.ipynb #b19fe07b
+# %% ../nbs/appendix/report_card.ipynb #141d2781
 def cpu_model()->str: # such as 'AMD EPYC'
     "The processor's name, as the system gives it."
     info = Path('/proc/cpuinfo')
     lines = info.read_text(encoding='utf-8', errors='replace').splitlines() if info.exists() else []
     return next((l.split(':', 1)[1].strip() for l in lines if l.startswith('model name')), platform.processor() or platform.machine())
 
-# %% ../nbs/appendix/report_card.ipynb #229b718d
+# %% ../nbs/appendix/report_card.ipynb #ad72a13b
 def commit(
     root:Path|None=None, # checkout; None: the one that holds the working directory
 )->str|None: # short hash, with -dirty if tracked files were changed; None: no git checkout, or no git
@@ -121,7 +121,7 @@ def commit(
     except OSError: return None
     return head.stdout.strip() + ('-dirty' if changed.stdout.strip() else '') if head.returncode == 0 else None
 
-# %% ../nbs/appendix/report_card.ipynb #f91c9a91
+# %% ../nbs/appendix/report_card.ipynb #17429a3a
 def environment()->dict: # python, system, cpu, cores, memory_gb, gpu, packages; commit in a git checkout
     "The machine and the software, without names of users, hosts or folders."
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
@@ -129,7 +129,7 @@ def environment()->dict: # python, system, cpu, cores, memory_gb, gpu, packages;
                cores=os.cpu_count(), memory_gb=round(psutil.virtual_memory().total/2**30, 1), gpu=gpu, packages=versions())
     return env | ({'commit': c} if (c := commit()) else {})
 
-# %% ../nbs/appendix/report_card.ipynb #48230284
+# %% ../nbs/appendix/report_card.ipynb #26dcbe08
 def tidy(
     value:object, # of a config.json
     root:Path, # paths below it become relative to it
@@ -141,18 +141,18 @@ def tidy(
     path = Path(value)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else re.split(r'[\\/]', value.rstrip('\\/'))[-1]
 
-# %% ../nbs/appendix/report_card.ipynb #afa0b700
+# %% ../nbs/appendix/report_card.ipynb #66ba9cb3
 STAGES = ('pretrain', 'sft', 'dpo', 'dpo_lora', 'ie', 'ie_scratch', 'ie_stock') # folders that a training run leaves
 STAGE_OF = dict(data_cleaning='clean', tokenizer='tokenizer', pretrain='pretrain', sft='sft', dpo='dpo', ie_finetune='ie') # chapter -> stage
 
-# %% ../nbs/appendix/report_card.ipynb #5abe5c90
+# %% ../nbs/appendix/report_card.ipynb #aadfee26
 def chapter_costs(
     record:dict, # course.json
 )->dict: # chapter -> seconds, peak_rss_mb
     "Wall clock and peak memory of the chapters that are done."
     return {c['name']: {k: c[k] for k in ('seconds', 'peak_rss_mb')} for c in record.get('chapters', []) if c.get('ok')}
 
-# %% ../nbs/appendix/report_card.ipynb #76cef819
+# %% ../nbs/appendix/report_card.ipynb #219c7112
 def stage_costs(
     figures:dict[str, dict], # stage -> figures.json
     chapters:dict, # from `chapter_costs`
@@ -163,17 +163,17 @@ def stage_costs(
     return dict(seconds={s: c['seconds'] for s, c in named.items()} | trained, memory_mb={s: c['peak_rss_mb'] for s, c in named.items()},
                 tok_per_s={s: f['real_tok_per_s'] for s, f in figures.items() if _finite(f.get('real_tok_per_s'))})
 
-# %% ../nbs/appendix/report_card.ipynb #4f15a854
+# %% ../nbs/appendix/report_card.ipynb #516a63b6
 def data_report(
     report:dict, # data/report.json
 )->dict: # rows_in, kept, rejected, duplicates, leaks, rules, sources, splits; what is there
     "Rows in, kept and rejected, by source and by rule."
     return {k: report[k] for k in ('rows_in', 'kept', 'rejected', 'duplicates', 'leaks', 'rules', 'sources', 'splits') if k in report}
 
-# %% ../nbs/appendix/report_card.ipynb #875822de
+# %% ../nbs/appendix/report_card.ipynb #a46d329b
 EXAMS = ('cmmlu', 'ceval')
 
-# %% ../nbs/appendix/report_card.ipynb #70270191
+# %% ../nbs/appendix/report_card.ipynb #4f0f8349
 def exam_scores(
     scores:dict, # eval/scores.json
 )->dict: # exam -> accuracy, ci95, chance, shots, n
@@ -184,7 +184,7 @@ def exam_scores(
         if by_shots: best[exam] = {k: by_shots[max(by_shots)][k] for k in ('accuracy', 'ci95', 'chance', 'n')} | dict(shots=max(by_shots))
     return best
 
-# %% ../nbs/appendix/report_card.ipynb #a365b90b
+# %% ../nbs/appendix/report_card.ipynb #14d81666
 def eval_scores(
     scores:dict, # eval/scores.json
     root:Path, # the model's path becomes relative to it
@@ -195,18 +195,18 @@ def eval_scores(
     found = exam_scores(scores) | {f: p for f, p in parts.items() if p}
     return found | ({'model': tidy(scores['model'], root)} if found and 'model' in scores else {})
 
-# %% ../nbs/appendix/report_card.ipynb #5f588dff
+# %% ../nbs/appendix/report_card.ipynb #5454a434
 CONTRACT = dict(pretrain=('loss_valid', 'bits_per_char_valid', 'exact_heldout'), sft=('exact_heldout',),
                 dpo=('pref_acc_before', 'pref_acc_after', 'exact_heldout'),
                 ie=('f1_combination', 'f1_entity', 'f1_pattern', 'f1_combination_scratch', 'f1_entity_scratch', 'exact_heldout_before', 'exact_heldout_after'),
                 eval=('cmmlu', 'ceval'))
 
-# %% ../nbs/appendix/report_card.ipynb #f69a5874
+# %% ../nbs/appendix/report_card.ipynb #725a186b
 def _renamed(scores:dict, end:str)->dict:
     "F1 scores of another run, `end` put before _ci95 and _n."
     return {re.sub(r'(_ci95|_n)?$', rf'_{end}\1', k, count=1): v for k, v in scores.items() if k.startswith('f1_')}
 
-# %% ../nbs/appendix/report_card.ipynb #70f2bdec
+# %% ../nbs/appendix/report_card.ipynb #bad4e7f6
 def all_scores(
     figures:dict[str, dict], # stage -> figures.json
     exams:dict, # from `eval_scores`
@@ -217,14 +217,14 @@ def all_scores(
     for end in ('scratch', 'stock'): parts['ie'] = parts.get('ie', {}) | _renamed(parts.pop(f'ie_{end}', {}), end)
     return {s: p for s, p in (parts | dict(eval=exams)).items() if p}
 
-# %% ../nbs/appendix/report_card.ipynb #b92ab261
+# %% ../nbs/appendix/report_card.ipynb #3dfcfef1
 def corpus(
     folder:Path, # runs/<scale>
 )->str|None: # 'own files' or 'sample corpus'; None: cannot be told
     "What the course was run on: `SCCLM_RAW`, or the sample that chapter 00 leaves in raw/."
     return 'own files' if raw_dir() else 'sample corpus' if (folder/'raw').is_dir() else None
 
-# %% ../nbs/appendix/report_card.ipynb #9cc174ea
+# %% ../nbs/appendix/report_card.ipynb #06ba55a8
 def make_card(
     folder:Path|None=None, # runs/<scale>; None: of the scale in force
 )->dict: # scale, env, config, data, chapters, seconds, memory_mb, tok_per_s, and a section per stage
@@ -239,19 +239,19 @@ def make_card(
     exams = eval_scores(read_object(folder/'eval'/'scores.json'), folder.parent.parent)
     return dict(scale=folder.name, env=environment()) | {k: v for k, v in rest.items() if v} | all_scores(figures, exams)
 
-# %% ../nbs/appendix/report_card.ipynb #a2237d0d
+# %% ../nbs/appendix/report_card.ipynb #0fcfdb15
 def missing(
     card:dict, # from `make_card`
 )->list[str]: # keys of the contract that are absent, such as 'dpo.pref_acc_after'
     "What was not measured."
     return [f'{section}.{name}' for section, names in CONTRACT.items() for name in names if name not in card.get(section, {})]
 
-# %% ../nbs/appendix/report_card.ipynb #047dadaf
+# %% ../nbs/appendix/report_card.ipynb #2fb129f1
 def _section_rows(section:str, scores:dict)->list[dict]:
     names = [k for k in scores if not k.endswith(('_ci95', '_n', '_chance'))]
     return [dict(key=f'{section}.{k}', value=scores[k]) | {e: scores[f'{k}_{e}'] for e in ('ci95', 'n', 'chance') if f'{k}_{e}' in scores} for k in names]
 
-# %% ../nbs/appendix/report_card.ipynb #f6aca460
+# %% ../nbs/appendix/report_card.ipynb #7a4a5664
 def score_rows(
     card:dict, # from `make_card`
 )->list[dict]: # key, value, and ci95, n, chance where known
@@ -262,7 +262,7 @@ def score_rows(
         elif name != 'model': rows += _section_rows(f'eval.{name}', s)
     return rows
 
-# %% ../nbs/appendix/report_card.ipynb #c3f3e2c6
+# %% ../nbs/appendix/report_card.ipynb #7955a12f
 def _table(head:list[str], rows)->list[str]:
     "Lines of a markdown table; none without rows."
     lines = ['| ' + ' | '.join(map(str, r)) + ' |' for r in rows]
@@ -270,14 +270,14 @@ def _table(head:list[str], rows)->list[str]:
 
 def _interval(r:dict)->str: return f"{r['ci95'][0]:.3f} – {r['ci95'][1]:.3f}" if 'ci95' in r else ''
 
-# %% ../nbs/appendix/report_card.ipynb #ef60b853
+# %% ../nbs/appendix/report_card.ipynb #005f492f
 NAMES = dict(loss_valid='验证损失（nats/词元）', bits_per_char_valid='每字比特，验证集', bits_per_char='每字比特，测试集', bits_per_char_bigram='字二元模型的每字比特',
              bleu4='BLEU-4', exact_heldout='没见过的问法，一字不差', exact_heldout_before='没见过的问法，抽取微调前', exact_heldout_after='没见过的问法，抽取微调后',
              pref_acc_before='偏好准确率，之前', pref_acc_after='偏好准确率，之后', accuracy='选择题准确率', loss='损失（nats/词元）', exact='一字不差', repetition='重复率',
              length_ratio='长度比（回答/参考）', f1_sentence='三元组 F1，没见过的句子',
              f1_combination='三元组 F1，没见过的组合', f1_entity='三元组 F1，没见过的名字', f1_pattern='三元组 F1，没见过的句式')
 
-# %% ../nbs/appendix/report_card.ipynb #51b3511a
+# %% ../nbs/appendix/report_card.ipynb #e61bf47f
 def meaning(
     key:str, # of a row, such as 'ie.f1_entity_scratch'
 )->str: # Chinese; '' for a part that only card.json shows
@@ -288,14 +288,14 @@ def meaning(
         if name.endswith(end): return NAMES.get(name.removesuffix(end), '三元组 F1') + note
     return NAMES.get(name, '三元组 F1' if name.startswith('f1_') else '')
 
-# %% ../nbs/appendix/report_card.ipynb #020dca5c
+# %% ../nbs/appendix/report_card.ipynb #d06a4e47
 def main_rows(
     card:dict, # from `make_card`
 )->list[dict]: # rows of `score_rows` that have a meaning
     "The scores a reader wants first."
     return [r for r in score_rows(card) if meaning(r['key'])]
 
-# %% ../nbs/appendix/report_card.ipynb #4c153df2
+# %% ../nbs/appendix/report_card.ipynb #cce99a2e
 def md_scores(
     card:dict, # from `make_card`
 )->list[str]: # lines
@@ -305,7 +305,7 @@ def md_scores(
     return ['## 多好', *_table(['键', '意思', '值', '95 % 区间', 'n', '瞎猜'], rows),
             *([f'`eval` 测的是 `{model}`。', ''] if model else []), *(['没有测：' + '、'.join(f'`{g}`' for g in gaps) + '。没有测不等于零。', ''] if gaps else [])]
 
-# %% ../nbs/appendix/report_card.ipynb #ac617382
+# %% ../nbs/appendix/report_card.ipynb #ff445755
 def md_costs(
     card:dict, # from `make_card`
 )->list[str]: # lines
@@ -316,7 +316,7 @@ def md_costs(
     chapters = [(n, f"{c['seconds']:,.1f}", f"{c['peak_rss_mb']:,.0f}") for n, c in card.get('chapters', {}).items()]
     return ['## 花了多少', *_table(['阶段', '秒', '峰值内存 MB', '词元/秒'], cells), *_table(['章', '秒', '峰值内存 MB'], chapters)]
 
-# %% ../nbs/appendix/report_card.ipynb #c54b888a
+# %% ../nbs/appendix/report_card.ipynb #5c32c2f6
 def md_data(
     card:dict, # from `make_card`
 )->list[str]: # lines
@@ -327,7 +327,7 @@ def md_data(
     splits = '，'.join(f'{k} {v:,}' for k, v in data.get('splits', {}).items())
     return ['## 用什么数据', *_table(['来源', '读入', '留下', '拒绝（规则 行数）'], rows), *([f'切分：{splits}。', ''] if splits else [])]
 
-# %% ../nbs/appendix/report_card.ipynb #a844d7e5
+# %% ../nbs/appendix/report_card.ipynb #bde8e089
 def md_setup(
     card:dict, # from `make_card`
 )->list[str]: # lines
@@ -339,7 +339,7 @@ def md_setup(
     packages = '，'.join(f'{k} {v}' for k, v in env['packages'].items())
     return ['## 在哪里、怎么训', '', machine + (f"；提交 `{env['commit']}`" if 'commit' in env else '') + f"；{env['date']}。", '', packages + '。', *_table(['阶段', *keys], rows)]
 
-# %% ../nbs/appendix/report_card.ipynb #0f1f80b3
+# %% ../nbs/appendix/report_card.ipynb #5e2ca7c7
 def card_markdown(
     card:dict, # from `make_card`
     figure:str='card.png', # image shown at the top; '' for none
@@ -350,7 +350,7 @@ def card_markdown(
             '数字都来自各阶段写下的文件；区间是 95 %，它只说抽题的运气，不说换一个种子会怎样。', '', *([f'![card]({figure})', ''] if figure else [])]
     return '\n'.join([*head, *md_scores(card), *md_costs(card), *md_data(card), *md_setup(card)]).rstrip() + '\n'
 
-# %% ../nbs/appendix/report_card.ipynb #24f4b161
+# %% ../nbs/appendix/report_card.ipynb #483cc1d3
 def plot_scores(
     card:dict, # from `make_card`
     ax, # matplotlib Axes
@@ -365,7 +365,7 @@ def plot_scores(
     ax.set(xlim=(-.02, 1.02), xlabel='share, 95 % interval'); ax.grid(axis='x', alpha=.3)
     return ax
 
-# %% ../nbs/appendix/report_card.ipynb #f5354442
+# %% ../nbs/appendix/report_card.ipynb #d15c61e1
 def plot_costs(
     card:dict, # from `make_card`
     ax, # matplotlib Axes
@@ -381,7 +381,7 @@ def plot_costs(
     mem.set(xlabel='peak memory, MB (dots)', xlim=(0, None))
     return ax
 
-# %% ../nbs/appendix/report_card.ipynb #f36effe4
+# %% ../nbs/appendix/report_card.ipynb #a9df31fd
 def plot_losses(
     folder:Path, # runs/<scale>
     ax, # matplotlib Axes
@@ -392,7 +392,7 @@ def plot_losses(
     if ax.lines: ax.set(xscale='log', yscale='log', ylabel='loss (nats/token; dpo: nats/pair)'); ax.legend(fontsize=6, ncol=2)
     return ax
 
-# %% ../nbs/appendix/report_card.ipynb #e4ae2f28
+# %% ../nbs/appendix/report_card.ipynb #8c217bfb
 def plot_card(
     card:dict, # from `make_card`
     folder:Path|None=None, # runs/<scale>, for the logs; None: of the scale in force
@@ -405,7 +405,7 @@ def plot_card(
     fig.suptitle(f"SCCLM {card['scale']}, {card.get('corpus', '')}, {card['env']['cpu']}, {card['env']['cores']} cores, GPU {card['env']['gpu']}", fontsize=9)
     return fig
 
-# %% ../nbs/appendix/report_card.ipynb #77b42fcf
+# %% ../nbs/appendix/report_card.ipynb #17980113
 def write_card(
     folder:Path|None=None, # runs/<scale>; None: of the scale in force
     figure:bool=True, # False: card.json and card.md only
@@ -419,14 +419,14 @@ def write_card(
     with write_aside(folder/'card.json') as tmp: tmp.write_text(json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
     return card
 
-# %% ../nbs/appendix/report_card.ipynb #b492c35f
+# %% ../nbs/appendix/report_card.ipynb #a45322e7
 @dataclass(frozen=True)
 class CardCfg:
     "What `scclm card` gathers."
     folder:str = ''               # runs/<scale> folder; none: of the scale in force
     figure:bool = True            # draw card.png as well
 
-# %% ../nbs/appendix/report_card.ipynb #94e82ca1
+# %% ../nbs/appendix/report_card.ipynb #2f89f4b5
 def card(
     cfg:CardCfg=CardCfg(), # which folder
 )->dict: # the card
@@ -435,7 +435,7 @@ def card(
     if not folder.is_dir(): raise FileNotFoundError(f'{folder} is missing: run `make course`, or give --folder an existing runs/<scale>')
     return write_card(folder, cfg.figure)
 
-# %% ../nbs/appendix/report_card.ipynb #2ca5d2ce
+# %% ../nbs/appendix/report_card.ipynb #0b55c069
 def readme_block(
     card:dict, # from `make_card`, or read from card.json
 )->str: # markdown lines without the markers

@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, PreTrainedTokenizerFast
 
 from chat_toys import char_tok, save_toy, toy_model
-from scclm.evaluation import *
+from scclm.evaluation import (EvaluateCfg, Question, answer_logp, bleu_of, bleu_stats, bootstrap, distinct, encode_texts, end_id, evaluate, fit_prompts,
+    greedy_texts, letter_ids, letter_logp, open_model, pair_scores, plot_measures, plot_subjects, read_exam, read_questions,
+    read_rows, repeats, score_rows, score_table, wilson)
 from scclm.evaluation import CHUNK
 from scclm.pretrain import bits_per_char, heldout_exact
 from scclm.trainer import bleu4, greedy_answers

@@ -12,7 +12,7 @@ import pytest
 from chat_toys import CHARS, char_tok
 from scclm.ie_finetune import (PRESETS, PROMPT, RULES, IeCfg, Rejects, by_appearance, by_relation, duie_triples, error_kind, extract, find_duie, find_errors,
                                format_triples, ie, ie_cfg, ie_prompt, is_duie, mix_in, parse_triples, part_of, prf, read_duie, read_tests, repair, scores, tallies,
-                               telling_errors)
+                               start_model, telling_errors, twin_marks_)
 from scclm.sample_triples import make_sample_triples
 
 MARKS = '\\,()[]，（）'
@@ -242,8 +242,8 @@ def test_each_relation_gets_its_own_scores():
     pred, gold = random_sets(rng, 50), random_sets(rng, 50)
     table = by_relation(pred, gold)
     for p in 'pq':
-        only = lambda rows: [[t for t in ts if t[1] == p] for ts in rows]
-        assert tuple(table.loc[p, ['p', 'r', 'f1']]) == pytest.approx(brute(only(pred), only(gold)))
+        theirs, ours = ([[t for t in ts if t[1] == p] for ts in rows] for rows in (pred, gold))
+        assert tuple(table.loc[p, ['p', 'r', 'f1']]) == pytest.approx(brute(theirs, ours))
     assert table.stated.sum() == sum(len(set(g)) for g in gold)
 
 def test_errors_are_named_and_none_is_lost():
@@ -354,6 +354,27 @@ def test_a_model_learns_the_toy_task(world):
     model, tok = run.acc.unwrap_model(run.model), char_tok(CHARS + PROMPT + '[](),作者写')
     triples, bad = extract(model, tok, ['天写地'])
     assert len(triples) == 1 and bad >= 0
+
+def test_twin_marks_change_three_rows_and_only_of_trained_models(world):
+    import torch
+    from scclm.data_cleaning import run_path
+    root, cfg = world
+    tok = char_tok(CHARS + PROMPT + '[](),作者写（），')
+    tok.save_pretrained(run_path('tokenizer'))
+    run = ie(replace(cfg, steps=1, mix=0., twins=True, lr_scratch=1e-9), progress=False)
+    fresh, _ = start_model(cfg)
+    rows = lambda model: model.get_input_embeddings().weight.detach()
+    new = rows(run.acc.unwrap_model(run.model))
+    assert torch.allclose(new, rows(fresh), atol=1e-6), 'new weights are left alone'
+    model, _ = start_model(replace(cfg, start=str(run.out/'model')))
+    twin_marks_(model, tok)
+    changed = {i for i in range(len(tok)) if not torch.equal(rows(model)[i], new[i])}
+    assert changed == set(tok.convert_tokens_to_ids(list('(),')))
+    for a, b in zip('(),', '（），'): assert torch.equal(*(rows(model)[tok.convert_tokens_to_ids(m)] for m in (a, b)))
+    plain, small = start_model(replace(cfg, start=str(run.out/'model')))[0], char_tok('天地(),[]')
+    before = rows(plain).clone()
+    twin_marks_(plain, small)
+    assert torch.equal(rows(plain), before), 'a tokenizer without the twins changes nothing'
 
 def test_missing_stages_are_named(world):
     with pytest.raises(FileNotFoundError, match='06_sft'): ie(replace(world[1], start='sft'), progress=False)

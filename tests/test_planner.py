@@ -65,10 +65,10 @@ def test_weights_by_place_sum_to_the_model():
     w = weight_bytes(model)
     assert w.all == 4*n_params(model) and abs(w.embedding + 10*w.encoder + 10*w.decoder - w.all) < 100
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere the allocator cannot be told to give freed blocks back')
 @pytest.mark.parametrize('cfg', [ProbeCfg(shape=(48, 64, 64)), ProbeCfg(shape=(32, 96, 96), checkpointing=True, optimizer='adafactor')], ids=['plain', 'saving'])
 def test_predicted_peak_is_within_15_percent(cfg):
-    assert predicted_peak(cfg)/measured_peak(cfg) == pytest.approx(1, abs=.15)
+    "Only glibc's allocator can be told to give freed blocks back at once; others hold on to some."
+    assert predicted_peak(cfg)/measured_peak(cfg) == pytest.approx(1, abs=.15 if sys.platform == 'linux' else .5)
 
 def test_the_benchmark_file_keeps_the_promise():
     path = Path(__file__).parents[1]/'benchmarks'/'results'/'memory.json'
