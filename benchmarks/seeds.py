@@ -13,7 +13,7 @@ from report import row, write
 
 from scclm.data_cleaning import require, run_path
 
-STAGES = (('pretrain',), ('sft',), ('dpo',), ('dpo', '--lora-r', '16'), ('ie',), ('ie', '--start', 'scratch'), ('ie', '--start', 'stock'))
+STAGES = (('pretrain',), ('sft',), ('dpo',), ('dpo', '--lora-r', '16'), ('ie',), ('ie', '--start', 'scratch'))
 
 def scclm(runs:Path, *args):
     "One call of the command in a process of its own."
@@ -43,7 +43,6 @@ def rows_of(found:list[dict])->list[dict]:
         yield row(f'held-out exact match, {name}', get(stage, 'exact_heldout', 'all'), get('sft', 'exact_heldout', 'all'), 'before', 'share')
     for test in ('sentence', 'combination', 'entity', 'pattern'):
         yield row(f'triple F1, {test}', f1('ie', test), f1('ie_scratch', test), 'from scratch, same initialisation', 'F1')
-    yield row('triple F1, entity, stock', f1('ie', 'entity'), [max(x, 1e-9) for x in f1('ie_stock', 'entity')], 'from scratch, stock initialisation', 'F1')
     yield row('held-out exact match, after 09', get('ie', 'exact_heldout_after'), get('ie', 'exact_heldout_before'), 'before', 'share')
 
 def main():

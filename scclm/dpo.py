@@ -11,7 +11,7 @@ __all__ = ['PRESETS', 'LORA', 'PREFS', 'PREF', 'VARIANTS', 'DpoCfg', 'dpo_cfg', 
            'pref_scores', 'answer_lens', 'kept_eval', 'pref_eval', 'add_lora', 'n_trained', 'finish_dpo', 'dpo_figures',
            'dpo', 'plot_logp', 'MergeCfg', 'merge']
 
-# %% ../nbs/07_dpo.ipynb #b2fd4542
+# %% ../nbs/07_dpo.ipynb #9b61ba46
 import hashlib, json, os, re, warnings, zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-# %% ../nbs/07_dpo.ipynb #44669161
+# %% ../nbs/07_dpo.ipynb #6416f848
 from .data_cleaning import (REJECTS, Row, Schema, clean_texts, folder_aside, raw_dir, read_jsonl, read_list, read_parquet,
                                  require, run_path, scale_name, write_aside)
 from .dataset import check_state, collate, encode_pairs, plan_window
@@ -40,7 +40,7 @@ from .pretrain import finish_stage, heldout_counts, heldout_exact, read_pairs
 from .sample_prefs import make_sample_prefs
 from .trainer import Run, TrainCfg, exact_match, fit, greedy_answers, read_log, shift_right
 
-# %% ../nbs/07_dpo.ipynb #a7379da8
+# %% ../nbs/07_dpo.ipynb #c57b1906
 @dataclass(frozen=True)
 class DpoCfg(TrainCfg):
     "Preference optimisation: the loop's fields, pairs, loss, and LoRA."
@@ -70,11 +70,11 @@ class DpoCfg(TrainCfg):
                                ('alpha', self.alpha >= 0, '>= 0'), ('lora_r', self.lora_r >= 0, '>= 0'), ('valid_share', 0 <= self.valid_share < 1, 'in [0, 1)')]:
             if not ok: raise ValueError(f'{name}={getattr(self, name)!r}: expected {want}')
 
-# %% ../nbs/07_dpo.ipynb #98f955d3
+# %% ../nbs/07_dpo.ipynb #71cb5918
 _REAL = dict(lr=1e-5, epochs=2., precision='bf16', log_every=20, save_every=500, max_len=512, answer_tok=256)
 
 PRESETS = dict(
-    tiny=DpoCfg(steps=80, lr=4e-4, beta=0.5, precision='fp32', eval_every=20, save_every=40, log_every=5),
+    tiny=DpoCfg(steps=160, lr=3e-4, emb_lr=6., beta=0.5, budget_tok=1024, precision='fp32', eval_every=40, save_every=80, log_every=10),
     mini=DpoCfg(scale='mini', budget_tok=16_384, eval_every=200, **_REAL),
     base=DpoCfg(scale='base', budget_tok=16_384, eval_every=500, **_REAL))
 LORA = dict(tiny=dict(lora_r=16, lr=2e-3), mini=dict(lora_r=16, lr=1e-4), base=dict(lora_r=16, lr=1e-4)) # what changes with LoRA
@@ -87,7 +87,7 @@ def dpo_cfg(
     scale = scale_name(scale)
     return replace(PRESETS[scale], **LORA[scale]) if lora else PRESETS[scale]
 
-# %% ../nbs/07_dpo.ipynb #1341b177
+# %% ../nbs/07_dpo.ipynb #9514b582
 PREFS = (Schema('alpaca', ('instruction', 'output'), ('input',)), Schema('huozi', ('prompt', 'chosen', 'reject')),
          Schema('reward', ('prompt', 'chosen', 'rejected')))
 
@@ -95,7 +95,7 @@ def _match(columns)->Schema|None:
     "The source that has these keys."
     return next((s for s in PREFS if set(columns).issuperset(s.need)), None)
 
-# %% ../nbs/07_dpo.ipynb #b960cbf3
+# %% ../nbs/07_dpo.ipynb #8f148168
 def sniff_prefs(
     path:Path, # a file
 )->tuple[str, Schema]|None: # container (parquet, list or jsonl) and keys; None if it holds no preferences
@@ -110,7 +110,7 @@ def sniff_prefs(
     found = next((s for _, r, _, _ in rows if r and (s := _match(r))), None)
     return (kind, found) if found else None
 
-# %% ../nbs/07_dpo.ipynb #c0a053ae
+# %% ../nbs/07_dpo.ipynb #893885f5
 def read_raw(
     path:Path, # a preference file
     kind:str, # its container
@@ -123,7 +123,7 @@ def read_raw(
         data = path.read_bytes()
         yield from read_list(iter([data])) if kind == 'list' else read_jsonl(data)
 
-# %% ../nbs/07_dpo.ipynb #f013aeeb
+# %% ../nbs/07_dpo.ipynb #f20e3540
 def pref_files(
     data:tuple[str, ...]=(), # files or folders; none: prefs/ below SCCLM_RAW, else the sample, which is written
 )->list[tuple[Path, str]]: # files, and their names for the report, in order
@@ -142,7 +142,7 @@ def pref_files(
         files += [(x, x.relative_to(p).as_posix() if p.is_dir() else x.name) for x in found]
     return files
 
-# %% ../nbs/07_dpo.ipynb #4bfdde26
+# %% ../nbs/07_dpo.ipynb #78a3a9fc
 _NEWLINE = re.compile(r'(?:\\r)?\\n(?!abla|eq|ot\b|u\b|leq|geq|parallel|exists)')
 
 def literal_newlines(
@@ -151,7 +151,7 @@ def literal_newlines(
     r"Literal `\n` becomes a newline; LaTeX commands such as \neq and \nabla stay."
     return _NEWLINE.sub('\n', text)
 
-# %% ../nbs/07_dpo.ipynb #8d3f33d1
+# %% ../nbs/07_dpo.ipynb #a597599e
 class Pref(NamedTuple):
     "A preference pair on its way through the rules."
     source:str # alpaca, huozi or reward
@@ -181,7 +181,7 @@ def as_pair(
     ask, answer, body = (v.strip() for v in values)
     return (f'{ask}\n{body}' if body else ask), answer, None
 
-# %% ../nbs/07_dpo.ipynb #6bdb1a4b
+# %% ../nbs/07_dpo.ipynb #db5ff565
 def judge_pair(
     p:Pref, # texts cleaned
     max_char:int, # longest text, characters
@@ -198,7 +198,7 @@ def judge_pair(
     seen.add(p[3:6])
     return ''
 
-# %% ../nbs/07_dpo.ipynb #9f743b47
+# %% ../nbs/07_dpo.ipynb #e6be37b1
 def _read_file(path:Path, name:str, count:Counter)->Iterator[tuple[Pref|None, tuple]]:
     "(pair or None, reject or ()) of each row of one file."
     kind, schema = found if (found := sniff_prefs(path)) else ('', None)
@@ -226,7 +226,7 @@ def read_prefs(
         if 'heldout' in name.split('/')[:-1]: banned = banned | {p.prompt for p in kept}
     return kept, rejects, count
 
-# %% ../nbs/07_dpo.ipynb #ce3e3a93
+# %% ../nbs/07_dpo.ipynb #e4d69b54
 def split_prefs(
     prefs:list[Pref], # kept pairs
     share:float, # of the prompts held out where nothing came from a heldout folder
@@ -239,7 +239,7 @@ def split_prefs(
         if not rows: raise ValueError(f'no {name} pairs among {len(prefs)}: expected more rows, a heldout folder, or another valid_share={share}')
     return parts
 
-# %% ../nbs/07_dpo.ipynb #f9ddc941
+# %% ../nbs/07_dpo.ipynb #231461e1
 def model_key(
     path:Path, # a model folder
 )->str: # 16 hex digits
@@ -263,7 +263,7 @@ def read_answers(
     if size < len(data): os.truncate(path, size)
     return {r['prompt']: r['answer'] for r in rows[1:]}
 
-# %% ../nbs/07_dpo.ipynb #f153ec5f
+# %% ../nbs/07_dpo.ipynb #48ebb75d
 def own_answers(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -290,7 +290,7 @@ def own_answers(
             bar.update(len(batch))
     return {p: done[p] for p in prompts}
 
-# %% ../nbs/07_dpo.ipynb #8f65743d
+# %% ../nbs/07_dpo.ipynb #76a6dfb6
 PREF = pa.schema([(c, pa.string()) for c in ('source', 'prompt', 'chosen', 'rejected')])
 
 def fill_own(
@@ -306,7 +306,7 @@ def fill_own(
         else: kept.append(p)
     return kept, rejects
 
-# %% ../nbs/07_dpo.ipynb #58c838b5
+# %% ../nbs/07_dpo.ipynb #593a9ac4
 def pref_report(
     count:Counter, # (source, what) -> rows, from `read_prefs`
     rejects:list[tuple], # (source, file, line, rule, text)
@@ -331,7 +331,7 @@ def write_prefs(
     with write_aside(folder/'rejects.parquet') as tmp: pq.write_table(pa.Table.from_pylist([dict(zip(REJECTS.names, r)) for r in rejects], REJECTS), tmp)
     with write_aside(folder/'report.json') as tmp: tmp.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding='utf-8')
 
-# %% ../nbs/07_dpo.ipynb #427628cb
+# %% ../nbs/07_dpo.ipynb #16662556
 def banned_prompts()->frozenset: # questions of data/heldout.parquet; empty if there is no such file
     "The course's examination questions: no preference pair may train on one."
     path = run_path('data', 'heldout.parquet')
@@ -354,7 +354,7 @@ def prepare_prefs(
     write_prefs(folder, parts, rejects + more, pref_report(count, rejects + more, parts))
     return parts
 
-# %% ../nbs/07_dpo.ipynb #1d15b920
+# %% ../nbs/07_dpo.ipynb #c952b1c8
 def sequence_logp(
     logits:Tensor, # (B, T, V), unnormalised
     labels:Tensor, # (B, T), -100 is ignored
@@ -371,7 +371,7 @@ def batch_logp(
     return sequence_logp(model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'],
                                decoder_input_ids=shift_right(batch['labels']), use_cache=False).logits, batch['labels'])
 
-# %% ../nbs/07_dpo.ipynb #741d73f3
+# %% ../nbs/07_dpo.ipynb #c964b784
 class PairLogp(NamedTuple):
     "What the losses look at, each (B,)."
     chosen:Tensor # c: log-probability of the chosen answer, minus the reference's
@@ -394,7 +394,7 @@ def pair_logp(
     (c, r), (n_c, n_r) = (logp - ref).chunk(2), n_tok.clamp(min=1).chunk(2)
     return PairLogp(c, r, n_c, n_r, logp.chunk(2)[0])
 
-# %% ../nbs/07_dpo.ipynb #7a59c872
+# %% ../nbs/07_dpo.ipynb #22babe88
 def dpo_loss(
     model:nn.Module, # being trained
     batch:dict, # chosen rows, then rejected rows: input_ids, attention_mask, labels; ref_logp (2B,)
@@ -413,7 +413,7 @@ def count_pairs(
     "The `count_fn` that makes the logged loss a mean over pairs; rows without labels do not count."
     return int(batch['labels'].chunk(2)[0].ne(-100).any(1).sum())
 
-# %% ../nbs/07_dpo.ipynb #7fd2cdb1
+# %% ../nbs/07_dpo.ipynb #49fd4b87
 def no_dropout_(
     model:nn.Module, # changed in place
 )->nn.Module: # the same
@@ -423,7 +423,7 @@ def no_dropout_(
         if isinstance(getattr(m, 'dropout', None), float): m.dropout = 0.
     return model
 
-# %% ../nbs/07_dpo.ipynb #04e4d558
+# %% ../nbs/07_dpo.ipynb #45d13fa2
 def encode_prefs(
     rows:list, # with prompt, chosen, rejected
     tok, # tokenizer
@@ -451,7 +451,7 @@ def pref_plan(
     lens = np.array([(len(p), max(len(c), len(r))) for p, c, r in rows])
     return plan_window(lens, max(1, budget_tok // 2), key)
 
-# %% ../nbs/07_dpo.ipynb #a69015ea
+# %% ../nbs/07_dpo.ipynb #e5ea6c2a
 @torch.no_grad()
 def logp_table(
     model:nn.Module, # in eval mode
@@ -475,7 +475,7 @@ def rows_key(
         for ids in row: digest.update(len(ids).to_bytes(4, 'little') + ids.tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/07_dpo.ipynb #939df50b
+# %% ../nbs/07_dpo.ipynb #9fcc297d
 def _load_ref(path:Path, key:str)->Tensor|None:
     "The stored table; None if it is missing, damaged or belongs to other rows or another model."
     try:
@@ -495,7 +495,7 @@ def reference(
         with write_aside(path) as tmp: save_file(dict(logp=table), str(tmp), metadata=dict(key=key))
     return table
 
-# %% ../nbs/07_dpo.ipynb #e173f91c
+# %% ../nbs/07_dpo.ipynb #aa6be524
 class PrefStream:
     "Endless batches of preference pairs in memory; resumes at any batch, ranks share the same global batches."
     def __init__(self,
@@ -537,7 +537,7 @@ class PrefStream:
                 own = plan[i][self.rank::self.world]
                 yield collate_prefs([self.rows[j] for j in own], self.ref[own])
 
-# %% ../nbs/07_dpo.ipynb #2c6fa9b2
+# %% ../nbs/07_dpo.ipynb #4ba6116f
 def pref_scores(
     logp:Tensor, # (N, 2) of the model
     ref:Tensor, # (N, 2) of the reference
@@ -559,10 +559,10 @@ def answer_lens(
     "Tokens of both answers of every pair."
     return torch.tensor([(len(c), len(r)) for _, c, r in rows])
 
-# %% ../nbs/07_dpo.ipynb #44967a83
+# %% ../nbs/07_dpo.ipynb #52dbc3ff
 def kept_eval(
     tok, # tokenizer
-    n:int=60, # questions
+    n:int=50, # questions
 )->Callable: # model -> dict(exact_heldout), empty where there are no held-out questions
     "Exact match on a fixed sample of the course's held-out questions: what is left of plain answers."
     path = run_path('data', 'heldout.parquet')
@@ -581,7 +581,7 @@ def pref_eval(
     kept, lens = kept_eval(tok), answer_lens(rows)
     return lambda model: pref_scores(logp_table(model, rows), ref, lens, cfg.variant, cfg.beta, cfg.alpha) | kept(model)
 
-# %% ../nbs/07_dpo.ipynb #7010cffd
+# %% ../nbs/07_dpo.ipynb #03bcb744
 @contextmanager
 def _quiet_peft():
     "peft asks transformers under a name that will go; the user cannot mend that."
@@ -606,7 +606,7 @@ def n_trained(
     "Parameters that training changes."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../nbs/07_dpo.ipynb #0469291d
+# %% ../nbs/07_dpo.ipynb #aac4f209
 def finish_dpo(
     run:Run, # of `fit`
     tok, # tokenizer
@@ -637,7 +637,7 @@ def dpo_figures(
         pref_acc_before_n=n, pref_acc_after_n=n, pref_acc_by_source=by, exact_heldout=heldout_exact(model, tok), n_heldout=heldout_counts(),
         trained_params=n_trained(model), real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), seconds=run.seconds, steps=run.step)
 
-# %% ../nbs/07_dpo.ipynb #e507ae8d
+# %% ../nbs/07_dpo.ipynb #11b4740d
 def dpo(
     cfg:DpoCfg, # from `dpo_cfg`
     resume:bool=True, # False: start over
@@ -657,7 +657,7 @@ def dpo(
               pref_eval(rows['valid'], ref['valid'], tok, cfg), resume=resume, progress=progress)
     return finish_dpo(run, tok, dpo_figures(run, tok, rows['valid'], ref['valid'], [p.source for p in parts['valid']]) if run.done else None)
 
-# %% ../nbs/07_dpo.ipynb #7ec2c6b8
+# %% ../nbs/07_dpo.ipynb #74adb595
 def plot_logp(
     log, # path of a log.jsonl, or a list of entries
     ax=None, # matplotlib Axes
@@ -672,7 +672,7 @@ def plot_logp(
     ax.set(xlabel='step', ylabel='log-probability (nats/answer)'); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/07_dpo.ipynb #7df20626
+# %% ../nbs/07_dpo.ipynb #2017184a
 @dataclass(frozen=True)
 class MergeCfg:
     "Where the adapter is and where the merged model goes."

@@ -8,7 +8,7 @@ __all__ = ['RELATIONS', 'KINDS', 'TYPES', 'DIRT', 'Relation', 'bigrams', 'Entity
            'absent_label', 'spoil', 'bad_lines', 'Splits', 'course_text', 'fresh_sentences', 'make_splits',
            'make_sample_triples']
 
-# %% ../nbs/appendix/sample_triples.ipynb #f77cb000
+# %% ../nbs/appendix/sample_triples.ipynb #7c6546ab
 import json
 import random
 from collections import Counter
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .sample_corpus import Names, intended
 
-# %% ../nbs/appendix/sample_triples.ipynb #9cb6d3e7
+# %% ../nbs/appendix/sample_triples.ipynb #cb92a1d2
 class Relation(NamedTuple):
     "One predicate of DuIE and the ways to state it."
     subject:str # kind of the subject
@@ -29,7 +29,7 @@ class Relation(NamedTuple):
     tails:tuple[str, ...] # clauses that leave one of the two out: said before
     reserved_tails:tuple[str, ...] # the same, never in training
 
-# %% ../nbs/appendix/sample_triples.ipynb #93d2f0b9
+# %% ../nbs/appendix/sample_triples.ipynb #d1fb2fc7
 RELATIONS:dict[str, Relation] = {} # predicate -> relation, filled by the tables below
 
 def _add(name, subject, object, heads, reserved, tails, reserved_tails):
@@ -37,7 +37,7 @@ def _add(name, subject, object, heads, reserved, tails, reserved_tails):
     split = lambda text: tuple(''.join(text.split()).split('/'))
     RELATIONS[name] = Relation(subject, object, *map(split, (heads, reserved, tails, reserved_tails)))
 
-# %% ../nbs/appendix/sample_triples.ipynb #d4a348e0
+# %% ../nbs/appendix/sample_triples.ipynb #9419f4a7
 _add('作者', 'book', 'person', '''《{s}》是{o}写的一本书/《{s}》的作者是{o}/《{s}》由{o}创作/小说《{s}》出自{o}之手/《{s}》，作者：{o}/
 小说《{s}》的作者叫{o}/《{s}》是{o}的小说/{o}写了《{s}》这本书''', '''《{s}》的文字全部出自{o}/一本叫《{s}》的书，写书的人名叫{o}/{o}，小说《{s}》的作者''',
 '作者是{o}/由{o}写成/写过小说《{s}》', '出自{o}的笔下/曾经创作《{s}》一书')
@@ -46,7 +46,7 @@ _add('出生地', 'person', 'place', '''{s}出生于{o}/{s}，{o}人/{s}生于{o
 {o}是{s}的出生地''', '''{s}在{o}来到这个世界/{s}从小在{o}长大/{o}人{s}从小学习音乐''',
 '出生于{o}/出生地是{o}/{o}人', '在{o}出生/是{o}人')
 
-# %% ../nbs/appendix/sample_triples.ipynb #26d17c7c
+# %% ../nbs/appendix/sample_triples.ipynb #b902de6d
 _add('毕业院校', 'person', 'school', '''{s}毕业于{o}/{s}从{o}毕业/{s}是{o}的毕业生/{s}，毕业于{o}/{s}在{o}读书并毕业/{s}的毕业院校是{o}/{s}的大学是{o}/
 {o}毕业生{s}''', '''{s}的大学时光是在{o}度过的/毕业院校：{o}，姓名：{s}/从{o}走出来的毕业生{s}''',
 '毕业于{o}/从{o}毕业/毕业院校是{o}', '在{o}完成学业/大学读的是{o}')
@@ -55,7 +55,7 @@ _add('歌手', 'song', 'person', '''《{s}》是{o}演唱的歌曲/歌曲《{s}�
 歌曲《{s}》，歌手{o}/{o}唱了《{s}》''', '''《{s}》这首歌的原唱是{o}/听《{s}》的时候就想起了歌手{o}/{o}用歌声带来了《{s}》''',
 '由{o}演唱/演唱者是{o}/唱过《{s}》', '是{o}唱的歌/代表歌曲有《{s}》')
 
-# %% ../nbs/appendix/sample_triples.ipynb #2568700e
+# %% ../nbs/appendix/sample_triples.ipynb #bf1cfc8a
 _add('所属专辑', 'song', 'album', '''《{s}》收录在专辑《{o}》中/歌曲《{s}》选自专辑《{o}》/《{s}》是专辑《{o}》中的一首歌/《{s}》，所属专辑：《{o}》/
 《{s}》出自专辑《{o}》/《{s}》的专辑是《{o}》/歌曲《{s}》收录于《{o}》/专辑《{o}》收录了《{s}》''',
 '''《{s}》这首歌放在《{o}》这张专辑里/歌名：《{s}》，专辑：《{o}》/翻开专辑《{o}》，里面能找到歌曲《{s}》''',
@@ -65,7 +65,7 @@ _add('导演', 'film', 'person', '''《{s}》是{o}导演的电影/电影《{s}�
 电影《{s}》出自导演{o}/{o}导演了《{s}》''', '''《{s}》这部片子是{o}拍出来的/担任《{s}》导演的人是{o}/{o}，电影《{s}》的导演''',
 '导演是{o}/由{o}执导/导演过电影《{s}》', '是{o}拍的片子/担任《{s}》的导演')
 
-# %% ../nbs/appendix/sample_triples.ipynb #1d811e5b
+# %% ../nbs/appendix/sample_triples.ipynb #aee63dc0
 _add('创始人', 'company', 'person', '''{s}的创始人是{o}/{s}由{o}创办/{s}是{o}一手创办的/{s}创始人{o}/{s}，创始人：{o}/{s}的创始人叫{o}/{s}是{o}创办的公司/
 {o}创办了{s}''', '''创立{s}的人叫{o}/{s}最早是由{o}建立起来的/一说到{s}，人们就会想到它的创始人{o}''',
 '创始人是{o}/由{o}创办/创办了{s}', '由{o}一手建立/一手创立{s}')
@@ -74,19 +74,19 @@ _add('总部地点', 'company', 'place', '''{s}的总部位于{o}/{s}总部设�
 {o}是{s}的总部所在地''', '''{s}的总部大楼建在{o}/{s}从小城搬走，如今总部在{o}/{o}有一座大楼，那里是{s}的总部''',
 '总部位于{o}/总部设在{o}/总部地点是{o}', '总部大楼建在{o}/把总部放在{o}')
 
-# %% ../nbs/appendix/sample_triples.ipynb #441388a0
+# %% ../nbs/appendix/sample_triples.ipynb #f43ae54b
 KINDS = dict(person='', place='市 县 镇 村 州 岛', school='大学 学院 中学', company='公司 集团 工厂 饭店',
              book='', song='', album='', film='') # kind -> endings
 _ODD = ('{},{}', '{}({})', '{}[{}]', 'DJ{}{}', '{}Love{}', 'The {}{}') # title shapes: two pieces with marks or letters
 
-# %% ../nbs/appendix/sample_triples.ipynb #fa9193f1
+# %% ../nbs/appendix/sample_triples.ipynb #ff8a72ed
 def bigrams(
     text:str, # any length
 )->set[str]: # every two neighbouring characters
     "A quick way to be sure: a name with one pair of neighbours that a text lacks is not in that text."
     return set(map(''.join, zip(text, text[1:])))
 
-# %% ../nbs/appendix/sample_triples.ipynb #8a6c2701
+# %% ../nbs/appendix/sample_triples.ipynb #b4fa65fd
 class EntityNames(Names):
     "Names of people, places, schools, companies and titles that do not occur in the given text."
     def __init__(self,
@@ -98,7 +98,7 @@ class EntityNames(Names):
         super().__init__(f'triples:{seed}')
         self.taken, self.odd = taken, odd
 
-# %% ../nbs/appendix/sample_triples.ipynb #4ac3c498
+# %% ../nbs/appendix/sample_triples.ipynb #94f573ec
 @patch
 def draw(self:EntityNames,
     kind:str, # key of `KINDS`
@@ -109,7 +109,7 @@ def draw(self:EntityNames,
     if self.rng.random() < self.odd: return self.rng.choice(_ODD).format(self.chars(1, 2), self.chars(1, 2))
     return self.chars(2, 4)
 
-# %% ../nbs/appendix/sample_triples.ipynb #70c459ec
+# %% ../nbs/appendix/sample_triples.ipynb #9067169c
 @patch
 def new(self:EntityNames,
     kind:str, # key of `KINDS`
@@ -119,7 +119,7 @@ def new(self:EntityNames,
     self.seen.add(name)
     return name
 
-# %% ../nbs/appendix/sample_triples.ipynb #1e9015be
+# %% ../nbs/appendix/sample_triples.ipynb #e22f765d
 def name_pool(
     n:int, # names per kind
     seed:int|str, # of the names
@@ -130,14 +130,14 @@ def name_pool(
     names = EntityNames(seed, taken, odd)
     return {kind: [names.new(kind) for _ in range(n)] for kind in KINDS}
 
-# %% ../nbs/appendix/sample_triples.ipynb #9a175539
+# %% ../nbs/appendix/sample_triples.ipynb #cc10749d
 class Fact(NamedTuple):
     "One true triple of a world."
     s:str # subject
     p:str # predicate
     o:str # object
 
-# %% ../nbs/appendix/sample_triples.ipynb #0ce0bdef
+# %% ../nbs/appendix/sample_triples.ipynb #fae52ce5
 def by_entity(
     facts, # any number
 )->dict[str, list[Fact]]: # entity -> facts it is part of, as subject or object
@@ -147,7 +147,7 @@ def by_entity(
         for e in (f.s, f.o): world.setdefault(e, []).append(f)
     return world
 
-# %% ../nbs/appendix/sample_triples.ipynb #90318bb1
+# %% ../nbs/appendix/sample_triples.ipynb #bdebd233
 def make_world(
     pool:dict[str, list[str]], # from `name_pool`
     seed:int|str, # another seed: other combinations
@@ -159,11 +159,11 @@ def make_world(
         for s in pool[rel.subject]: facts.append(Fact(s, p, rng.choice([o for o in rng.sample(pool[rel.object], 2) if (s, p, o) not in known])))
     return by_entity(facts)
 
-# %% ../nbs/appendix/sample_triples.ipynb #9df5ca8e
+# %% ../nbs/appendix/sample_triples.ipynb #88de11da
 _OPEN = (*['']*8, '据了解，', '资料显示，')
 _CLOSE = (*['']*8, '，很受欢迎', '，值得一看')
 
-# %% ../nbs/appendix/sample_triples.ipynb #e86d33ee
+# %% ../nbs/appendix/sample_triples.ipynb #aa9cd787
 class Speaker:
     "States the facts of a world in sentences of one to three triples."
     def __init__(self,
@@ -178,7 +178,7 @@ class Speaker:
         self.heads = {p: r.reserved if reserved else r.heads for p, r in RELATIONS.items()}
         self.tails = {p: r.reserved_tails if reserved else r.tails for p, r in RELATIONS.items()}
 
-# %% ../nbs/appendix/sample_triples.ipynb #1951288e
+# %% ../nbs/appendix/sample_triples.ipynb #a7d6db2a
 @patch
 def head(self:Speaker,
     fact:Fact, # what to say
@@ -187,7 +187,7 @@ def head(self:Speaker,
     clause = self.rng.choice(self.heads[fact.p])
     return clause.format(s=fact.s, o=fact.o), fact.s if clause.index('{s}') < clause.index('{o}') else fact.o
 
-# %% ../nbs/appendix/sample_triples.ipynb #dec2f17a
+# %% ../nbs/appendix/sample_triples.ipynb #2f3c1124
 @patch
 def tail(self:Speaker,
     fact:Fact, # what to say
@@ -197,7 +197,7 @@ def tail(self:Speaker,
     fits = [t for t in self.tails[fact.p] if ('{o}' if topic == fact.s else '{s}') in t]
     return self.rng.choice(fits).format(s=fact.s, o=fact.o) if fits else None
 
-# %% ../nbs/appendix/sample_triples.ipynb #4cc24664
+# %% ../nbs/appendix/sample_triples.ipynb #6318a33e
 @patch
 def more(self:Speaker,
     said:list[Fact], # facts of the sentence so far
@@ -210,7 +210,7 @@ def more(self:Speaker,
     clause, topic = (self.tail(fact, topic), topic) if same else self.head(fact)
     return (('，' if same else '；') + clause, fact, topic) if clause else None
 
-# %% ../nbs/appendix/sample_triples.ipynb #486e6521
+# %% ../nbs/appendix/sample_triples.ipynb #01e101c6
 @patch
 def sentence(self:Speaker)->tuple[str, list[Fact]]: # text, facts in the order they are stated
     "One to three facts."
@@ -220,10 +220,10 @@ def sentence(self:Speaker)->tuple[str, list[Fact]]: # text, facts in the order t
         if found := self.more(facts, topic): text += found[0]; facts.append(found[1]); topic = found[2]
     return self.rng.choice(_OPEN) + text + self.rng.choice(_CLOSE) + '。', facts
 
-# %% ../nbs/appendix/sample_triples.ipynb #24b1cde5
+# %% ../nbs/appendix/sample_triples.ipynb #76775cb4
 TYPES = dict(person='人物', place='地点', school='学校', book='图书作品', song='歌曲', album='音乐专辑', film='影视作品', company='企业')
 
-# %% ../nbs/appendix/sample_triples.ipynb #98e6b44e
+# %% ../nbs/appendix/sample_triples.ipynb #2103b6b9
 def duie_record(
     text:str, # a sentence
     facts:list[Fact], # what it states
@@ -238,7 +238,7 @@ def duie_record(
         spo.append(dict(predicate=f.p, subject_type=s_type, subject=f.s) | both)
     return dict(text=text, spo_list=spo)
 
-# %% ../nbs/appendix/sample_triples.ipynb #25b6dba2
+# %% ../nbs/appendix/sample_triples.ipynb #0a70246a
 def _object(spo:dict)->str: return spo['object'] if isinstance(spo['object'], str) else spo['object']['@value']
 
 def _put(spo:dict, slot:str, value:str)->dict:
@@ -246,7 +246,7 @@ def _put(spo:dict, slot:str, value:str)->dict:
     if slot == 'object' and isinstance(spo['object'], dict): value = spo['object'] | {'@value': value}
     return spo | {slot: value}
 
-# %% ../nbs/appendix/sample_triples.ipynb #ad9a8e19
+# %% ../nbs/appendix/sample_triples.ipynb #ceb4886d
 def mark_titles(
     record:dict, # a DuIE row
 )->dict|None: # a copy; None if this dirt does not fit the row
@@ -255,7 +255,7 @@ def mark_titles(
     spo = [_put(x, 'subject', f"《{x['subject']}》") if f"《{x['subject']}》" in record['text'] else x for x in record['spo_list']]
     return record | dict(spo_list=spo) if spo != record['spo_list'] else None
 
-# %% ../nbs/appendix/sample_triples.ipynb #f29f7b9a
+# %% ../nbs/appendix/sample_triples.ipynb #44026494
 def cut_title(
     record:dict, # a DuIE row
 )->dict|None: # a copy; None if this dirt does not fit the row
@@ -265,7 +265,7 @@ def cut_title(
     fits = f'《{s}》' in record['text'] and len(s) > 3 and record['text'].count(s[:-1]) == 1 and not any(x['subject'] == s for x in rest)
     return record | dict(spo_list=[_put(first, 'subject', s[:-1]), *rest]) if fits else None
 
-# %% ../nbs/appendix/sample_triples.ipynb #7a8d7c27
+# %% ../nbs/appendix/sample_triples.ipynb #c7d0d77f
 def album_as_song(
     record:dict, # a DuIE row
 )->dict|None: # a copy; None if this dirt does not fit the row
@@ -274,25 +274,25 @@ def album_as_song(
     if not {'歌手', '所属专辑'} <= set(by) or by['歌手']['subject'] != by['所属专辑']['subject']: return None
     return record | dict(spo_list=[*record['spo_list'], _put(by['歌手'], 'subject', _object(by['所属专辑']))])
 
-# %% ../nbs/appendix/sample_triples.ipynb #5684420a
+# %% ../nbs/appendix/sample_triples.ipynb #56fb1600
 def repeat_label(
     record:dict, # a DuIE row
 )->dict: # a copy
     "The first triple twice."
     return record | dict(spo_list=[*record['spo_list'], record['spo_list'][0]])
 
-# %% ../nbs/appendix/sample_triples.ipynb #02928f40
+# %% ../nbs/appendix/sample_triples.ipynb #ba5a33d9
 def absent_label(
     record:dict, # a DuIE row
 )->dict: # a copy
     "One more triple, whose object the sentence does not hold."
     return record | dict(spo_list=[*record['spo_list'], _put(record['spo_list'][0], 'object', '不在句中的名字')])
 
-# %% ../nbs/appendix/sample_triples.ipynb #cb53b701
+# %% ../nbs/appendix/sample_triples.ipynb #ac357760
 DIRT = dict(title_marks=(mark_titles, 200), cut_title=(cut_title, 40), song_album=(album_as_song, 30), duplicate=(repeat_label, 60),
             not_in_text=(absent_label, 60)) # kind -> function, rows
 
-# %% ../nbs/appendix/sample_triples.ipynb #51b276fb
+# %% ../nbs/appendix/sample_triples.ipynb #e4239cf4
 def spoil(
     records:list[dict], # clean rows; changed in place
     seed:int|str=0, # of the choice
@@ -307,7 +307,7 @@ def spoil(
             records[i] = dirty; order.remove(i); planted[kind] += 1
     return planted
 
-# %% ../nbs/appendix/sample_triples.ipynb #42024331
+# %% ../nbs/appendix/sample_triples.ipynb #dbe5f1de
 def bad_lines(
     records:list[dict], # clean rows to copy from
     n:int=5, # lines per kind
@@ -321,13 +321,13 @@ def bad_lines(
         duplicate_row=line)
     return [make(next(rows)) for make in kinds.values() for _ in range(n)], Counter(dict.fromkeys(kinds, n))
 
-# %% ../nbs/appendix/sample_triples.ipynb #94931913
+# %% ../nbs/appendix/sample_triples.ipynb #d43cc4e1
 class Splits(NamedTuple):
     "Clean sentences with their facts."
     train:list # (text, facts), known world
     tests:dict # name -> list of (text, facts)
 
-# %% ../nbs/appendix/sample_triples.ipynb #587b9437
+# %% ../nbs/appendix/sample_triples.ipynb #8b44bfa8
 def course_text(
     seed:int=0, # of the sample corpus
 )->str: # everything the course trains or tests on before chapter 09
@@ -335,7 +335,7 @@ def course_text(
     clean = intended(seed)
     return '\n'.join([*(t for r in clean.pretrain + clean.sft for t in (r.prompt, r.response)), *(t for h in clean.heldout for t in (h['prompt'], h['response']))])
 
-# %% ../nbs/appendix/sample_triples.ipynb #7f4a7057
+# %% ../nbs/appendix/sample_triples.ipynb #e3eca1a9
 def fresh_sentences(
     speaker:Speaker, # states facts
     n:int, # sentences wanted
@@ -348,12 +348,12 @@ def fresh_sentences(
         if text not in seen: seen.add(text); out.append((text, facts))
     return out
 
-# %% ../nbs/appendix/sample_triples.ipynb #ff94ee21
+# %% ../nbs/appendix/sample_triples.ipynb #17ec12f5
 def make_splits(
     seed:int=0, # of names, facts and sentences
     n_train:int=3000, # training sentences
     n_test:int=300, # sentences per test
-    n_names:int=500, # names per kind
+    n_names:int=200, # names per kind
     dense:tuple[int, int, int]=(2, 5, 3), # weights of no, one, two clauses after the first in training: several triples are harder
 )->Splits: # train and tests sentence, combination, entity, pattern, valid
     "Four kinds of unseen: sentences; combinations of known names; names; patterns. `valid` is of the first kind."
@@ -369,7 +369,7 @@ def make_splits(
         entity=say(make_world(new, seed), 'entity', n_test), pattern=say(known, 'pattern', n_test, reserved=True),
         valid=say(known, 'valid', n_test)))
 
-# %% ../nbs/appendix/sample_triples.ipynb #fc716bf5
+# %% ../nbs/appendix/sample_triples.ipynb #0033fa40
 def _write_lines(path:Path, lines:list[bytes])->int:
     "Write aside, then rename; the number of lines."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -378,7 +378,7 @@ def _write_lines(path:Path, lines:list[bytes])->int:
     aside.replace(path)
     return len(lines)
 
-# %% ../nbs/appendix/sample_triples.ipynb #0d673ebc
+# %% ../nbs/appendix/sample_triples.ipynb #9b21c11a
 def make_sample_triples(
     root:Path, # folder to write to
     seed:int=0, # another seed: other names, facts, sentences
