@@ -11,7 +11,7 @@ __all__ = ['PRESETS', 'LORA', 'PREFS', 'PREF', 'VARIANTS', 'DpoCfg', 'dpo_cfg', 
            'pref_scores', 'answer_lens', 'kept_eval', 'pref_eval', 'add_lora', 'n_trained', 'finish_dpo', 'dpo_figures',
            'dpo', 'plot_logp', 'MergeCfg', 'merge']
 
-# %% ../nbs/07_dpo.ipynb #9b61ba46
+# %% ../nbs/07_dpo.ipynb #86704992
 import hashlib, json, os, re, warnings, zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-# %% ../nbs/07_dpo.ipynb #6416f848
+# %% ../nbs/07_dpo.ipynb #c8a2c822
 from .data_cleaning import (REJECTS, Row, Schema, clean_texts, folder_aside, raw_dir, read_jsonl, read_list, read_parquet,
                                  require, run_path, scale_name, write_aside)
 from .dataset import check_state, collate, encode_pairs, plan_window
@@ -40,7 +40,7 @@ from .pretrain import finish_stage, heldout_counts, heldout_exact, read_pairs
 from .sample_prefs import make_sample_prefs
 from .trainer import Run, TrainCfg, exact_match, fit, greedy_answers, read_log, shift_right
 
-# %% ../nbs/07_dpo.ipynb #c57b1906
+# %% ../nbs/07_dpo.ipynb #461769a6
 @dataclass(frozen=True)
 class DpoCfg(TrainCfg):
     "Preference optimisation: the loop's fields, pairs, loss, and LoRA."
@@ -52,7 +52,7 @@ class DpoCfg(TrainCfg):
     beta:float = 0.1              # how far the model may move from the reference: smaller is farther
     alpha:float = 1.              # weight of the SFT term
     epochs:float = 0.             # passes over the pairs, in place of steps; 0: steps count
-    lora_r:int = 0                # rank of the LoRA adapter; 0 trains all parameters
+    lora_r:int = 0                # rank of the LoRA adapter, which wants about 7 times the lr; 0 trains all parameters
     lora_alpha:int = 16           # scale of the adapter, divided by the rank
     lora_dropout:float = 0.1      # dropout on the adapter's input
     lora_targets:tuple[str, ...] = ('q', 'k', 'v', 'o', 'wi', 'wo') # linear layers that get an adapter
@@ -70,15 +70,16 @@ class DpoCfg(TrainCfg):
                                ('alpha', self.alpha >= 0, '>= 0'), ('lora_r', self.lora_r >= 0, '>= 0'), ('valid_share', 0 <= self.valid_share < 1, 'in [0, 1)')]:
             if not ok: raise ValueError(f'{name}={getattr(self, name)!r}: expected {want}')
 
-# %% ../nbs/07_dpo.ipynb #71cb5918
+# %% ../nbs/07_dpo.ipynb #1816186f
 _REAL = dict(lr=1e-5, epochs=2., precision='bf16', log_every=20, save_every=500, max_len=512, answer_tok=256)
 
 PRESETS = dict(
     tiny=DpoCfg(steps=160, lr=3e-4, emb_lr=6., beta=0.5, budget_tok=1024, precision='fp32', eval_every=40, save_every=80, log_every=10),
     mini=DpoCfg(scale='mini', budget_tok=16_384, eval_every=200, **_REAL),
-    base=DpoCfg(scale='base', budget_tok=16_384, eval_every=500, **_REAL))
+    base=DpoCfg(scale='base', budget_tok=8192, accum=2, eval_every=500, **_REAL))
 LORA = dict(tiny=dict(lora_r=16, lr=2e-3), mini=dict(lora_r=16, lr=1e-4), base=dict(lora_r=16, lr=1e-4)) # what changes with LoRA
 
+# %% ../nbs/07_dpo.ipynb #e6ea8e17
 def dpo_cfg(
     scale:str|None=None, # tiny, mini or base; None reads SCCLM_SCALE
     lora:bool=False, # an adapter in place of all parameters
@@ -87,7 +88,7 @@ def dpo_cfg(
     scale = scale_name(scale)
     return replace(PRESETS[scale], **LORA[scale]) if lora else PRESETS[scale]
 
-# %% ../nbs/07_dpo.ipynb #9514b582
+# %% ../nbs/07_dpo.ipynb #2c13593f
 PREFS = (Schema('alpaca', ('instruction', 'output'), ('input',)), Schema('huozi', ('prompt', 'chosen', 'reject')),
          Schema('reward', ('prompt', 'chosen', 'rejected')))
 
@@ -95,7 +96,7 @@ def _match(columns)->Schema|None:
     "The source that has these keys."
     return next((s for s in PREFS if set(columns).issuperset(s.need)), None)
 
-# %% ../nbs/07_dpo.ipynb #8f148168
+# %% ../nbs/07_dpo.ipynb #f18f4295
 def sniff_prefs(
     path:Path, # a file
 )->tuple[str, Schema]|None: # container (parquet, list or jsonl) and keys; None if it holds no preferences
@@ -110,7 +111,7 @@ def sniff_prefs(
     found = next((s for _, r, _, _ in rows if r and (s := _match(r))), None)
     return (kind, found) if found else None
 
-# %% ../nbs/07_dpo.ipynb #893885f5
+# %% ../nbs/07_dpo.ipynb #c00e5ca9
 def read_raw(
     path:Path, # a preference file
     kind:str, # its container
@@ -123,7 +124,7 @@ def read_raw(
         data = path.read_bytes()
         yield from read_list(iter([data])) if kind == 'list' else read_jsonl(data)
 
-# %% ../nbs/07_dpo.ipynb #f20e3540
+# %% ../nbs/07_dpo.ipynb #c1a2622d
 def pref_files(
     data:tuple[str, ...]=(), # files or folders; none: prefs/ below SCCLM_RAW, else the sample, which is written
 )->list[tuple[Path, str]]: # files, and their names for the report, in order
@@ -142,7 +143,7 @@ def pref_files(
         files += [(x, x.relative_to(p).as_posix() if p.is_dir() else x.name) for x in found]
     return files
 
-# %% ../nbs/07_dpo.ipynb #78a3a9fc
+# %% ../nbs/07_dpo.ipynb #3da21a3d
 _NEWLINE = re.compile(r'(?:\\r)?\\n(?!abla|eq|ot\b|u\b|leq|geq|parallel|exists)')
 
 def literal_newlines(
@@ -151,7 +152,7 @@ def literal_newlines(
     r"Literal `\n` becomes a newline; LaTeX commands such as \neq and \nabla stay."
     return _NEWLINE.sub('\n', text)
 
-# %% ../nbs/07_dpo.ipynb #a597599e
+# %% ../nbs/07_dpo.ipynb #7748d3e6
 class Pref(NamedTuple):
     "A preference pair on its way through the rules."
     source:str # alpaca, huozi or reward
@@ -162,6 +163,7 @@ class Pref(NamedTuple):
     rejected:str|None # the worse one; None: still to be answered by the model
     held:bool # from a heldout folder
 
+# %% ../nbs/07_dpo.ipynb #3017fe6f
 def text_fields(
     row:dict, # a record
     schema:Schema, # its keys
@@ -171,6 +173,7 @@ def text_fields(
     values = [row.get(k) or '' if k in schema.may else row[k] for k in schema.need + schema.may]
     return (tuple(values), '') if all(isinstance(v, str) for v in values) else (None, 'bad_type')
 
+# %% ../nbs/07_dpo.ipynb #b798db27
 def as_pair(
     values:tuple[str, ...], # from `text_fields`
     schema:Schema, # its keys
@@ -181,7 +184,7 @@ def as_pair(
     ask, answer, body = (v.strip() for v in values)
     return (f'{ask}\n{body}' if body else ask), answer, None
 
-# %% ../nbs/07_dpo.ipynb #db5ff565
+# %% ../nbs/07_dpo.ipynb #ed93c221
 def judge_pair(
     p:Pref, # texts cleaned
     max_char:int, # longest text, characters
@@ -198,7 +201,7 @@ def judge_pair(
     seen.add(p[3:6])
     return ''
 
-# %% ../nbs/07_dpo.ipynb #e6be37b1
+# %% ../nbs/07_dpo.ipynb #2206e339
 def _read_file(path:Path, name:str, count:Counter)->Iterator[tuple[Pref|None, tuple]]:
     "(pair or None, reject or ()) of each row of one file."
     kind, schema = found if (found := sniff_prefs(path)) else ('', None)
@@ -226,7 +229,7 @@ def read_prefs(
         if 'heldout' in name.split('/')[:-1]: banned = banned | {p.prompt for p in kept}
     return kept, rejects, count
 
-# %% ../nbs/07_dpo.ipynb #e4d69b54
+# %% ../nbs/07_dpo.ipynb #fc618a90
 def split_prefs(
     prefs:list[Pref], # kept pairs
     share:float, # of the prompts held out where nothing came from a heldout folder
@@ -239,7 +242,7 @@ def split_prefs(
         if not rows: raise ValueError(f'no {name} pairs among {len(prefs)}: expected more rows, a heldout folder, or another valid_share={share}')
     return parts
 
-# %% ../nbs/07_dpo.ipynb #231461e1
+# %% ../nbs/07_dpo.ipynb #d3964e39
 def model_key(
     path:Path, # a model folder
 )->str: # 16 hex digits
@@ -249,6 +252,7 @@ def model_key(
         with open(Path(path)/name, 'rb') as f: digest.update(hashlib.file_digest(f, 'sha256').digest())
     return digest.hexdigest()[:16]
 
+# %% ../nbs/07_dpo.ipynb #a772b238
 def read_answers(
     path:Path, # answers.jsonl
     head:dict, # what its first line must be
@@ -263,7 +267,7 @@ def read_answers(
     if size < len(data): os.truncate(path, size)
     return {r['prompt']: r['answer'] for r in rows[1:]}
 
-# %% ../nbs/07_dpo.ipynb #48ebb75d
+# %% ../nbs/07_dpo.ipynb #79743b49
 def own_answers(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -290,9 +294,10 @@ def own_answers(
             bar.update(len(batch))
     return {p: done[p] for p in prompts}
 
-# %% ../nbs/07_dpo.ipynb #76a6dfb6
+# %% ../nbs/07_dpo.ipynb #1a4f788b
 PREF = pa.schema([(c, pa.string()) for c in ('source', 'prompt', 'chosen', 'rejected')])
 
+# %% ../nbs/07_dpo.ipynb #1a48ed53
 def fill_own(
     prefs:list[Pref], # some without a rejected answer
     answers:dict[str, str], # prompt -> own answer
@@ -306,7 +311,7 @@ def fill_own(
         else: kept.append(p)
     return kept, rejects
 
-# %% ../nbs/07_dpo.ipynb #593a9ac4
+# %% ../nbs/07_dpo.ipynb #5360ba7f
 def pref_report(
     count:Counter, # (source, what) -> rows, from `read_prefs`
     rejects:list[tuple], # (source, file, line, rule, text)
@@ -331,12 +336,13 @@ def write_prefs(
     with write_aside(folder/'rejects.parquet') as tmp: pq.write_table(pa.Table.from_pylist([dict(zip(REJECTS.names, r)) for r in rejects], REJECTS), tmp)
     with write_aside(folder/'report.json') as tmp: tmp.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding='utf-8')
 
-# %% ../nbs/07_dpo.ipynb #16662556
+# %% ../nbs/07_dpo.ipynb #e9e6a566
 def banned_prompts()->frozenset: # questions of data/heldout.parquet; empty if there is no such file
     "The course's examination questions: no preference pair may train on one."
     path = run_path('data', 'heldout.parquet')
     return frozenset(p for p, _ in read_pairs(path)) if path.exists() else frozenset()
 
+# %% ../nbs/07_dpo.ipynb #8f881a2d
 def prepare_prefs(
     cfg:DpoCfg, # data, lengths, where to
     model:nn.Module, # the start model, answers what has no rejected answer
@@ -354,7 +360,7 @@ def prepare_prefs(
     write_prefs(folder, parts, rejects + more, pref_report(count, rejects + more, parts))
     return parts
 
-# %% ../nbs/07_dpo.ipynb #c952b1c8
+# %% ../nbs/07_dpo.ipynb #71340245
 def sequence_logp(
     logits:Tensor, # (B, T, V), unnormalised
     labels:Tensor, # (B, T), -100 is ignored
@@ -363,6 +369,7 @@ def sequence_logp(
     nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction='none')
     return -nll.view(labels.shape).sum(1)
 
+# %% ../nbs/07_dpo.ipynb #d65b0aef
 def batch_logp(
     model:nn.Module, # a T5ForConditionalGeneration, possibly wrapped
     batch:dict, # input_ids, attention_mask, labels
@@ -371,7 +378,7 @@ def batch_logp(
     return sequence_logp(model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'],
                                decoder_input_ids=shift_right(batch['labels']), use_cache=False).logits, batch['labels'])
 
-# %% ../nbs/07_dpo.ipynb #c964b784
+# %% ../nbs/07_dpo.ipynb #b038e3cb
 class PairLogp(NamedTuple):
     "What the losses look at, each (B,)."
     chosen:Tensor # c: log-probability of the chosen answer, minus the reference's
@@ -385,6 +392,7 @@ VARIANTS:dict[str, Callable] = dict(
     ipo=lambda x, beta, alpha: (x.chosen / x.n_chosen - x.rejected / x.n_rejected - 1 / (2 * beta)) ** 2,
     sft=lambda x, beta, alpha: -F.logsigmoid(beta * (x.chosen - x.rejected)) - alpha * x.logp / x.n_chosen) # (pairs, beta, alpha) -> (B,)
 
+# %% ../nbs/07_dpo.ipynb #809e4357
 def pair_logp(
     logp:Tensor, # (2B,) of the model: chosen answers, then rejected ones
     ref:Tensor, # (2B,) of the reference
@@ -394,7 +402,7 @@ def pair_logp(
     (c, r), (n_c, n_r) = (logp - ref).chunk(2), n_tok.clamp(min=1).chunk(2)
     return PairLogp(c, r, n_c, n_r, logp.chunk(2)[0])
 
-# %% ../nbs/07_dpo.ipynb #22babe88
+# %% ../nbs/07_dpo.ipynb #564d617e
 def dpo_loss(
     model:nn.Module, # being trained
     batch:dict, # chosen rows, then rejected rows: input_ids, attention_mask, labels; ref_logp (2B,)
@@ -407,13 +415,14 @@ def dpo_loss(
     x = pair_logp(batch_logp(model, batch), batch['ref_logp'], n_tok)
     return (VARIANTS[variant](x, beta, alpha) * n_tok.chunk(2)[0].gt(0)).sum()
 
+# %% ../nbs/07_dpo.ipynb #5eec3e14
 def count_pairs(
     batch:dict, # as `dpo_loss` takes it
 )->int: # pairs
     "The `count_fn` that makes the logged loss a mean over pairs; rows without labels do not count."
     return int(batch['labels'].chunk(2)[0].ne(-100).any(1).sum())
 
-# %% ../nbs/07_dpo.ipynb #49fd4b87
+# %% ../nbs/07_dpo.ipynb #0eb07d35
 def no_dropout_(
     model:nn.Module, # changed in place
 )->nn.Module: # the same
@@ -423,7 +432,7 @@ def no_dropout_(
         if isinstance(getattr(m, 'dropout', None), float): m.dropout = 0.
     return model
 
-# %% ../nbs/07_dpo.ipynb #45d13fa2
+# %% ../nbs/07_dpo.ipynb #5696e79a
 def encode_prefs(
     rows:list, # with prompt, chosen, rejected
     tok, # tokenizer
@@ -434,6 +443,7 @@ def encode_prefs(
     asks = encode_pairs([p.prompt for p in rows], [''] * len(rows), tok, max_len)
     return [tuple(np.array(x, np.int32) for x in (ask, *both)) for (ask, _), both in zip(asks, answers)]
 
+# %% ../nbs/07_dpo.ipynb #dfea1a0f
 def collate_prefs(
     rows:list[tuple], # from `encode_prefs`; may be empty
     ref:Tensor, # (B, 2) reference log-probabilities, chosen and rejected
@@ -442,6 +452,7 @@ def collate_prefs(
     if not rows: return {k: v.repeat(2, 1) for k, v in collate([]).items()} | dict(ref_logp=torch.zeros(2))
     return collate([(p, c) for p, c, _ in rows] + [(p, r) for p, _, r in rows]) | dict(ref_logp=ref.T.flatten())
 
+# %% ../nbs/07_dpo.ipynb #d3acee5b
 def pref_plan(
     rows:list[tuple], # from `encode_prefs`
     budget_tok:int, # most cells in a batch, both answers counted
@@ -451,7 +462,7 @@ def pref_plan(
     lens = np.array([(len(p), max(len(c), len(r))) for p, c, r in rows])
     return plan_window(lens, max(1, budget_tok // 2), key)
 
-# %% ../nbs/07_dpo.ipynb #e5ea6c2a
+# %% ../nbs/07_dpo.ipynb #72cc43d2
 @torch.no_grad()
 def logp_table(
     model:nn.Module, # in eval mode
@@ -475,13 +486,14 @@ def rows_key(
         for ids in row: digest.update(len(ids).to_bytes(4, 'little') + ids.tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/07_dpo.ipynb #9fcc297d
+# %% ../nbs/07_dpo.ipynb #321efd13
 def _load_ref(path:Path, key:str)->Tensor|None:
     "The stored table; None if it is missing, damaged or belongs to other rows or another model."
     try:
         with safe_open(str(path), 'pt') as f: return f.get_tensor('logp') if (f.metadata() or {}).get('key') == key else None
     except (OSError, SafetensorError): return None
 
+# %% ../nbs/07_dpo.ipynb #74838f43
 def reference(
     model:nn.Module, # the start model, in eval mode
     rows:list[tuple], # from `encode_prefs`
@@ -495,7 +507,7 @@ def reference(
         with write_aside(path) as tmp: save_file(dict(logp=table), str(tmp), metadata=dict(key=key))
     return table
 
-# %% ../nbs/07_dpo.ipynb #aa6be524
+# %% ../nbs/07_dpo.ipynb #f102f65a
 class PrefStream:
     "Endless batches of preference pairs in memory; resumes at any batch, ranks share the same global batches."
     def __init__(self,
@@ -537,7 +549,7 @@ class PrefStream:
                 own = plan[i][self.rank::self.world]
                 yield collate_prefs([self.rows[j] for j in own], self.ref[own])
 
-# %% ../nbs/07_dpo.ipynb #4ba6116f
+# %% ../nbs/07_dpo.ipynb #6f053bf4
 def pref_scores(
     logp:Tensor, # (N, 2) of the model
     ref:Tensor, # (N, 2) of the reference
@@ -553,13 +565,14 @@ def pref_scores(
                 reward_acc=(margin.sign() / 2 + .5).mean().item(), margin=margin.mean().item(),
                 logp_chosen=logp[:, 0].mean().item(), logp_rejected=logp[:, 1].mean().item())
 
+# %% ../nbs/07_dpo.ipynb #8e8999a7
 def answer_lens(
     rows:list[tuple], # from `encode_prefs`
 )->Tensor: # (N, 2)
     "Tokens of both answers of every pair."
     return torch.tensor([(len(c), len(r)) for _, c, r in rows])
 
-# %% ../nbs/07_dpo.ipynb #52dbc3ff
+# %% ../nbs/07_dpo.ipynb #99b41025
 def kept_eval(
     tok, # tokenizer
     n:int=50, # questions
@@ -581,7 +594,7 @@ def pref_eval(
     kept, lens = kept_eval(tok), answer_lens(rows)
     return lambda model: pref_scores(logp_table(model, rows), ref, lens, cfg.variant, cfg.beta, cfg.alpha) | kept(model)
 
-# %% ../nbs/07_dpo.ipynb #03bcb744
+# %% ../nbs/07_dpo.ipynb #2e964644
 @contextmanager
 def _quiet_peft():
     "peft asks transformers under a name that will go; the user cannot mend that."
@@ -589,6 +602,7 @@ def _quiet_peft():
         warnings.filterwarnings('ignore', category=FutureWarning)
         yield
 
+# %% ../nbs/07_dpo.ipynb #0ba85287
 def add_lora(
     model:nn.Module, # its weights are frozen
     cfg:DpoCfg, # rank, scale, dropout, layers
@@ -600,13 +614,14 @@ def add_lora(
         return get_peft_model(model, LoraConfig(task_type='SEQ_2_SEQ_LM', r=cfg.lora_r, lora_alpha=cfg.lora_alpha,
             lora_dropout=cfg.lora_dropout, target_modules=list(cfg.lora_targets))).eval()
 
+# %% ../nbs/07_dpo.ipynb #6617a1b5
 def n_trained(
     model:nn.Module, # any model
 )->int: # parameters
     "Parameters that training changes."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../nbs/07_dpo.ipynb #aac4f209
+# %% ../nbs/07_dpo.ipynb #4a906144
 def finish_dpo(
     run:Run, # of `fit`
     tok, # tokenizer
@@ -637,7 +652,7 @@ def dpo_figures(
         pref_acc_before_n=n, pref_acc_after_n=n, pref_acc_by_source=by, exact_heldout=heldout_exact(model, tok), n_heldout=heldout_counts(),
         trained_params=n_trained(model), real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), seconds=run.seconds, steps=run.step)
 
-# %% ../nbs/07_dpo.ipynb #11b4740d
+# %% ../nbs/07_dpo.ipynb #219d4781
 def dpo(
     cfg:DpoCfg, # from `dpo_cfg`
     resume:bool=True, # False: start over
@@ -657,7 +672,7 @@ def dpo(
               pref_eval(rows['valid'], ref['valid'], tok, cfg), resume=resume, progress=progress)
     return finish_dpo(run, tok, dpo_figures(run, tok, rows['valid'], ref['valid'], [p.source for p in parts['valid']]) if run.done else None)
 
-# %% ../nbs/07_dpo.ipynb #74adb595
+# %% ../nbs/07_dpo.ipynb #1e4d63b9
 def plot_logp(
     log, # path of a log.jsonl, or a list of entries
     ax=None, # matplotlib Axes
@@ -672,7 +687,7 @@ def plot_logp(
     ax.set(xlabel='step', ylabel='log-probability (nats/answer)'); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/07_dpo.ipynb #2017184a
+# %% ../nbs/07_dpo.ipynb #798512c5
 @dataclass(frozen=True)
 class MergeCfg:
     "Where the adapter is and where the merged model goes."
@@ -680,6 +695,7 @@ class MergeCfg:
     base:str = ''                 # model folder it was trained on; none: the one the adapter names
     out:str = ''                  # merged model; none: model/ beside the adapter
 
+# %% ../nbs/07_dpo.ipynb #ec1c1938
 def merge(
     cfg:MergeCfg=MergeCfg(), # from the defaults
 )->Path: # the merged model's folder

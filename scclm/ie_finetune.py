@@ -11,7 +11,7 @@ __all__ = ['Triple', 'PROMPT', 'Fixed', 'SUNG', 'RULES', 'Sentence', 'PRESETS', 
            'prepare', 'extract', 'score_tests', 'ie_eval', 'twin_marks_', 'start_model', 'settle_cfg', 'ie',
            'ie_figures', 'plot_f1']
 
-# %% ../nbs/09_ie_finetune.ipynb #3694e0b2
+# %% ../nbs/09_ie_finetune.ipynb #a27c3c38
 import hashlib, json, math, re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/09_ie_finetune.ipynb #1c5388bc
+# %% ../nbs/09_ie_finetune.ipynb #9464c03f
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -28,7 +28,7 @@ from fastcore.basics import patch
 import torch
 from torch import nn
 
-# %% ../nbs/09_ie_finetune.ipynb #b1d6653c
+# %% ../nbs/09_ie_finetune.ipynb #225a9084
 from . import sample_triples
 from .data_cleaning import raw_dir, read_jsonl, require, run_path, scale_name, write_aside
 from .dataset import encode_pairs
@@ -37,19 +37,19 @@ from .pretrain import finish_stage, heldout_exact, read_pairs, stage_stream
 from .tokenizer import load_tokenizer
 from .trainer import Run, TrainCfg, fit, greedy_answers, pair_eval, read_log
 
-# %% ../nbs/09_ie_finetune.ipynb #09204382
+# %% ../nbs/09_ie_finetune.ipynb #4eccfc25
 Triple = tuple[str, str, str] # subject, predicate, object
 PROMPT = '请抽取出给定句子中的所有三元组。给定句子：'
 _MARKS = re.compile(r'[\\,()\[\]]')
 
-# %% ../nbs/09_ie_finetune.ipynb #048e98df
+# %% ../nbs/09_ie_finetune.ipynb #c7bbe323
 def ie_prompt(
     text:str, # a sentence
 )->str: # what the model reads
     "The question: fixed words, then the sentence in lower case."
     return PROMPT + text.lower()
 
-# %% ../nbs/09_ie_finetune.ipynb #d7050189
+# %% ../nbs/09_ie_finetune.ipynb #347b5ddf
 def format_triples(
     triples:list[Triple], # in the order wanted
 )->str: # such as '[(a,p,b),(a,q,c)]'
@@ -57,7 +57,7 @@ def format_triples(
     slot = lambda s: _MARKS.sub(lambda m: '\\' + m[0], s)
     return '[' + ','.join('(' + ','.join(map(slot, t)) + ')' for t in triples) + ']'
 
-# %% ../nbs/09_ie_finetune.ipynb #e6127010
+# %% ../nbs/09_ie_finetune.ipynb #776525df
 _SLOT = r'((?:[^\\,()\[\]]|\\.)*)' # anything but a bare mark
 _TRIPLE = re.compile(rf'\({_SLOT},{_SLOT},{_SLOT}\)', re.S)
 
@@ -65,7 +65,7 @@ def _pieces(gap:str)->int:
     "How many things stand in a stretch that holds no triple."
     return sum(bool(part.strip(' ,')) for part in gap.split(')'))
 
-# %% ../nbs/09_ie_finetune.ipynb #cf77f145
+# %% ../nbs/09_ie_finetune.ipynb #35fb2da1
 def parse_triples(
     text:str, # what a model wrote; any string
 )->tuple[list[Triple], int]: # triples in order, pieces that cannot be read
@@ -81,7 +81,7 @@ def parse_triples(
     gaps[-1] = max(gaps[-1], not closed)
     return triples, int(sum(gaps))
 
-# %% ../nbs/09_ie_finetune.ipynb #dbc5ae73
+# %% ../nbs/09_ie_finetune.ipynb #360528de
 def duie_triples(
     record:dict, # a row of DuIE 1.0 or 2.0
 )->list[Triple]: # as labelled
@@ -94,7 +94,7 @@ def duie_triples(
     slot(record['text'])
     return [(slot(x['subject']), slot(x['predicate']), slot(x['object'])) for x in record['spo_list']]
 
-# %% ../nbs/09_ie_finetune.ipynb #24969794
+# %% ../nbs/09_ie_finetune.ipynb #355ee49d
 Fixed = list # of Triple, or None where a rule dropped one
 
 def lower_case(
@@ -104,7 +104,7 @@ def lower_case(
     "The sentence is read in lower case, so are its labels."
     return [(s.lower(), p, o.lower()) for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #07071e21
+# %% ../nbs/09_ie_finetune.ipynb #18188de1
 def strip_title_marks(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -113,7 +113,7 @@ def strip_title_marks(
     bare = lambda e: e.strip('《》 \u3000')
     return [(bare(s), p, bare(o)) for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #583a504f
+# %% ../nbs/09_ie_finetune.ipynb #493ff9a7
 def whole_title(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -123,7 +123,7 @@ def whole_title(
     def whole(s): return next((t for t in titles if s in t), s) if s and text.count(s) == 1 else s
     return [(whole(s), p, o) for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #ff1ea921
+# %% ../nbs/09_ie_finetune.ipynb #fd3d9d16
 SUNG = ('歌手', '作词', '作曲')
 
 def song_not_album(
@@ -134,7 +134,7 @@ def song_not_album(
     songs, albums = ({t[i] for t in triples if t[1] == '所属专辑'} for i in (0, 2))
     return [None if p in SUNG and s in albums - songs else (s, p, o) for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #f8eb1508
+# %% ../nbs/09_ie_finetune.ipynb #2f90222d
 def entity_in_text(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -142,7 +142,7 @@ def entity_in_text(
     "Drop a triple whose subject or object is empty or not in the sentence: it cannot be read off."
     return [(s, p, o) if s and o and s in text and o in text else None for s, p, o in triples]
 
-# %% ../nbs/09_ie_finetune.ipynb #08ceb283
+# %% ../nbs/09_ie_finetune.ipynb #59ed02fe
 def no_duplicate(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
@@ -150,7 +150,7 @@ def no_duplicate(
     "Drop a triple that came before."
     return [t if t not in triples[:i] else None for i, t in enumerate(triples)]
 
-# %% ../nbs/09_ie_finetune.ipynb #0e1cd4ae
+# %% ../nbs/09_ie_finetune.ipynb #d10df229
 RULES = dict(lower_case=lower_case, strip_title_marks=strip_title_marks, whole_title=whole_title,
              song_not_album=song_not_album, entity_not_in_text=entity_in_text, duplicate_triple=no_duplicate) # in this order
 
@@ -161,7 +161,7 @@ class Repaired(NamedTuple):
     changed:Counter # rule -> triples it changed or dropped
     dropped:list # (rule, triple) of each that was dropped
 
-# %% ../nbs/09_ie_finetune.ipynb #c8470b61
+# %% ../nbs/09_ie_finetune.ipynb #c9b65920
 def by_appearance(
     text:str, # a sentence
     triples:list[Triple], # that it states
@@ -169,7 +169,7 @@ def by_appearance(
     "The order of the answer: a triple comes where the later of its two entities first stands in the sentence; then by its text."
     return sorted(triples, key=lambda t: (max(text.find(t[0]), text.find(t[2])), t))
 
-# %% ../nbs/09_ie_finetune.ipynb #36bbd257
+# %% ../nbs/09_ie_finetune.ipynb #e5b144a4
 def repair(
     text:str, # a sentence as it stands in the file
     triples:list[Triple], # its labels
@@ -183,7 +183,7 @@ def repair(
         triples = [b for b in fixed if b is not None]
     return Repaired(text, by_appearance(text, triples), +changed, dropped)
 
-# %% ../nbs/09_ie_finetune.ipynb #00c90660
+# %% ../nbs/09_ie_finetune.ipynb #c66f5794
 def is_duie(
     path:Path, # a JSON Lines file
 )->bool: # True if its first readable row has text and spo_list
@@ -193,7 +193,7 @@ def is_duie(
             if not rule: return 'text' in row and 'spo_list' in row
     return False
 
-# %% ../nbs/09_ie_finetune.ipynb #d8e09569
+# %% ../nbs/09_ie_finetune.ipynb #df03bb50
 def part_of(
     path:Path, # such as duie_train.json, duie/test_entity.json
 )->str: # train, valid, or the test's name
@@ -203,7 +203,7 @@ def part_of(
     if 'test' in stem: return stem.split('test', 1)[1].strip('_-. ') or 'test'
     return 'train'
 
-# %% ../nbs/09_ie_finetune.ipynb #ea9e34bf
+# %% ../nbs/09_ie_finetune.ipynb #3a9cc97b
 def find_duie(
     data, # files and folders
 )->tuple[dict[str, list[Path]], list[Path]]: # part -> files; JSON files that are not DuIE
@@ -218,14 +218,14 @@ def find_duie(
         raise ValueError(f"{', '.join(map(str, data))} holds parts {sorted(parts)}: expected a training file and one named *valid*, *dev* or *test*, JSON Lines with text and spo_list")
     return parts, other
 
-# %% ../nbs/09_ie_finetune.ipynb #48635914
+# %% ../nbs/09_ie_finetune.ipynb #2ef83408
 class Rejects:
     "Collects what is left out, and counts everything."
     def __init__(self):
         "Nothing yet."
         self.rows, self.report = [], {}
 
-# %% ../nbs/09_ie_finetune.ipynb #28f24ce3
+# %% ../nbs/09_ie_finetune.ipynb #41af1596
 @patch
 def count(self:Rejects,
     part:str, # train, valid or a test
@@ -235,7 +235,7 @@ def count(self:Rejects,
     "Add to the report."
     self.report.setdefault(part, {}).setdefault(kind, Counter()).update(n)
 
-# %% ../nbs/09_ie_finetune.ipynb #82057745
+# %% ../nbs/09_ie_finetune.ipynb #9106d4fc
 @patch
 def add(self:Rejects,
     path:Path, # file
@@ -246,7 +246,7 @@ def add(self:Rejects,
     "Keep one."
     self.rows.append(dict(source='duie', file=path.name, line=line, rule=rule, text=text))
 
-# %% ../nbs/09_ie_finetune.ipynb #154b1319
+# %% ../nbs/09_ie_finetune.ipynb #74b75901
 Sentence = tuple[str, list[Triple]] # lower-case text, its triples
 
 def ie_pair(
@@ -255,7 +255,7 @@ def ie_pair(
     "What the model reads and what it should write."
     return ie_prompt(row[0]), format_triples(row[1])
 
-# %% ../nbs/09_ie_finetune.ipynb #95e37a47
+# %% ../nbs/09_ie_finetune.ipynb #2c6a4d8f
 def read_duie(
     path:Path, # JSON Lines
     part:str, # for the report
@@ -275,7 +275,7 @@ def read_duie(
                 if seen is not None: seen[row.text] = 'duplicate_row'
                 yield row.text, row.triples
 
-# %% ../nbs/09_ie_finetune.ipynb #3405e3af
+# %% ../nbs/09_ie_finetune.ipynb #aa242a55
 def _repaired(record:dict)->tuple[Repaired|None, str]:
     "The row and the rule that rejects it ('' if it is good)."
     try: labels = duie_triples(record)
@@ -283,13 +283,13 @@ def _repaired(record:dict)->tuple[Repaired|None, str]:
     row = repair(record['text'], labels)
     return row, '' if row.triples else 'no_triples'
 
-# %% ../nbs/09_ie_finetune.ipynb #2fc78ed0
+# %% ../nbs/09_ie_finetune.ipynb #8f9eb1fc
 def _note(rejects:Rejects, path:Path, line:int, part:str, row:Repaired):
     "Count the triples of a row and keep the dropped ones."
     rejects.count(part, 'triples', kept=len(row.triples), **row.changed)
     for rule, triple in row.dropped: rejects.add(path, line, rule, f'{row.text}\t{format_triples([triple])}')
 
-# %% ../nbs/09_ie_finetune.ipynb #e703142d
+# %% ../nbs/09_ie_finetune.ipynb #c06a7310
 def tallies(
     pred:list[list[Triple]], # per sentence, what was extracted
     gold:list[list[Triple]], # per sentence, what is stated
@@ -298,7 +298,7 @@ def tallies(
     assert len(pred) == len(gold) > 0
     return np.array([(len(p & g), len(p), len(g)) for p, g in ((set(p), set(g)) for p, g in zip(pred, gold))])
 
-# %% ../nbs/09_ie_finetune.ipynb #bc85ec66
+# %% ../nbs/09_ie_finetune.ipynb #df722723
 def scores(
     sums:np.ndarray, # (..., 3): right, extracted, stated
 )->tuple: # precision, recall, F1, each of shape (...); 0 where nothing was extracted or stated
@@ -307,7 +307,7 @@ def scores(
     part = lambda a, b: np.divide(a, b, out=np.zeros_like(a), where=b > 0)
     return part(right, n_pred), part(right, n_gold), part(2 * right, n_pred + n_gold)
 
-# %% ../nbs/09_ie_finetune.ipynb #3e422cf3
+# %% ../nbs/09_ie_finetune.ipynb #05953db8
 def prf(
     pred:list[list[Triple]], # per sentence, what was extracted
     gold:list[list[Triple]], # per sentence, what is stated
@@ -321,7 +321,7 @@ def prf(
     low, high = np.quantile(scores(draws @ counts)[2], (.025, .975))
     return dict(p=p, r=r, f1=f1, ci95=[float(low), float(high)], n=len(counts))
 
-# %% ../nbs/09_ie_finetune.ipynb #828fd8e3
+# %% ../nbs/09_ie_finetune.ipynb #b973ffb4
 def by_relation(
     pred:list[list[Triple]], # per sentence, what was extracted
     gold:list[list[Triple]], # per sentence, what is stated
@@ -333,7 +333,7 @@ def by_relation(
     table = pd.DataFrame({p: [*map(float, scores(s)), int(s[2])] for p, s in sums.items()}, index=['p', 'r', 'f1', 'stated']).T
     return table.astype(dict(stated=int)).sort_values('stated', ascending=False, kind='stable')
 
-# %% ../nbs/09_ie_finetune.ipynb #a9de5d8d
+# %% ../nbs/09_ie_finetune.ipynb #b683cb69
 def error_kind(
     triple:Triple, # extracted, but not stated
     gold:list[Triple], # stated in the sentence
@@ -348,7 +348,7 @@ def error_kind(
     if s not in text or o not in text: return 'not in text'
     return 'wrong entity' if any(p == gp and (s == gs or o == go) for gs, gp, go in gold) else 'spurious'
 
-# %% ../nbs/09_ie_finetune.ipynb #fd90efe7
+# %% ../nbs/09_ie_finetune.ipynb #5dffef1b
 def find_errors(
     texts:list[str], # sentences, in lower case
     pred:list[list[Triple]], # what was extracted
@@ -362,7 +362,7 @@ def find_errors(
         rows += [dict(kind='missed', triple=','.join(t), stated=format_triples([t]), text=text) for t in lost if not wrong]
     return pd.DataFrame(rows, columns=['kind', 'triple', 'stated', 'text'])
 
-# %% ../nbs/09_ie_finetune.ipynb #e7e7703f
+# %% ../nbs/09_ie_finetune.ipynb #0e4519d6
 def telling_errors(
     errors:pd.DataFrame, # from `find_errors`
     n:int=10, # how many
@@ -372,7 +372,7 @@ def telling_errors(
     turn = order.groupby('kind').cumcount()
     return order.assign(turn=turn).sort_values(['turn', 'kind'], kind='stable').head(n)[['kind', 'triple', 'stated', 'text']]
 
-# %% ../nbs/09_ie_finetune.ipynb #0a432c6c
+# %% ../nbs/09_ie_finetune.ipynb #225cb604
 @dataclass(frozen=True)
 class IeCfg(TrainCfg):
     "Triple extraction: the loop's fields, data, where to start, what to mix in."
@@ -400,7 +400,7 @@ class IeCfg(TrainCfg):
         for name in ('max_rows', 'max_test', 'epochs', 'n_watch'):
             if getattr(self, name) < 0: raise ValueError(f'{name}={getattr(self, name)!r}: expected >= 0')
 
-# %% ../nbs/09_ie_finetune.ipynb #dc6208c8
+# %% ../nbs/09_ie_finetune.ipynb #6d7c0a22
 PRESETS = dict(
     tiny=IeCfg(steps=1200, lr=1e-3, lr_scratch=1e-3, mix=.45, emb_lr=4., twins=True, precision='fp32', eval_every=240, save_every=500, log_every=25, max_new_tok=96),
     mini=IeCfg(scale='mini', epochs=5., lr=2e-4, lr_scratch=5e-4, budget_tok=8192, eval_every=500, save_every=500, log_every=50),
@@ -412,7 +412,7 @@ def ie_cfg(
     "The preset of a scale. At base: 5 epochs at the ancestor's 5e-5, from scratch 1e-4."
     return PRESETS[scale_name(scale)]
 
-# %% ../nbs/09_ie_finetune.ipynb #d114b777
+# %% ../nbs/09_ie_finetune.ipynb #ad37b533
 def ie_data(
     cfg:IeCfg, # gives data
 )->list[Path]: # files and folders
@@ -426,7 +426,7 @@ def ie_data(
         print('no DuIE named: using the sample triples')
     return [made/'duie']
 
-# %% ../nbs/09_ie_finetune.ipynb #775c4da0
+# %% ../nbs/09_ie_finetune.ipynb #8a4d5eca
 def mix_in(
     pairs:list[tuple[str, str]], # of extraction
     share:float, # of the result that are answers learnt before
@@ -441,14 +441,14 @@ def mix_in(
     picked = [i for _ in range(math.ceil(n / len(old))) for i in order.permutation(len(old))]
     return [*pairs, *(old[i] for i in picked[:n])]
 
-# %% ../nbs/09_ie_finetune.ipynb #5ea90a64
+# %% ../nbs/09_ie_finetune.ipynb #bcace030
 def _write_pairs(path:Path, pairs:list[tuple[str, str]])->Path:
     "Write aside, then rename."
     prompts, answers = map(list, zip(*pairs))
     with write_aside(path) as tmp: pq.write_table(pa.table(dict(prompt=prompts, response=answers)), tmp, row_group_size=4096)
     return path
 
-# %% ../nbs/09_ie_finetune.ipynb #eefc80fe
+# %% ../nbs/09_ie_finetune.ipynb #02ebf0a8
 def write_report(
     rejects:Rejects, # filled
     out:Path, # folder
@@ -459,7 +459,7 @@ def write_report(
     with write_aside(out/'rejects.parquet') as tmp: pq.write_table(pa.Table.from_pylist(rejects.rows, schema), tmp)
     with write_aside(out/'report.json') as tmp: tmp.write_text(json.dumps(rejects.report | more, indent=1, ensure_ascii=False), encoding='utf-8')
 
-# %% ../nbs/09_ie_finetune.ipynb #3c9574bd
+# %% ../nbs/09_ie_finetune.ipynb #db778aa3
 def read_tests(
     parts:dict[str, list[Path]], # from `find_duie`
     rejects:Rejects, # filled
@@ -471,7 +471,7 @@ def read_tests(
     if empty := [k for k, v in tests.items() if not v]: raise ValueError(f"no usable sentence in {', '.join(map(str, parts[empty[0]]))}: see rejects.parquet")
     return tests
 
-# %% ../nbs/09_ie_finetune.ipynb #99097eea
+# %% ../nbs/09_ie_finetune.ipynb #c85570a3
 def read_train(
     files:list[Path], # training files
     tests:dict[str, list[Sentence]], # whose sentences may not be trained on
@@ -486,7 +486,7 @@ def read_train(
     if not rows: raise ValueError(f"no usable sentence in {', '.join(map(str, files))}: see the rules in report.json")
     return rows
 
-# %% ../nbs/09_ie_finetune.ipynb #357904d1
+# %% ../nbs/09_ie_finetune.ipynb #238ff553
 def prepare(
     cfg:IeCfg, # gives data, limits and the mix
     tok, # tokenizer
@@ -502,7 +502,7 @@ def prepare(
     write_report(rejects, out, ignored=[f.name for f in other], train_rows=dict(extraction=len(rows), mixed_in=len(pairs) - len(rows)))
     return _write_pairs(out/'train.parquet', pairs), tests
 
-# %% ../nbs/09_ie_finetune.ipynb #19b0477f
+# %% ../nbs/09_ie_finetune.ipynb #00532208
 def extract(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -514,7 +514,7 @@ def extract(
     read = [parse_triples(a) for a in greedy_answers(model, tok, list(map(ie_prompt, texts)), max_new_tok, max_len)]
     return [triples for triples, _ in read], sum(bad for _, bad in read)
 
-# %% ../nbs/09_ie_finetune.ipynb #12663f21
+# %% ../nbs/09_ie_finetune.ipynb #bde62290
 def score_tests(
     model:nn.Module, # in eval mode
     tok, # its tokenizer
@@ -530,7 +530,7 @@ def score_tests(
         figures |= {f'f1_{name}': f['f1'], f'f1_{name}_ci95': f['ci95'], f'f1_{name}_n': f['n'], f'p_{name}': f['p'], f'r_{name}': f['r'], f'unreadable_{name}': bad}
     return figures
 
-# %% ../nbs/09_ie_finetune.ipynb #89fe28a6
+# %% ../nbs/09_ie_finetune.ipynb #bc8fcd25
 def ie_eval(
     tok, # tokenizer
     tests:dict[str, list[Sentence]], # test -> sentences
@@ -546,7 +546,7 @@ def ie_eval(
         return loss(model) | {k: v for k, v in figures.items() if k.startswith('f1_') and isinstance(v, float)}
     return evaluate
 
-# %% ../nbs/09_ie_finetune.ipynb #a082dea1
+# %% ../nbs/09_ie_finetune.ipynb #421943c6
 TWINS = {'(': '（', ')': '）', ',': '，'} # marks of the answer and how Chinese text writes them
 
 @torch.no_grad()
@@ -561,7 +561,7 @@ def twin_marks_(
         if tok.unk_token_id not in (ids[mark], ids[twin]): table[ids[mark]] = table[ids[twin]]
     return model
 
-# %% ../nbs/09_ie_finetune.ipynb #a7d0c295
+# %% ../nbs/09_ie_finetune.ipynb #a700cbec
 FRESH = ('scratch', 'stock') # starts with new weights
 
 def start_model(
@@ -573,7 +573,7 @@ def start_model(
     init = default_init(cfg.scale) if cfg.start == 'scratch' else 'stock'
     return build_model(model_config(cfg.scale, len(tok)), init=init, seed=cfg.seed), tok
 
-# %% ../nbs/09_ie_finetune.ipynb #9043eb4a
+# %% ../nbs/09_ie_finetune.ipynb #a6f1c6dc
 def settle_cfg(
     cfg:IeCfg, # as asked
     stream, # the training stream
@@ -582,7 +582,7 @@ def settle_cfg(
     steps = max(1, round(cfg.epochs * stream.n_batches(0) / cfg.accum)) if cfg.epochs else cfg.steps
     return replace(cfg, steps=steps, lr=cfg.lr_scratch if cfg.start in FRESH else cfg.lr)
 
-# %% ../nbs/09_ie_finetune.ipynb #cdb0edf4
+# %% ../nbs/09_ie_finetune.ipynb #b3deab11
 def ie(
     cfg:IeCfg, # from `ie_cfg`
     resume:bool=True, # False: start over
@@ -598,7 +598,7 @@ def ie(
     run = fit(model, stream, settle_cfg(cfg, stream), out, eval_fn=ie_eval(tok, tests, cfg), resume=resume, progress=progress)
     return finish_stage(run, tok, ie_figures(run, tok, tests, before) if run.done else None)
 
-# %% ../nbs/09_ie_finetune.ipynb #d1ca79ee
+# %% ../nbs/09_ie_finetune.ipynb #6a13b65f
 def ie_figures(
     run:Run, # done
     tok, # tokenizer
@@ -614,7 +614,7 @@ def ie_figures(
     return dict(loss_valid=last['loss_valid']) | score_tests(model, tok, tests, run.cfg) | kept | \
         dict(real_tok_per_s=run.real_tok / max(run.seconds, 1e-9), real_tok=run.real_tok, seconds=run.seconds, steps=run.step)
 
-# %% ../nbs/09_ie_finetune.ipynb #0e43a688
+# %% ../nbs/09_ie_finetune.ipynb #bd379f17
 def plot_f1(
     logs:dict, # name -> path of a log.jsonl, or its entries
     tests:tuple[str, ...], # tests drawn, one panel each

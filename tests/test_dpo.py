@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.nn.functional as F
 
 from chat_toys import char_tok, toy_model
-from scclm.dpo import (VARIANTS, DpoCfg, MergeCfg, Pref, PrefStream, add_lora, answer_lens, batch_logp, collate_prefs, count_pairs, dpo, dpo_cfg, dpo_loss, encode_prefs,
+from scclm.dpo import (VARIANTS, DpoCfg, MergeCfg, Pref, PrefStream, add_lora, answer_lens, collate_prefs, count_pairs, dpo, dpo_cfg, dpo_loss, encode_prefs,
                        logp_table, merge, no_dropout_, own_answers, pair_logp, pref_files, pref_scores, read_prefs, reference, sequence_logp, split_prefs)
 from scclm.model import build_model, load_model, model_config, save_model
 from scclm.trainer import checkpoints, fit, greedy_answers, named_weights, read_log
