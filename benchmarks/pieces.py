@@ -36,12 +36,12 @@ def main():
             found[name] = train(name == 'words', a.steps)
         print(name, json.dumps({k: v for k, v in found[name].items() if k != 'answers'}, ensure_ascii=False), flush=True)
     w, c = found['words'], found['characters']
-    both = lambda get: ([get(w)], [get(c)], 'characters')
-    rows = [row(f'held-out exact match, {k}', *both(lambda f: f['exact_heldout'][k]), 'share') for k in ('all', 'phrasing', 'template')]
-    rows += [row('bits per character, test', *both(lambda f: f['bits_per_char']), 'bits', higher_is_better=False),
-             row('vocabulary', *both(lambda f: f['vocab']), 'tokens', higher_is_better=False),
-             row('training time', *both(lambda f: f['seconds']), 'seconds', higher_is_better=False)]
-    rows += [row(f'triple F1, {k}', *both(lambda f: f[f'f1_{k}']), 'F1') for k in ('combination', 'entity')]
+    def both(key, *kind): return *([f[key][kind[0]] if kind else f[key]] for f in (w, c)), 'characters'
+    rows = [row(f'held-out exact match, {k}', *both('exact_heldout', k), 'share') for k in ('all', 'phrasing', 'template')]
+    rows += [row('bits per character, test', *both('bits_per_char'), 'bits', higher_is_better=False),
+             row('vocabulary', *both('vocab'), 'tokens', higher_is_better=False),
+             row('training time', *both('seconds'), 'seconds', higher_is_better=False)]
+    rows += [row(f'triple F1, {k}', *both(f'f1_{k}'), 'F1') for k in ('combination', 'entity')]
     write('pieces', dict(scale='tiny', steps=a.steps, seed=0), rows)
 
 if __name__ == '__main__': main()

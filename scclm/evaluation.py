@@ -664,7 +664,7 @@ def run_pairs(
     with _bar(len(pairs), name) as bar:
         for at in range(0, len(pairs), CHUNK):
             part = pairs[at:at + CHUNK]
-            got, old = once(b.out/'parts'/name/f'{at:08}.json', digest(settings, part), lambda: score_rows(b.model, b.tok, part, b.cfg, bar.update))
+            got, old = once(b.out/'parts'/name/f'{at:08}.json', digest(settings, part), partial(score_rows, b.model, b.tok, part, b.cfg, bar.update))
             bar.update(len(part) * old)
             rows += got
     return rows
@@ -684,7 +684,7 @@ def run_exam(
             if len(dev) < shots and not dev: raise ValueError(f'{path} has no dev/{s}.csv: {shots}-shot needs solved examples; use --shots 0')
             key = digest(b.key, cfg.answer, exam, shots, cfg.max_prompt_tok, dev[:shots], qs)
             results[s], old = once(b.out/'parts'/f'{name}-{cfg.answer}-{shots}'/f'{s}.json', key,
-                                   lambda: subject_result(b.model, b.tok, exam, dev, qs, shots, cfg, bar.update))
+                                   partial(subject_result, b.model, b.tok, exam, dev, qs, shots, cfg, bar.update))
             bar.update(len(qs) * old)
     return exam_scores(results)
 

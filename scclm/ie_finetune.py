@@ -404,8 +404,9 @@ class IeCfg(TrainCfg):
 PRESETS = dict(
     tiny=IeCfg(steps=1200, lr=1e-3, lr_scratch=1e-3, mix=.45, emb_lr=4., twins=True, precision='fp32', eval_every=240, save_every=500, log_every=25, max_new_tok=96),
     mini=IeCfg(scale='mini', epochs=5., lr=2e-4, lr_scratch=5e-4, budget_tok=8192, eval_every=500, save_every=500, log_every=50),
-    base=IeCfg(scale='base', epochs=5., lr=5e-5, lr_scratch=1e-4, budget_tok=16_384, max_len=512, eval_every=500, save_every=500, log_every=50))
+    base=IeCfg(scale='base', epochs=5., lr=5e-5, lr_scratch=1e-4, budget_tok=8192, accum=2, max_len=512, eval_every=500, save_every=500, log_every=50))
 
+# %% ../nbs/09_ie_finetune.ipynb #19826f29
 def ie_cfg(
     scale:str|None=None, # tiny, mini or base; None reads SCCLM_SCALE
 )->IeCfg: # the scale's preset
@@ -549,6 +550,7 @@ def ie_eval(
 # %% ../nbs/09_ie_finetune.ipynb #421943c6
 TWINS = {'(': '（', ')': '）', ',': '，'} # marks of the answer and how Chinese text writes them
 
+# %% ../nbs/09_ie_finetune.ipynb #a700cbec
 @torch.no_grad()
 def twin_marks_(
     model:nn.Module, # trained on text in which chapter 00 made the marks full-width; changed in place
@@ -561,9 +563,10 @@ def twin_marks_(
         if tok.unk_token_id not in (ids[mark], ids[twin]): table[ids[mark]] = table[ids[twin]]
     return model
 
-# %% ../nbs/09_ie_finetune.ipynb #a700cbec
+# %% ../nbs/09_ie_finetune.ipynb #ef4d908e
 FRESH = ('scratch', 'stock') # starts with new weights
 
+# %% ../nbs/09_ie_finetune.ipynb #7f685bae
 def start_model(
     cfg:IeCfg, # gives start, scale, seed
 )->tuple: # model, tokenizer
