@@ -204,7 +204,7 @@ def more(self:Speaker,
     topic:str, # what the sentence is about
 )->tuple[str, Fact, str]|None: # clause with the mark before it, fact, topic from here on; None: nothing fits
     "One more clause: about the topic, or about something else."
-    same = self.rng.random() < .85
+    same = self.rng.random() < .97
     fact = self.rng.choice(self.world[topic] if same else self.facts)
     if any(f.p == fact.p and f.s == fact.s for f in said): return None
     clause, topic = (self.tail(fact, topic), topic) if same else self.head(fact)
@@ -351,7 +351,7 @@ def fresh_sentences(
 # %% ../nbs/appendix/sample_triples.ipynb #17ec12f5
 def make_splits(
     seed:int=0, # of names, facts and sentences
-    n_train:int=3000, # training sentences
+    n_train:int=6000, # training sentences
     n_test:int=300, # sentences per test
     n_names:int=200, # names per kind
     dense:tuple[int, int, int]=(2, 5, 3), # weights of no, one, two clauses after the first in training: several triples are harder

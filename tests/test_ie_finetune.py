@@ -183,7 +183,7 @@ def test_planted_dirt_is_found_by_the_rules(tmp_path):
     rows = list(read_duie(tmp_path/'duie'/'train.json', 'train', r, {}))
     n, t = r.report['train']['rows'], r.report['train']['triples']
     assert {k: n[k] for k in ('broken_json', 'encoding', 'missing_key', 'duplicate_row')} == {k: dirt[k] for k in ('broken_json', 'encoding', 'missing_key', 'duplicate_row')}
-    assert n['no_triples'] == dirt['no_triples'] + dirt['all_absent'] and n['kept'] == len(rows) == 3000
+    assert n['no_triples'] == dirt['no_triples'] + dirt['all_absent'] and n['kept'] == len(rows) == 6000
     assert t['song_not_album'] == dirt['song_album'] and t['duplicate_triple'] >= dirt['duplicate']
     assert t['strip_title_marks'] >= dirt['title_marks'] and t['whole_title'] >= dirt['cut_title'] and t['entity_not_in_text'] >= dirt['not_in_text']
     assert t['lower_case'] > 0

@@ -50,7 +50,7 @@ def test_files_and_sizes(sample):
     assert sorted(p.name for p in (root/'duie').iterdir()) == [f'{n}.json' for n in FILES]
     for name in FILES: assert report['rows'][name] == len((root/'duie'/f'{name}.json').read_bytes().splitlines())
     assert all(len(rows[n]) == 300 for n in FILES if n != 'train')
-    assert report['rows']['train'] == 3000 + sum(report['dirt'][k] for k in ('broken_json', 'encoding', 'missing_key', 'no_triples', 'all_absent', 'duplicate_row'))
+    assert report['rows']['train'] == 6000 + sum(report['dirt'][k] for k in ('broken_json', 'encoding', 'missing_key', 'no_triples', 'all_absent', 'duplicate_row'))
 
 
 def test_both_versions_of_the_format(sample):
@@ -86,7 +86,7 @@ def test_sentences_have_one_to_three_triples(splits):
 
 def test_no_sentence_comes_twice(splits):
     texts = [t for rows in (splits.train, *splits.tests.values()) for t, _ in rows]
-    assert len(set(texts)) == len(texts) == 3000 + 5*300
+    assert len(set(texts)) == len(texts) == 6000 + 5*300
 
 
 def test_what_is_unseen_in_each_test(splits):
@@ -159,7 +159,7 @@ def test_dirt_is_as_counted(sample, splits):
         if 'spo_list' not in row: found['missing_key'] += 1; continue
         if not row['spo_list']: found['no_triples'] += 1; continue
         got = triples(row)
-        if i < 3000:
+        if i < 6000:
             want = [tuple(f) for f in splits.train[i][1]]
             if len(got) > len(want) and got[-1] == got[0] and got[:-1] == want: found['duplicate'] += 1
             elif any('《' in s for s, _, _ in got): found['title_marks'] += 1
