@@ -13,7 +13,7 @@ from report import row, write
 
 from scclm.data_cleaning import require, run_path
 
-STAGES = (('pretrain',), ('sft',), ('dpo',), ('dpo', '--lora-r', '16', '--lr', '2e-3'), ('ie',), ('ie', '--start', 'scratch'))
+STAGES = (('pretrain',), ('sft',), ('dpo',), ('dpo', '--lora-r', '16', '--lr', '1e-3', '--steps', '320'), ('ie',), ('ie', '--start', 'scratch'))
 
 def scclm(runs:Path, *args):
     "One call of the command in a process of its own."

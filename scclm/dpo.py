@@ -52,7 +52,7 @@ class DpoCfg(TrainCfg):
     beta:float = 0.1              # how far the model may move from the reference: smaller is farther
     alpha:float = 1.              # weight of the SFT term
     epochs:float = 0.             # passes over the pairs, in place of steps; 0: steps count
-    lora_r:int = 0                # rank of the LoRA adapter, which wants about 7 times the lr; 0 trains all parameters
+    lora_r:int = 0                # rank of the LoRA adapter, which wants about 3 times the lr; 0 trains all parameters
     lora_alpha:int = 16           # scale of the adapter, divided by the rank
     lora_dropout:float = 0.1      # dropout on the adapter's input
     lora_targets:tuple[str, ...] = ('q', 'k', 'v', 'o', 'wi', 'wo') # linear layers that get an adapter
@@ -74,10 +74,10 @@ class DpoCfg(TrainCfg):
 _REAL = dict(lr=1e-5, epochs=2., precision='bf16', log_every=20, save_every=500, max_len=512, answer_tok=256)
 
 PRESETS = dict(
-    tiny=DpoCfg(steps=160, lr=3e-4, emb_lr=6., beta=0.5, budget_tok=1024, precision='fp32', eval_every=40, save_every=80, log_every=10),
+    tiny=DpoCfg(steps=240, lr=3e-4, emb_lr=6., beta=0.5, budget_tok=1024, precision='fp32', eval_every=60, save_every=120, log_every=10),
     mini=DpoCfg(scale='mini', budget_tok=16_384, eval_every=200, **_REAL),
     base=DpoCfg(scale='base', budget_tok=8192, accum=2, eval_every=500, **_REAL))
-LORA = dict(tiny=dict(lora_r=16, lr=2e-3), mini=dict(lora_r=16, lr=1e-4), base=dict(lora_r=16, lr=1e-4)) # what changes with LoRA
+LORA = dict(tiny=dict(lora_r=16, lr=1e-3, steps=320), mini=dict(lora_r=16, lr=1e-4), base=dict(lora_r=16, lr=1e-4)) # what changes with LoRA
 
 # %% ../nbs/07_dpo.ipynb #e6ea8e17
 def dpo_cfg(

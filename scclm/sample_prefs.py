@@ -33,14 +33,15 @@ class Wish(NamedTuple):
     "A wish about the form of the answer."
     before:str # put before the plain answer
     asks:tuple[str, ...] # request templates used in training
-    reserved:str # request template that only the held-out pairs use
+    reserved:str # request template that only held-out pairs use
 
-_ASKS = ('讲给{}听：{{}}', '请对{}说：{{}}', '{{}}请讲给{}听。', '请回答{}的提问：{{}}', '{{}}请告诉{}。', '请为{}回答：{{}}')
+_ASKS = ('讲给{}听：{{}}', '请对{}说：{{}}', '{{}}请讲给{}听。', '请回答{}的提问：{{}}', '{{}}请告诉{}。', '请为{}回答：{{}}',
+         '念给{}听：{{}}', '{{}}请说给{}听。', '回答{}：{{}}', '说给{}：{{}}')
 WISHES = tuple(Wish(f'{who}，', tuple(a.format(who) for a in _ASKS), f'说给{who}听：{{}}') for who in '船长 队长 校长 厨师 画家 司机'.split())
 
 # %% ../nbs/appendix/sample_prefs.ipynb #fd13dc15
 def wish_rows(
-    held:bool, # False: training pairs; True: held-out facts in reserved templates
+    held:bool, # False: training pairs; True: held-out facts, half of them in reserved templates
     seed:int=0, # of the questions and templates
     per_fact:float=1.7, # training rows per fact, on average; held out: one
 )->list[dict[str, str]]: # instruction, input, output
@@ -49,7 +50,7 @@ def wish_rows(
     for f in (f for f in facts() if is_heldout(f.relation + f.subject) == held):
         for wish in rng.sample(WISHES, 1 if held else int(per_fact) + (rng.random() < per_fact % 1)):
             ask = rng.choice(phrasings(f, seed)[0])
-            request = (wish.reserved if held else rng.choice(wish.asks)).format(ask)
+            request = (wish.reserved if held and len(rows) % 2 else rng.choice(wish.asks)).format(ask)
             rows.append(dict(instruction=request, input='', output=wish.before + f.response))
     return rows
 
