@@ -594,7 +594,7 @@ def ie(
     "Fine-tune on triples; again after a stop to go on. Writes ie/{model,checkpoints,log.jsonl,config.json,figures.json,train.parquet,rejects.parquet,report.json}."
     out = Path(cfg.out or run_path('ie' if cfg.start not in FRESH else f'ie_{cfg.start}'))
     model, tok = start_model(cfg)
-    before = heldout_exact(model.eval(), tok)
+    before = {} if cfg.start in FRESH else heldout_exact(model.eval(), tok)
     if cfg.twins and cfg.start not in FRESH: twin_marks_(model, tok)
     train, tests = prepare(cfg, tok, out)
     stream = stage_stream([train], tok, cfg)
@@ -606,11 +606,11 @@ def ie_figures(
     run:Run, # done
     tok, # tokenizer
     tests:dict[str, list[Sentence]], # test -> sentences
-    before:dict, # `heldout_exact` of the model at the start
+    before:dict, # `heldout_exact` of the model at the start; empty if it knew nothing
 )->dict: # scores of every test, answers before and after, speed
     "What the stage reports."
     model = run.acc.unwrap_model(run.model)
-    after = heldout_exact(model, tok)
+    after = heldout_exact(model, tok) if before else {}
     kept = {f'exact_heldout_{when}': d['all'] for when, d in (('before', before), ('after', after)) if d}
     if kept: kept['exact_heldout_n'] = pq.read_metadata(run_path('data', 'heldout.parquet')).num_rows
     last = [e for e in read_log(run.out/'log.jsonl') if 'loss_valid' in e][-1]
