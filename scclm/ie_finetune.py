@@ -402,7 +402,7 @@ class IeCfg(TrainCfg):
 
 # %% ../nbs/09_ie_finetune.ipynb #6d7c0a22
 PRESETS = dict(
-    tiny=IeCfg(steps=1200, lr=1e-3, lr_scratch=1e-3, mix=.45, emb_lr=4., twins=True, precision='fp32', eval_every=240, save_every=500, log_every=25, max_new_tok=96),
+    tiny=IeCfg(steps=1300, lr=1e-3, lr_scratch=1e-3, mix=.5, emb_lr=2., twins=True, precision='fp32', eval_every=260, save_every=500, log_every=25, max_new_tok=96),
     mini=IeCfg(scale='mini', epochs=5., lr=2e-4, lr_scratch=5e-4, budget_tok=8192, eval_every=500, save_every=500, log_every=50),
     base=IeCfg(scale='base', epochs=5., lr=5e-5, lr_scratch=1e-4, budget_tok=8192, accum=2, max_len=512, eval_every=500, save_every=500, log_every=50))
 

@@ -353,7 +353,7 @@ def make_splits(
     seed:int=0, # of names, facts and sentences
     n_train:int=6000, # training sentences
     n_test:int=300, # sentences per test
-    n_names:int=200, # names per kind
+    n_names:int=260, # names per kind
     dense:tuple[int, int, int]=(2, 5, 3), # weights of no, one, two clauses after the first in training: several triples are harder
 )->Splits: # train and tests sentence, combination, entity, pattern, valid
     "Four kinds of unseen: sentences; combinations of known names; names; patterns. `valid` is of the first kind."
