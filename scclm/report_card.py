@@ -271,7 +271,7 @@ def _table(head:list[str], rows)->list[str]:
 def _interval(r:dict)->str: return f"{r['ci95'][0]:.3f} – {r['ci95'][1]:.3f}" if 'ci95' in r else ''
 
 # %% ../nbs/appendix/report_card.ipynb #005f492f
-NAMES = dict(loss_valid='验证损失（nats/词元）', bits_per_char_valid='每字比特，验证集', bits_per_char='每字比特，测试集', bits_per_char_bigram='字二元模型的每字比特',
+NAMES = dict(loss_valid='验证损失（nats/词元）', bits_per_char_valid='每字比特，验证集', bits_per_char='每字比特，测试集', bits_per_char_bigram='字二元模型的每字比特', bits_per_char_unigram='字一元模型的每字比特',
              bleu4='BLEU-4', exact_heldout='没见过的问法，一字不差', exact_heldout_before='没见过的问法，抽取微调前', exact_heldout_after='没见过的问法，抽取微调后',
              pref_acc_before='偏好准确率，之前', pref_acc_after='偏好准确率，之后', accuracy='选择题准确率', loss='损失（nats/词元）', exact='一字不差', repetition='重复率',
              length_ratio='长度比（回答/参考）', f1_sentence='三元组 F1，没见过的句子',
