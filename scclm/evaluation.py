@@ -47,7 +47,8 @@ def wilson(
     "Interval of a share (Wilson 1927): all p whose own normal interval around p still reaches right / n."
     z, p = NormalDist().inv_cdf((1 + level) / 2), right / n
     mid, half = p + z*z / (2*n), z * math.sqrt(p*(1 - p)/n + z*z / (4*n*n))
-    return max(0., (mid - half) / (1 + z*z/n)), min(1., (mid + half) / (1 + z*z/n))
+    low, high = (mid - half) / (1 + z*z/n), (mid + half) / (1 + z*z/n)
+    return min(max(0., low), p), max(min(1., high), p) # rounding must not push the share itself out
 
 # %% ../nbs/appendix/evaluation.ipynb #10d8d6db
 def bootstrap(

@@ -468,3 +468,9 @@ def test_killed_and_continued(t5, tmp_path):
 @pytest.mark.parametrize('field,value', [('shots', ()), ('shots', (5, -1)), ('limit', -1), ('max_len', 1), ('budget_tok', 0), ('answer', 'word')])
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ValueError, match=f'{field}='): EvaluateCfg(**{field: value})
+
+@pytest.mark.parametrize('n', [1, 3, 39, 98, 235, 1426])
+def test_wilson_always_holds_the_share(n):
+    for right in {0, 1, n // 2, n - 1, n}:
+        low, high = wilson(right, n)
+        assert 0 <= low <= right / n <= high <= 1
