@@ -451,7 +451,8 @@ def test_killed_and_continued(t5, tmp_path):
     cfg = dict(model=str(t5), data=(str(data),), heldout=False, cmmlu=str(exam), shots=(2,), max_new_tok=4, out=str(tmp_path/'out'))
     seen = {}
     for n in (1, 15):
-        p = subprocess.Popen([sys.executable, '-c', RUN, repr(cfg)], stdout=subprocess.PIPE)
+        threads = str(torch.get_num_threads()) # as here: another number would round sums differently
+        p = subprocess.Popen([sys.executable, '-c', RUN, repr(cfg)], stdout=subprocess.PIPE, env=os.environ | dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads))
         while len(parts(tmp_path/'out')) < n and p.poll() is None: time.sleep(.002)
         p.kill()
         assert p.wait() != 0, 'finished before it could be killed'
