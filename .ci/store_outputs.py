@@ -21,13 +21,18 @@ def stored(outputs):
 
 def read(*parts): return json.loads(Path(*parts).read_text(encoding='utf-8'))
 
+def spread(median:float, runs:list)->str:
+    "A median, and the lowest and highest run where there were several."
+    return f'{median:,.4g}' + (f' ({min(runs):,.4g} to {max(runs):,.4g})' if len(runs) > 1 else '')
+
 def bench_rows(folder:Path):
-    "Every row of benchmarks/results/*.json."
+    "Every row of benchmarks/results/*.json: medians with their spread."
     yield '| benchmark | what | ours | baseline | unit | ratio |'
     yield '|---|---|---|---|---|---|'
     for path in sorted(folder.glob('*.json')):
         for r in read(path)['rows']:
-            yield f"| {path.stem} | {r['what']} | {r['ours']:,.4g} | {r['baseline']:,.4g} ({r['baseline_name']}) | {r['unit']} | {r['ratio']:.2f} |"
+            ours, baseline = (spread(r[k], r.get('runs', {}).get(k, [])) for k in ('ours', 'baseline'))
+            yield f"| {path.stem} | {r['what']} | {ours} | {r['baseline_name']}: {baseline} | {r['unit']} | {r['ratio']:.2f} |"
 
 def fill_readme(root:Path):
     "The tables between the results markers of README.md."

@@ -27,7 +27,7 @@ def figures(scale:Path)->dict:
 
 def course(runs:Path, seed:int)->dict:
     "All training stages with one seed; figures.json of each."
-    for name in ('data', 'tokenizer', 'raw'): shutil.copytree(require(run_path(name), '01_tokenizer'), runs / 'tiny' / name)
+    for name in ('data', 'tokenizer'): shutil.copytree(require(run_path(name), '01_tokenizer'), runs / 'tiny' / name)
     for stage in STAGES: scclm(runs, *stage, '--seed', seed)
     return figures(runs / 'tiny')
 

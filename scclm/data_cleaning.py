@@ -426,7 +426,8 @@ def find_sources(
     "Walk a folder, those of `LATER` left out. Raises FileNotFoundError if it is absent, ValueError if it holds nothing that can be read."
     root = Path(root)
     if not root.is_dir(): raise FileNotFoundError(f"{root} is not a folder: set SCCLM_RAW to the folder of raw files")
-    files = sorted(p for p in root.rglob('*') if p.is_file() and not p.name.startswith('.') and p.relative_to(root).parts[:-1][:1] not in [(x,) for x in LATER])
+    later = [root/x for x in LATER]
+    files = sorted(p for p in root.rglob('*') if p.is_file() and not p.name.startswith('.') and not any(x in p.parents for x in later))
     kinds = [(p, sniff(p)) for p in files]
     found = [Source(p, *k, _role(p, root), p.relative_to(root).as_posix()) for p, k in kinds if k]
     unknown = [p for p, k in kinds if not k]

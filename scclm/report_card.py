@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCORES', 'SHARES', 'MAIN', 'PACKAGES', 'STAGES', 'STAGE_OF', 'EXAMS', 'CONTRACT', 'NAMES', 'flat', 'with_n',
            'with_intervals', 'stage_scores', 'read_object', 'versions', 'cpu_model', 'commit', 'environment', 'tidy',
-           'chapter_costs', 'stage_costs', 'data_report', 'exam_scores', 'eval_scores', 'all_scores', 'corpus',
-           'make_card', 'missing', 'score_rows', 'meaning', 'main_rows', 'md_scores', 'md_costs', 'md_data', 'md_setup',
+           'chapter_costs', 'stage_costs', 'data_report', 'official_exams', 'eval_scores', 'all_scores', 'corpus',
+           'make_card', 'missing', 'card_rows', 'meaning', 'main_rows', 'md_scores', 'md_costs', 'md_data', 'md_setup',
            'card_markdown', 'plot_scores', 'plot_costs', 'plot_losses', 'plot_card', 'write_card', 'CardCfg', 'card',
            'readme_block']
 
@@ -174,7 +174,7 @@ def data_report(
 EXAMS = ('cmmlu', 'ceval')
 
 # %% ../nbs/appendix/report_card.ipynb #4f0f8349
-def exam_scores(
+def official_exams(
     scores:dict, # eval/scores.json
 )->dict: # exam -> accuracy, ci95, chance, shots, n
     "C-Eval and CMMLU, from the entry with the most shots. Answers by text are not the official measure and stay out."
@@ -192,7 +192,7 @@ def eval_scores(
     "What `scclm evaluate` measured; empty if nothing."
     files = (scores.get('pairs') or {}) | {k: scores[k] for k in ('heldout',) if k in scores}
     parts = {f: {a: b for k, v in s.items() if isinstance(v, dict) and 'value' in v for a, b in flat(k, v).items()} for f, s in files.items()}
-    found = exam_scores(scores) | {f: p for f, p in parts.items() if p}
+    found = official_exams(scores) | {f: p for f, p in parts.items() if p}
     return found | ({'model': tidy(scores['model'], root)} if found and 'model' in scores else {})
 
 # %% ../nbs/appendix/report_card.ipynb #5454a434
@@ -252,7 +252,7 @@ def _section_rows(section:str, scores:dict)->list[dict]:
     return [dict(key=f'{section}.{k}', value=scores[k]) | {e: scores[f'{k}_{e}'] for e in ('ci95', 'n', 'chance') if f'{k}_{e}' in scores} for k in names]
 
 # %% ../nbs/appendix/report_card.ipynb #7a4a5664
-def score_rows(
+def card_rows(
     card:dict, # from `make_card`
 )->list[dict]: # key, value, and ci95, n, chance where known
     "The scores as rows, in the order of the stages."
@@ -291,9 +291,9 @@ def meaning(
 # %% ../nbs/appendix/report_card.ipynb #d06a4e47
 def main_rows(
     card:dict, # from `make_card`
-)->list[dict]: # rows of `score_rows` that have a meaning
+)->list[dict]: # rows of `card_rows` that have a meaning
     "The scores a reader wants first."
-    return [r for r in score_rows(card) if meaning(r['key'])]
+    return [r for r in card_rows(card) if meaning(r['key'])]
 
 # %% ../nbs/appendix/report_card.ipynb #cce99a2e
 def md_scores(

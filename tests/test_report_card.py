@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scclm.report_card import (CONTRACT, CardCfg, card, card_markdown, commit, exam_scores, flat, make_card, missing, readme_block, score_rows,
+from scclm.report_card import (CONTRACT, CardCfg, card, card_markdown, commit, official_exams, flat, make_card, missing, readme_block, card_rows,
                                stage_scores, tidy, write_card)
 
 HELD = dict(exact_heldout=dict(all=.96, phrasing=.98, template=.94), n_heldout=dict(all=1400, phrasing=700, template=700))
@@ -66,7 +66,7 @@ def test_intervals_of_shares_by_definition(folder):
     for got, (right, n) in [(c['pretrain']['exact_heldout_ci95'], (1344, 1400)), (c['dpo']['pref_acc_after_ci95'], (180, 200)),
                             (c['dpo']['pref_acc_by_source_sample_before_ci95'], (120, 200)), (c['ie']['exact_heldout_before_ci95'], (1344, 1400))]:
         assert got == pytest.approx(by_definition(right, n), abs=1e-4)
-    for r in score_rows(c):
+    for r in card_rows(c):
         if r['key'].split('.')[1].startswith(('exact', 'pref', 'f1')): assert r['ci95'][0] <= r['value'] <= r['ci95'][1], r
 
 def test_given_intervals_are_not_replaced():
@@ -101,7 +101,7 @@ def test_files_are_whole_and_private(folder, tmp_path):
 def test_the_page_says_what_the_file_says(folder):
     c = make_card(folder)
     page = card_markdown(c)
-    for r in score_rows(c):
+    for r in card_rows(c):
         if f"`{r['key']}`" in page and 'ci95' in r:
             line = next(l for l in page.splitlines() if f"`{r['key']}`" in l)
             assert f"| {r['value']:.3f} | {r['ci95'][0]:.3f} – {r['ci95'][1]:.3f} |" in line
@@ -152,4 +152,4 @@ def test_tidy(value, want): assert tidy(value, Path('/x')) == want
 
 def test_flat_keeps_only_finite_numbers():
     assert flat('f1_a', dict(f1=.5, p=float('inf'), r=None, n=True, ci95=[.1, float('nan')])) == dict(f1_a=.5)
-    assert exam_scores({}) == {} and exam_scores(dict(cmmlu={'note': 1})) == {}
+    assert official_exams({}) == {} and official_exams(dict(cmmlu={'note': 1})) == {}

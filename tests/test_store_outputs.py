@@ -34,7 +34,7 @@ def house(tmp_path, monkeypatch):
     put(tmp_path/'runs/tiny/notebooks/b.ipynb', nbformat.writes(book('x = 1', outputs=([],))))
     card = dict(scale='tiny', env=dict(cpu='toy cpu', cores=2, gpu='none', packages=dict(torch='0')), sft=dict(exact_heldout=.5, exact_heldout_ci95=[.4, .6], exact_heldout_n=100))
     put(tmp_path/'runs/tiny/card.json', json.dumps(card))
-    row = dict(what='a thing', ours=2., baseline=1., baseline_name='theirs', unit='s', ratio=2., runs={})
+    row = dict(what='a thing', ours=2., baseline=1., baseline_name='theirs', unit='s', ratio=2., runs=dict(ours=[3., 1., 2.], baseline=[1.]))
     put(tmp_path/'benchmarks/results/toy.json', json.dumps(dict(machine='toy machine', rows=[row])))
     put(tmp_path/'README.md', 'before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n')
     return tmp_path
@@ -49,7 +49,7 @@ def test_the_readme_changes_between_its_marks_only(store, house):
     store.main(house)
     text = (house/'README.md').read_text(encoding='utf-8')
     assert text.startswith('before\n<!-- results:begin -->\n') and text.endswith('<!-- results:end -->\nafter\n') and 'old' not in text
-    assert '0.500' in text and 'a thing' in text and '1 (theirs)' in text and 'toy machine' in text
+    assert '0.500' in text and 'a thing' in text and '| 2 (1 to 3) | theirs: 1 |' in text and 'toy machine' in text
 
 def test_other_code_is_refused_and_nothing_is_written(store, house):
     (house/'nbs/appendix/b.ipynb').write_text(nbformat.writes(book('x = 2')), encoding='utf-8')
