@@ -31,7 +31,8 @@ def bench_rows(folder:Path):
     yield '|---|---|---|---|---|---|'
     for path in sorted(folder.glob('*.json')):
         for r in read(path)['rows']:
-            ours, baseline = (spread(r[k], r.get('runs', {}).get(k, [])) for k in ('ours', 'baseline'))
+            runs = r['runs'] if isinstance(r['runs'], dict) else {} # some scripts write only how many there were
+            ours, baseline = (spread(r[k], runs.get(k, [])) for k in ('ours', 'baseline'))
             yield f"| {path.stem} | {r['what']} | {ours} | {r['baseline_name']}: {baseline} | {r['unit']} | {r['ratio']:.2f} |"
 
 def fill_readme(root:Path):
