@@ -598,7 +598,7 @@ class Progress:
         "After each step."
         self.bar.update()
         if 'loss' in self.run.entry: self.bar.set_postfix(loss=f"{self.run.entry['loss']:.3f}", refresh=False)
-        if self.handle and time.monotonic() - self.drawn > self.every:
+        if self.handle and self.run.entry and time.monotonic() - self.drawn > self.every: # nothing to plot before the first log line
             self.handle.update(self._html(plot=True)); self.drawn = time.monotonic()
 
     def _html(self, plot=False):

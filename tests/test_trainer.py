@@ -11,7 +11,7 @@ from scclm.dataset import PairStream, encode_pairs
 from scclm.model import build_model, model_config
 from scclm.pretrain import bits_per_char, read_pairs
 from scclm.tokenizer import load_tokenizer
-from scclm.trainer import TrainCfg, checkpoints, fit, greedy_answers, lr_factor, named_weights, read_log, seq2seq_loss
+from scclm.trainer import Progress, TrainCfg, append_log, checkpoints, fit, greedy_answers, lr_factor, named_weights, read_log, seq2seq_loss, start
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location('kill', ROOT/'benchmarks'/'kill.py')
@@ -50,6 +50,19 @@ def test_equals_a_plain_loop(home, tok, tmp_path):
         opt.step(); opt.zero_grad()
     for (name, a), b in zip(ours.named_parameters(), plain.parameters()): assert torch.allclose(a, b, atol=2e-5), name
     assert read_log(tmp_path/'log.jsonl')[-1]['loss'] == pytest.approx(loss.item(), rel=1e-4)
+
+def test_live_plot_waits_for_the_first_log_line(home, tok, tmp_path):
+    "A slow machine is due to draw before anything is logged: then there is no log to read yet."
+    class Display:
+        shown = []
+        def update(self, html): self.shown.append(html.data)
+    run = start(model(tok), stream(home, tok), CFG, tmp_path)
+    progress = Progress(run, show=False, every=0.)
+    progress.handle = Display()
+    progress()
+    assert Display.shown == []
+    append_log(run, dict(step=1, loss=2.)); progress()
+    assert len(Display.shown) == 1 and '<img' in Display.shown[0]
 
 def test_schedule_touches_its_ends():
     cfg = TrainCfg(steps=100, warmup=0.1, final_lr=0.05)
