@@ -38,7 +38,7 @@ class PretrainCfg(TrainCfg):
 
 # %% ../nbs/05_pretrain.ipynb #e3869f97
 PRESETS = dict(
-    tiny=PretrainCfg(steps=3200, lr=1e-3, emb_lr=6., precision='fp32', eval_every=500, save_every=500, log_every=25),
+    tiny=PretrainCfg(steps=3200, lr=1e-3, emb_lr=6., budget_tok=512, precision='fp32', eval_every=640, save_every=500, log_every=25),
     mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=256, window=65_536,
                      eval_every=2000, save_every=1000, log_every=50),
     base=PretrainCfg(scale='base', steps=300_000, lr=5e-4, schedule='cosine', weight_decay=0.01, budget_tok=8192, accum=4, max_len=320,
@@ -277,6 +277,7 @@ def hf_fit(
     cfg:TrainCfg, # gives steps, optimizer, schedule, clip, seed, precision, log_every; and max_len
     out:Path, # folder of the Hugging Face trainer's checkpoints
     batch_size:int, # rows per batch
+    resume:bool=False, # True: go on from its newest checkpoint
     **overrides, # of Seq2SeqTrainingArguments, such as train_sampling_strategy='group_by_length'
 )->list[dict]: # log entries with step and loss, as `plot_loss` reads them
     "The same training through transformers' Seq2SeqTrainer: our optimiser and learning rate, its loop, batches and checkpoints."
@@ -290,5 +291,5 @@ def hf_fit(
                              train_dataset=hf_dataset(files, tok, cfg.max_len), optimizers=(opt, LambdaLR(opt, lambda s: lr_factor(s, cfg))))
     from transformers.trainer_callback import PrinterCallback
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return [dict(step=e['step'], loss=e['loss']) for e in trainer.state.log_history if 'loss' in e]

@@ -601,7 +601,7 @@ def start(
     trackers:tuple=(), # accelerate trackers made by the caller, besides those of `cfg`
 )->Run: # at step 0, or where the newest good checkpoint was made
     "Set up devices, precision and optimisers; restore the newest good checkpoint if there is one."
-    if not resume: shutil.rmtree(out/'checkpoints', ignore_errors=True)
+    if not resume: shutil.rmtree(out/'checkpoints', ignore_errors=True); (out/'log.jsonl').unlink(missing_ok=True)
     for junk in (out/'checkpoints').glob('.*step-*'): shutil.rmtree(junk, ignore_errors=True)
     ckpt = newest_good(out)
     precision = probe_precision() if cfg.precision == 'auto' else cfg.precision

@@ -11,9 +11,11 @@ import pytest
 
 from chat_toys import CHARS, char_tok
 from scclm.ie_finetune import (PRESETS, PROMPT, RULES, IeCfg, Rejects, by_appearance, by_relation, duie_triples, error_kind, extract, find_duie, find_errors,
-                               format_triples, ie, ie_cfg, ie_prompt, is_duie, mix_in, parse_triples, part_of, prf, read_duie, read_tests, repair, scores, tallies,
+                               format_triples, ie, ie_cfg, ie_prompt, is_duie, mix_in, mix_paths, parse_triples, part_of, prf, read_duie, read_tests, repair, scores, tallies,
                                start_model, telling_errors, twin_marks_)
+from scclm.model import build_model, model_config, save_model
 from scclm.sample_triples import make_sample_triples
+from scclm.tokenizer import load_tokenizer
 
 MARKS = '\\,()[]，（）'
 
@@ -283,6 +285,7 @@ def world(tmp_path, monkeypatch):
     tok.save_pretrained(run_path('tokenizer'))
     run_path('data').mkdir(parents=True)
     pq.write_table(pa.table(dict(prompt=['你好吗？']*8, response=['你好。']*8)), run_path('data', 'sft_train.parquet'))
+    pq.write_table(pa.table(dict(prompt=['谁写的？']*8, response=['李白。']*8)), run_path('data', 'train.parquet'))
     pq.write_table(pa.table(dict(prompt=['你是谁？'], response=['你好。'], kind=['phrasing'])), run_path('data', 'heldout.parquet'))
     names = '天地玄黄宇宙洪荒日月盈昃'
     rows = [row(f'{a}写{b}', (b, '作者', a)) for a in names for b in names if a != b]
@@ -311,6 +314,20 @@ def test_the_stage_writes_what_it_promises(world):
     assert pq.read_schema(out/'rejects.parquet').names == ['source', 'file', 'line', 'rule', 'text']
     entries = [json.loads(l) for l in (out/'log.jsonl').read_text().splitlines()]
     assert [e['step'] for e in entries if 'f1_valid' in e] == [3, 6] and all('loss_valid' in e for e in entries if 'f1_valid' in e)
+
+def test_rows_to_mix_in_come_from_data_or_from_where_one_says(world):
+    from scclm.data_cleaning import run_path
+    root, cfg = world
+    mine = root/'mine.parquet'
+    pq.write_table(pa.table(dict(prompt=['问']*3, response=['答']*3)), mine)
+    assert mix_paths(replace(cfg, mix_files=('sft_train.parquet', str(mine)))) == [run_path('data', 'sft_train.parquet'), mine]
+    with pytest.raises(FileNotFoundError, match='nothing.parquet.*00_data_cleaning'): mix_paths(replace(cfg, mix_files=('nothing.parquet',)))
+    base = build_model(model_config('tiny', len(load_tokenizer())), seed=0)
+    save_model(base, load_tokenizer(), root/'base')
+    for start, replayed in ((str(root/'base'), True), ('scratch', False)):
+        run = ie(replace(cfg, steps=1, start=start, replay_files=('train.parquet',), out=str(root/'mixed')), resume=False, progress=False)
+        prompts = set(pq.read_table(run.out/'train.parquet')['prompt'].to_pylist())
+        assert '你好吗？' in prompts and ('谁写的？' in prompts) == replayed, 'new weights have nothing to replay'
 
 def test_a_stopped_run_goes_on_bit_for_bit(world):
     import torch
