@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -38,7 +37,7 @@ from .dataset import check_state, collate, encode_pairs, plan_window
 from .model import load_model, save_model
 from .pretrain import finish_stage, heldout_counts, heldout_exact, read_pairs
 from .sample_prefs import make_sample_prefs
-from .trainer import Run, TrainCfg, exact_match, fit, greedy_answers, read_log, shift_right
+from .trainer import Run, TrainCfg, exact_match, fit, greedy_answers, processes, read_log, shift_right
 
 # %% ../nbs/07_dpo.ipynb #461769a6
 @dataclass(frozen=True)
@@ -629,6 +628,7 @@ def finish_dpo(
 )->Run: # the same
     "As `finish_stage`; with LoRA the adapter goes to adapter/ in peft's format, and model/ is left to `merge`."
     if not (run.done and run.cfg.lora_r): return finish_stage(run, tok, figures)
+    if not run.acc.is_main_process: return run
     with folder_aside(run.out/'adapter') as tmp: run.acc.unwrap_model(run.model).save_pretrained(tmp)
     for name, content in (('config', asdict(run.cfg)), ('figures', figures or {})):
         with write_aside(run.out/f'{name}.json') as tmp: tmp.write_text(json.dumps(content, indent=1, default=str, ensure_ascii=False), encoding='utf-8')
@@ -660,7 +660,7 @@ def dpo(
 )->Run: # `done` if all steps are done
     "Preference optimisation of a fine-tuned model; again after a stop to go on. Writes {model or adapter,checkpoints,log.jsonl,config.json,figures.json}."
     out, base = Path(cfg.out or run_path('dpo_lora' if cfg.lora_r else 'dpo')), Path(cfg.base) if cfg.base else require(run_path('sft', 'model'), '06_sft')
-    folder, (model, tok), key, state = Path(cfg.pairs or run_path('dpo')), load_model(base), model_key(base), PartialState()
+    folder, (model, tok), key, state = Path(cfg.pairs or run_path('dpo')), load_model(base), model_key(base), processes()
     with state.main_process_first():
         parts = prepare_prefs(cfg, model.to(state.device), tok, key, progress)
         rows = {k: encode_prefs(v, tok, cfg.max_len) for k, v in parts.items()}

@@ -269,9 +269,8 @@ def train_briefly(
 ):
     "A few steps of the trainer's own `train_step` on one batch."
     model, batch = build_model(c), fixed_batch(c, shape)
-    if cfg.checkpointing: model.gradient_checkpointing_enable()
     with tempfile.TemporaryDirectory() as out, StopSignals() as stop:
-        run = start(model, _Same(), TrainCfg(steps=cfg.steps, optimizer=cfg.optimizer, precision=cfg.precision), Path(out))
+        run = start(model, _Same(), TrainCfg(steps=cfg.steps, optimizer=cfg.optimizer, precision=cfg.precision, act_ckpt=cfg.checkpointing), Path(out))
         run.model.train()
         for run.step in range(cfg.steps): train_step(run, [batch]*cfg.accum, seq2seq_loss, count_labels, stop)
 

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from accelerate import PartialState
 from torch import nn
 
 from .data_cleaning import raw_dir, require, run_path, scale_name, write_aside
@@ -22,7 +21,7 @@ from .dataset import PairStream, encode_pairs, hf_dataset, pair_batches
 from .model import build_model, default_init, model_config, save_model
 from .tokenizer import load_tokenizer
 from .trainer import (Run, TrainCfg, count_labels, due, eval_loss, exact_match, fit, greedy_answers, lr_factor,
-                           make_optimizers, pair_eval, read_log)
+                           make_optimizers, pair_eval, processes, read_log)
 
 # %% ../nbs/05_pretrain.ipynb #d34e6108
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def stage_stream(
     cfg, # gives budget_tok, max_len, window, seed
 )->PairStream: # this process's share of the batches
     "The endless stream of a training stage, aware of how many processes there are."
-    state = PartialState()
+    state = processes()
     return PairStream([str(f) for f in files], tok, budget_tok=cfg.budget_tok, max_len=cfg.max_len, window=cfg.window, seed=cfg.seed,
                       rank=state.process_index, world=state.num_processes)
 
@@ -225,7 +224,8 @@ def finish_stage(
     tok, # tokenizer
     figures:dict|None=None, # what was measured; written to figures.json
 )->Run: # the same
-    "Write config.json always, model/ and figures.json once all steps are done. An interrupted run says how to go on."
+    "Write config.json always, model/ and figures.json once all steps are done. An interrupted run says how to go on. The main process writes."
+    if not run.acc.is_main_process: return run
     with write_aside(run.out/'config.json') as tmp: tmp.write_text(json.dumps(asdict(run.cfg), indent=1, default=str))
     if not run.done:
         print(f'stopped by {run.stopped} at step {run.step} of {run.cfg.steps}; the same call goes on from here')

@@ -8,12 +8,12 @@ __all__ = ['CURVES', 'OPTIMIZERS', 'PRECISIONS', 'log', 'FREE_FIELDS', 'shift_ri
            'StopSignals', 'write_manifest', 'check_folder', 'checkpoints', 'newest_good', 'named_weights',
            'save_weights', 'load_weights', 'step_seed', 'Run', 'phase', 'in_phase', 'empty_tally', 'Writer', 'snapshot',
            'write_checkpoint', 'save_checkpoint', 'check_same_cfg', 'restore', 'greedy_answers', 'exact_match', 'bleu4',
-           'eval_loss', 'pair_eval', 'make_accelerator', 'run_lock', 'start', 'read_log', 'trim_log', 'append_log',
-           'log_step', 'plot_loss', 'in_notebook', 'Progress', 'train_step', 'fit', 'due', 'clock', 'phase_table',
-           'evaluate']
+           'eval_loss', 'pair_eval', 'processes', 'make_accelerator', 'run_lock', 'start', 'read_log', 'trim_log',
+           'append_log', 'log_step', 'plot_loss', 'in_notebook', 'Progress', 'train_step', 'fit', 'due', 'clock',
+           'phase_table', 'evaluate']
 
 # %% ../nbs/04_trainer.ipynb #f701f882
-import hashlib, json, logging, math, os, platform, shutil, signal, threading, time
+import hashlib, json, logging, math, os, platform, re, shutil, signal, tempfile, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -440,7 +440,7 @@ def save_checkpoint(
     if run.saved != run.step and run.acc.is_main_process:
         run.writer(write_checkpoint, run.out/'checkpoints'/f'step-{run.step:08d}', snapshot(run), run.cfg.keep_last)
     run.saved = run.step
-    if wait: run.writer.check(0)
+    if wait: run.writer.check(0); run.acc.wait_for_everyone()
 
 # %% ../nbs/04_trainer.ipynb #9411d36e
 def _last(out:Path)->str:
@@ -554,6 +554,11 @@ def pair_eval(
         return figures
     return evaluate
 
+# %% ../nbs/04_trainer.ipynb #46b07e67
+def processes()->PartialState: # process_index, num_processes, is_main_process, main_process_first()
+    "Who else trains: `torchrun` or `accelerate launch` says so through the environment; on a machine without a GPU over gloo."
+    return PartialState(cpu=not torch.cuda.is_available())
+
 # %% ../nbs/04_trainer.ipynb #f671d8e5
 def make_accelerator(
     precision:str, # fp32, bf16 or fp16
@@ -561,11 +566,13 @@ def make_accelerator(
     trackers:tuple[str, ...]=(), # names that accelerate knows
     made:tuple=(), # GeneralTracker objects of the caller's own
 )->Accelerator: # fresh, whatever an earlier run in this process used
-    "One process or many, CPU or GPU: accelerate finds out. Raises ValueError for a tracker that is unknown or not installed."
+    "One process or many, CPU or GPU: accelerate finds out. Raises ValueError for a tracker that is unknown or not installed, or for sharded training."
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     have = sorted(str(t) for t in get_available_trackers())
     for name in trackers:
         if name not in have: raise ValueError(f"trackers={name!r}: expected one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}; installed here: {', '.join(have) or 'none'}")
+    if sharding := [k for k in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM') if os.environ.get(f'ACCELERATE_USE_{k}', '').lower() == 'true']:
+        raise ValueError(f'fit does not train with {sharding[0]}: its checkpoints are whole tensors. Use configs/ddp.yaml, or hf_fit')
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision={'fp32': 'no'}.get(precision, precision), cpu=not torch.cuda.is_available(),
                        log_with=[*trackers, *made] or None, project_dir=out)
@@ -577,7 +584,7 @@ def run_lock(
 ):
     "Hold the folder. Raises RuntimeError naming the process that holds it, OSError if nothing can be written there. The lock of a dead process is free."
     who, lock = out/'run.pid', FileLock(out/'run.lock', blocking=False)
-    try: lock.acquire()
+    try: tempfile.TemporaryFile(dir=out).close(); lock.acquire()
     except Timeout: raise RuntimeError(f'{out} is being trained by {_holder(who)}: wait for it, stop it, or give another folder (out)') from None
     except OSError as e: raise OSError(f'{out} cannot be written ({e.strerror}): give another folder (out)') from e
     try:
@@ -733,11 +740,10 @@ class Progress:
         if self.handle: self.handle.update(self._html())
 
 # %% ../nbs/04_trainer.ipynb #da5c7945
-def _agree(acc:Accelerator, n:int, asked:bool)->tuple[int, bool]:
-    "Items in the whole group, and whether any process was asked to stop."
-    if acc.num_processes == 1: return n, asked
-    total = acc.reduce(torch.tensor([n, int(asked)], device=acc.device))
-    return int(total[0]), bool(total[1])
+def _total(acc:Accelerator, *counts)->list[int]:
+    "Each count summed over all processes."
+    if acc.num_processes == 1: return list(counts)
+    return acc.reduce(torch.tensor(counts, device=acc.device)).tolist()
 
 # %% ../nbs/04_trainer.ipynb #5c0b7fe6
 def train_step(
@@ -749,7 +755,7 @@ def train_step(
 )->float|None: # gradient norm; None: a stop was asked for and nothing has changed
     "One optimiser step over a group of batches, weighted by items."
     acc, cfg = run.acc, run.cfg
-    n, asked = _agree(acc, sum(map(count_fn, group)), bool(stop.asked))
+    n, asked = _total(acc, sum(map(count_fn, group)), bool(stop.asked))
     if asked: return None
     torch.manual_seed(step_seed(cfg.seed, run.step, acc.process_index))
     set_lr(run.opts, cfg.lr * lr_factor(run.step, cfg))
@@ -800,7 +806,7 @@ def fit(
     """Train until `cfg.steps`, or until asked to stop; call again to go on. On a CPU the resumed run equals the uninterrupted one bit for bit.
     Raises ValueError for a checkpoint of another configuration or model, or a loader that ends early; RuntimeError if no checkpoint is readable
     or another process trains in `out`; OSError if a checkpoint cannot be written."""
-    with _folder(Path(out)) as out, StopSignals() as stop, torch.random.fork_rng():
+    with _folder(Path(out)) as out, _together(out), StopSignals() as stop, torch.random.fork_rng():
         run = start(model, loader, cfg, out, resume, callbacks, trackers)
         with _training(run, progress) as show:
             batches = iter(loader)
@@ -828,7 +834,18 @@ def _folder(out:Path):
     "The stage's folder, made if need be, and held by the main process."
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f'{out} cannot be made ({e.strerror}): give another folder (out)') from e
-    with run_lock(out) if PartialState().is_main_process else nullcontext(): yield out
+    with run_lock(out) if processes().is_main_process else nullcontext(): yield out
+
+# %% ../nbs/04_trainer.ipynb #d9dd95f6
+@contextmanager
+def _together(out:Path):
+    "What a collective operation raises when another process is gone, in one sentence."
+    try: yield
+    except RuntimeError as e:
+        state, lost = processes(), re.search('gloo|NCCL|onnection|imed out', str(e))
+        if state.num_processes == 1 or not lost: raise
+        raise RuntimeError(f'process {state.process_index} of {state.num_processes}: another process is gone or does not answer. '
+                           f'Nothing is lost up to {_last(out)}: give the same command again to go on from there') from e
 
 # %% ../nbs/04_trainer.ipynb #f1d7c369
 def due(
@@ -845,7 +862,8 @@ def clock(
     seconds:float, # it took
 ):
     "Count real tokens and time; evaluation and saving are not training time."
-    tok = sum(int(b['attention_mask'].sum()) + count_labels(b) for b in group if 'labels' in b)
+    real = lambda b: b['labels'].ne(-100).any(1) # a process without rows got one without labels
+    tok, = _total(run.acc, sum(int(b['attention_mask'][real(b)].sum()) + count_labels(b) for b in group if 'labels' in b))
     run.tally['real_tok'] += tok; run.tally['seconds'] += seconds
     run.real_tok += tok; run.seconds += seconds
 

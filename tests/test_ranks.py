@@ -1,0 +1,112 @@
+"Several processes: the same losses as one, nothing lost or doubled, resume with as many or another number, and a death that is told."
+import json, math, os, subprocess, sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from scclm.trainer import make_accelerator, newest_good, read_log, run_lock
+from test_trainer import course_runs, home  # noqa: F401
+
+WORKER = Path(__file__).with_name('rank_worker.py')
+
+def run(world:int, home:Path, out:Path, ok:bool=True, **options)->str: # noqa: F811
+    "Train with so many processes; what they printed."
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(world)] if world > 1 else []
+    env = os.environ | dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PYTHONUTF8='1')
+    p = subprocess.run([sys.executable, *launch, str(WORKER), str(home), str(out), json.dumps(options)], capture_output=True, text=True, env=env, timeout=240)
+    assert (p.returncode == 0) == ok, p.stdout + p.stderr
+    return p.stdout + p.stderr
+
+def losses(out): return {e['step']: e['loss'] for e in read_log(out/'log.jsonl')}
+def weights(out): return (newest_good(out)/'model.safetensors').read_bytes()
+def close(a, b): return a.keys() == b.keys() and all(math.isclose(a[k], b[k], abs_tol=1e-5) for k in a)
+
+def seen(out:Path)->dict[int, Counter]:
+    "step -> prompts trained on by all processes; a step done again after a resume counts as it was done last."
+    steps = {}
+    for f in out.glob('seen-*.jsonl'):
+        own = dict(json.loads(line) for line in f.read_text().splitlines())
+        for step, prompts in own.items(): steps.setdefault(step, Counter()).update(prompts)
+    return steps
+
+@pytest.fixture(scope='module')
+def one(home, tmp_path_factory): # noqa: F811
+    "One process, 40 steps: more than an epoch."
+    out = tmp_path_factory.mktemp('one')/'run'
+    run(1, home, out, steps=40, accum=2, save_every=10, budget_tok=512)
+    return out
+
+@pytest.fixture(scope='module')
+def two(home, tmp_path_factory): # noqa: F811
+    "Two processes with dropout, never stopped."
+    out = tmp_path_factory.mktemp('two')/'run'
+    run(2, home, out, steps=16, accum=2, save_every=4, dropout=.1)
+    return out
+
+def test_two_equal_one_and_share_every_row(home, one, tmp_path): # noqa: F811
+    run(2, home, tmp_path/'run', steps=40, accum=2, save_every=10, budget_tok=512)
+    assert close(losses(tmp_path/'run'), losses(one))
+    assert seen(tmp_path/'run') == seen(one)
+    assert [e['real_tok'] for e in read_log(tmp_path/'run'/'log.jsonl')] == [e['real_tok'] for e in read_log(one/'log.jsonl')], 'all processes are counted'
+    prompts = Counter(pq.read_table(home/'data/train.parquet')['prompt'].to_pylist())
+    epoch, steps = Counter(), seen(one)
+    for s in sorted(steps):
+        if sum(epoch.values()) + sum(steps[s].values()) > sum(prompts.values()): break
+        epoch += steps[s]
+    assert s < 40 and epoch <= prompts and sum(prompts.values()) - sum(epoch.values()) < 2 * max(sum(c.values()) for c in steps.values()), 'an epoch doubles no row'
+
+def test_batches_smaller_than_the_number_of_processes(home, tmp_path): # noqa: F811
+    "A budget of one or two rows: one process of three has nothing to do in most batches, and still takes the step."
+    for world in (1, 3): run(world, home, tmp_path/str(world), steps=6, budget_tok=40)
+    assert close(losses(tmp_path/'3'), losses(tmp_path/'1')) and seen(tmp_path/'3') == seen(tmp_path/'1')
+
+def test_stopping_one_stops_all_and_resume_is_bit_for_bit(home, two, tmp_path): # noqa: F811
+    said = run(2, home, tmp_path/'run', steps=16, accum=2, save_every=4, dropout=.1, term=[6, 1])
+    assert said.count('step 6, stopped by') == 2, said
+    run(2, home, tmp_path/'run', steps=16, accum=2, save_every=4, dropout=.1)
+    assert weights(tmp_path/'run') == weights(two) and losses(tmp_path/'run') == losses(two) and seen(tmp_path/'run') == seen(two)
+
+def test_one_two_one_follows_the_run_that_never_changed(home, one, tmp_path): # noqa: F811
+    out = tmp_path/'run'
+    for world, until in ((1, 13), (2, 27), (1, None)):
+        run(world, home, out, steps=40, accum=2, save_every=10, budget_tok=512, **(dict(term=[until, 0]) if until else {}))
+    assert close(losses(out), losses(one)) and sum(len(f.read_text().splitlines()) for f in out.glob('seen-0.jsonl')) == 40
+    # rank 1 worked in steps 14 … 27 only: what it saw, with what rank 0 saw, is what one process saw
+    assert seen(out) == seen(one)
+
+def test_a_killed_process_is_told_and_the_run_goes_on(home, two, tmp_path): # noqa: F811
+    said = run(2, home, tmp_path/'run', ok=False, steps=16, accum=2, save_every=4, dropout=.1, kill=[6, 1])
+    assert 'process 0 of 2: another process is gone or does not answer' in said and 'step-00000004' in said, said
+    run(2, home, tmp_path/'run', steps=16, accum=2, save_every=4, dropout=.1)
+    assert weights(tmp_path/'run') == weights(two) and losses(tmp_path/'run') == losses(two) and seen(tmp_path/'run') == seen(two)
+
+def test_a_refused_lock_ends_all_processes(home, tmp_path): # noqa: F811
+    (tmp_path/'run').mkdir()
+    with run_lock(tmp_path/'run'): said = run(2, home, tmp_path/'run', ok=False, steps=4)
+    assert f'is being trained by pid {os.getpid()}' in said
+
+# ---- the configurations for `accelerate launch`
+
+CONFIGS = sorted((Path(__file__).parents[1]/'configs').glob('*.yaml'))
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_accelerate_reads_the_configuration(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+    config = load_config_from_file(str(path))
+    want = dict(one_gpu='NO', ddp='MULTI_GPU', fsdp2='FSDP', zero2='DEEPSPEED')
+    assert str(config.distributed_type.value if hasattr(config.distributed_type, 'value') else config.distributed_type) == want[path.stem]
+    assert config.num_processes == (1 if path.stem == 'one_gpu' else 2)
+
+def test_one_gpu_configuration_launches_the_command_line(course_runs): # noqa: F811
+    "As far as a machine without a GPU can: the same launch with --cpu."
+    cmd = [sys.executable, '-m', 'accelerate.commands.launch', '--config_file', str(CONFIGS[0].with_name('one_gpu.yaml')), '--cpu', '-m', 'scclm.cli',
+           'pretrain', '--steps', '2', '--budget-tok', '256', '--max-len', '64']
+    p = subprocess.run(cmd, capture_output=True, text=True, env=os.environ | dict(SCCLM_RUNS=str(course_runs), SCCLM_SCALE='tiny', OMP_NUM_THREADS='1'))
+    assert p.returncode == 0 and (course_runs/'tiny/pretrain/model/config.json').exists(), p.stderr
+
+@pytest.mark.parametrize('kind', ['FSDP', 'DEEPSPEED'])
+def test_sharded_training_is_refused(home, tmp_path, kind, monkeypatch): # noqa: F811
+    monkeypatch.setenv(f'ACCELERATE_USE_{kind}', 'true')
+    with pytest.raises(ValueError, match=f'fit does not train with {kind}.*configs/ddp.yaml'): make_accelerator('fp32', tmp_path)
