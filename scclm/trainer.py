@@ -495,7 +495,7 @@ def greedy_answers(
     prompts:list[str], # questions
     max_new_tok:int=64, # longest answer, tokens
     max_len:int=256, # longest prompt, tokens
-    batch_size:int=256, # prompts decoded together
+    batch_size:int=128, # prompts decoded together; a batch goes on until its longest answer ends
 )->list[str]: # answers in the order of `prompts`
     "Greedy decoding in batches of similar length."
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

@@ -1,0 +1,64 @@
+"Benchmarks that this machine cannot run in full: their smallest case, and what they count, against an independent count."
+import importlib.util, os, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from scclm.model import build_model, model_config
+from scclm.trainer import seq2seq_loss
+
+FOLDER = Path(__file__).resolve().parents[1]/'benchmarks'
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER/f'{name}.py')
+    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+    return module
+
+gpu, recipe = load('gpu'), load('recipe')
+torch.set_num_threads(1)
+
+def test_every_switch_of_the_gpu_script_runs():
+    done = subprocess.run([sys.executable, str(FOLDER/'gpu.py'), '--smoke'], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    assert done.returncode == 0, done.stderr
+    for what in ('tiny, adamw:', 'tiny, adamw, packing', 'tiny, adamw, act_ckpt', 'tiny, adafactor', 'tiny, muon', 'tiny, adamw, compile'): assert what in done.stdout
+
+def test_without_a_gpu_the_script_says_so():
+    if torch.cuda.is_available(): return
+    done = subprocess.run([sys.executable, str(FOLDER/'gpu.py')], capture_output=True, text=True)
+    assert done.returncode == 1 and 'no GPU here: `--smoke`' in done.stderr
+
+@pytest.mark.parametrize('s, t', [(40, 24), (16, 96)])
+def test_flops_are_those_that_torch_counts(s, t):
+    config = model_config('tiny', 500, dropout_rate=0.)
+    model, batch = build_model(config), gpu.padded(gpu.make_pairs([(s, t)] * 3, 500))
+    with FlopCounterMode(display=False) as counter: seq2seq_loss(model, batch).backward()
+    assert gpu.pair_flops(config, [s] * 3, [t] * 3) == pytest.approx(counter.get_total_flops(), rel=.03)
+
+def test_packed_gradients_are_those_of_the_pairs_one_by_one():
+    model = build_model(model_config('tiny', 200, dropout_rate=0.), seed=0)
+    pairs = gpu.make_pairs(gpu.lengths(9, longest=30), 200)
+    batch = gpu.packed(pairs, 64)
+    assert len(batch['input_ids']) < len(pairs), 'several pairs share a row'
+    gpu.packed_loss(model, batch).backward()
+    packed = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    for p in pairs: seq2seq_loss(model, gpu.padded([p])).backward()
+    for n, p in model.named_parameters(): assert torch.allclose(packed[n], p.grad, rtol=1e-3, atol=1e-3 * p.grad.abs().max().item() + 1e-6), n
+
+def test_no_packed_row_is_too_wide_and_no_pair_is_lost():
+    pairs = gpu.make_pairs(gpu.lengths(50, longest=30), 200)
+    rows = gpu.fill_rows(pairs, 64)
+    assert all(sum(len(p[k]) for p in row) <= 64 for row in rows for k in (0, 1))
+    assert sorted(map(id, (p for row in rows for p in row))) == sorted(map(id, pairs))
+
+def test_logits_in_chunks_give_the_same_loss_and_gradients():
+    model = build_model(model_config('tiny', 200, dropout_rate=0.), seed=0)
+    batch = gpu.padded(gpu.make_pairs([(20, 50), (30, 41)], 200))
+    grads, losses = [], []
+    for loss in (seq2seq_loss, lambda m, b: recipe.chunked_loss(m, b, size=16)):
+        model.zero_grad(); total = loss(model, batch); total.backward()
+        losses.append(total.item()); grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert np.isclose(*losses, rtol=1e-6) and torch.allclose(*grads, rtol=1e-3, atol=1e-4)
