@@ -3,7 +3,8 @@
     python benchmarks/train.py [--data PAIRS.parquet] [--rounds 3] [--steps 20]
 
 Same model (tiny, dropout 0.1, fp32), same data, alternating, medians. Real tokens are prompt and answer tokens; padding does not count.
-The bf16 row is measured only where the device is fast in bf16.
+The bf16 row is measured only where the device is fast in bf16. The last row asks whether sorting by length costs anything: held-out loss after an
+equal number of real tokens, ours against random batches of 16, three seeds.
 """
 import argparse, tempfile, time
 from dataclasses import replace
@@ -16,11 +17,11 @@ import torch
 from report import row, write
 
 from scclm.data_cleaning import run_path
-from scclm.dataset import PairDataset, PairStream, collate
+from scclm.dataset import PairDataset, PairStream, collate, pair_batches
 from scclm.model import build_model, model_config
 from scclm.pretrain import PretrainCfg, hf_fit
 from scclm.tokenizer import TokenizerCfg, train_tokenizer
-from scclm.trainer import fit, probe_precision
+from scclm.trainer import eval_loss, fit, probe_precision
 
 def fresh(tok): return build_model(model_config('tiny', len(tok), dropout_rate=0.1), init='stock', seed=0)
 
@@ -56,12 +57,44 @@ def ancestor(model, home, data, cfg):
         opt.step(); opt.zero_grad()
         loss.item()
 
+class Random:
+    "Shuffled batches of 16, padded to their longest, without end."
+    def __init__(self, data, seed:int): self.data, self.seed = data, seed
+    def state_dict(self): return {}
+    def load_state_dict(self, state): pass
+    def __iter__(self):
+        g = torch.Generator().manual_seed(self.seed)
+        while True:
+            for rows in torch.randperm(len(self.data), generator=g).split(16): yield collate([self.data[i] for i in rows.tolist()])
+
+def loss_after(loader, tok, cfg, out, valid, real_tok:int)->float:
+    "Held-out loss, nats per token, after so many real tokens."
+    def enough(run):
+        if run.real_tok >= real_tok: run.end('enough')
+    model = build_model(model_config('tiny', len(tok), dropout_rate=0.1), init='mimetic', seed=cfg.seed)
+    fit(model, loader, cfg, out, callbacks=[enough], resume=False, progress=False)
+    return eval_loss(model.eval(), valid)
+
+def loss_row(home, files, data, tok, cfg, real_tok:int)->dict:
+    "Ours against random batches at equal real tokens; the last 500 rows are held out."
+    valid = pair_batches([data[i] for i in range(len(data) - 500, len(data))], 8192)
+    train = [data[i] for i in range(len(data) - 500)]
+    pq.write_table(pq.read_table(files[0]).slice(0, len(train)), home / 'part.parquet', row_group_size=4096)
+    losses = dict(ours=[], random=[])
+    for seed in range(3):
+        c = replace(cfg, seed=seed, steps=10**6, schedule='constant', warmup=2e-5)
+        stream = PairStream([home / 'part.parquet'], tok, budget_tok=c.budget_tok, max_len=c.max_len, seed=seed, index_dir=home / 'lengths')
+        for name, loader in (('ours', stream), ('random', Random(train, seed))): losses[name].append(loss_after(loader, tok, c, home / 'loss', valid, real_tok))
+        print(f"seed {seed}: held-out loss {losses['ours'][-1]:.3f} ours, {losses['random'][-1]:.3f} random batches", flush=True)
+    return row('loss at equal real tokens', losses['ours'], losses['random'], 'random batches of 16', 'nats/token', higher_is_better=False)
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--data', default=str(run_path('data', 'train.parquet')), help='parquet with prompt and response')
     p.add_argument('--rows', type=int, default=20_000, help='rows used, drawn at random')
     p.add_argument('--rounds', type=int, default=3, help='alternating rounds')
     p.add_argument('--steps', type=int, default=20, help='steps per round')
+    p.add_argument('--loss-tok', type=int, default=80_000, help='real tokens of the loss comparison; 0: none')
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         home, files = Path(tmp), [Path(tmp) / 'train.parquet']
@@ -82,10 +115,12 @@ def main():
                 v = timed(fn, fresh(tok))
                 if i: speed[name].append(v) # the first round warms up
                 print(f'round {i} {name:<9} {v:,.0f} real tok/s', flush=True)
+        compared = [loss_row(home, files, data, tok, cfg, a.loss_tok)] if a.loss_tok else []
     names = dict(default='Seq2SeqTrainer default', grouped='Seq2SeqTrainer group_by_length', ancestor="a loop like the ancestor's")
     rows = [row(k, speed['ours'], speed[k], v, 'real tok/s') for k, v in names.items()]
     if 'bf16' in speed: rows.append(row('bf16', speed['bf16'], speed['default'], 'Seq2SeqTrainer default fp32', 'real tok/s'))
     else: print('bf16: not measured, this device is slower in bf16 than in fp32')
-    write('train', dict(model='tiny, dropout 0.1', data=Path(a.data).name, rows=a.rows, steps=a.steps, budget_tok=cfg.budget_tok, threads=torch.get_num_threads()), rows)
+    rows += compared
+    write('train', dict(model='tiny, dropout 0.1', data=Path(a.data).name, rows=a.rows, steps=a.steps, budget_tok=cfg.budget_tok, threads=torch.get_num_threads(), loss_tok=a.loss_tok), rows)
 
 if __name__ == '__main__': main()

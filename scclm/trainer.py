@@ -13,7 +13,7 @@ __all__ = ['CURVES', 'OPTIMIZERS', 'PRECISIONS', 'log', 'FREE_FIELDS', 'shift_ri
            'phase_table', 'evaluate']
 
 # %% ../nbs/04_trainer.ipynb #f701f882
-import hashlib, json, logging, math, os, platform, re, shutil, signal, tempfile, threading, time
+import hashlib, json, logging, math, os, platform, re, shutil, signal, tempfile, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -614,7 +614,8 @@ def start(
     precision = probe_precision() if cfg.precision == 'auto' else cfg.precision
     if ckpt and cfg.precision == 'auto': precision = json.loads((ckpt/'state.json').read_text())['precision']
     acc = make_accelerator(precision, out, cfg.trackers, trackers)
-    if cfg.act_ckpt: model.gradient_checkpointing_enable(dict(use_reentrant=False))
+    with warnings.catch_warnings(action='ignore', category=FutureWarning): # its name changes in transformers 6
+        if cfg.act_ckpt: model.gradient_checkpointing_enable(dict(use_reentrant=False))
     opts = make_optimizers(model, cfg)
     model, *opts = acc.prepare(model, *opts)
     run = Run(model, opts, acc, cfg, out, precision, pos=loader.state_dict(), callbacks=tuple(callbacks))
