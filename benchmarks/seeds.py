@@ -7,13 +7,15 @@ rows and other first weights, in a runs folder of its own that is removed afterw
 other. `runs` in the result lists the seeds in order.
 """
 import argparse, json, os, shutil, subprocess, sys, tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from report import row, write
 
 from scclm.data_cleaning import require, run_path
+from scclm.dpo import LORA
 
-STAGES = (('pretrain',), ('sft',), ('dpo',), ('dpo', '--lora-r', '16', '--lr', '1e-3', '--steps', '320'), ('ie',), ('ie', '--start', 'scratch'))
+STAGES = (('pretrain',), ('sft',), ('dpo',), ('dpo', *(x for k, v in LORA['tiny'].items() for x in (f"--{k.replace('_', '-')}", v))), ('ie',), ('ie', '--start', 'scratch'))
 
 def scclm(runs:Path, *args):
     "One call of the command in a process of its own."
@@ -52,11 +54,14 @@ def rows_of(found:list[dict])->list[dict]:
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--seeds', type=int, default=3, help='how many')
+    p.add_argument('--jobs', type=int, default=1, help='seeds trained at the same time; set OMP_NUM_THREADS=1 with more than one')
     a = p.parse_args()
     found = [figures(require(run_path('ie_scratch', 'figures.json'), '09_ie_finetune').parents[1])]
-    for seed in range(1, a.seeds):
-        with tempfile.TemporaryDirectory() as d: found.append(course(Path(d), seed))
-        print(seed, json.dumps({k: v.get('exact_heldout') for k, v in found[-1].items()}), flush=True)
+    def one(seed):
+        with tempfile.TemporaryDirectory() as d: f = course(Path(d), seed)
+        print(seed, json.dumps({k: v.get('exact_heldout') for k, v in f.items()}), flush=True)
+        return f
+    with ThreadPoolExecutor(a.jobs) as pool: found += pool.map(one, range(1, a.seeds))
     write('seeds', dict(scale='tiny', seeds=list(range(a.seeds))), list(rows_of(found)))
 
 if __name__ == '__main__': main()

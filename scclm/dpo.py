@@ -37,7 +37,7 @@ from .dataset import check_state, collate, encode_pairs, plan_window
 from .model import load_model, save_model
 from .pretrain import finish_stage, heldout_counts, heldout_exact, read_pairs
 from .sample_prefs import make_sample_prefs
-from .trainer import Run, TrainCfg, exact_match, fit, greedy_answers, processes, read_log, shift_right
+from .trainer import Run, TrainCfg, exact_match, fit, greedy_answers, hold, processes, read_log, shift_right
 
 # %% ../nbs/07_dpo.ipynb #461769a6
 @dataclass(frozen=True)
@@ -661,7 +661,7 @@ def dpo(
     "Preference optimisation of a fine-tuned model; again after a stop to go on. Writes {model or adapter,checkpoints,log.jsonl,config.json,figures.json}."
     out, base = Path(cfg.out or run_path('dpo_lora' if cfg.lora_r else 'dpo')), Path(cfg.base) if cfg.base else require(run_path('sft', 'model'), '06_sft')
     folder, (model, tok), key, state = Path(cfg.pairs or run_path('dpo')), load_model(base), model_key(base), processes()
-    with state.main_process_first():
+    with hold(folder), state.main_process_first():
         parts = prepare_prefs(cfg, model.to(state.device), tok, key, progress)
         rows = {k: encode_prefs(v, tok, cfg.max_len) for k, v in parts.items()}
         ref = {k: reference(model, rows[k], folder/f'ref_{k}.safetensors', key) for k in rows}

@@ -35,7 +35,7 @@ from .dataset import encode_pairs
 from .model import build_model, default_init, load_model, model_config
 from .pretrain import finish_stage, heldout_exact, read_pairs, stage_stream
 from .tokenizer import load_tokenizer
-from .trainer import Run, TrainCfg, fit, greedy_answers, pair_eval, processes, read_log
+from .trainer import Run, TrainCfg, fit, greedy_answers, hold, pair_eval, processes, read_log
 
 # %% ../nbs/09_ie_finetune.ipynb #4eccfc25
 Triple = tuple[str, str, str] # subject, predicate, object
@@ -607,7 +607,7 @@ def ie(
     model, tok = start_model(cfg)
     before = {} if cfg.start in FRESH else heldout_exact(model.eval(), tok)
     if cfg.twins and cfg.start not in FRESH: twin_marks_(model, tok)
-    with processes().main_process_first(): train, tests = prepare(cfg, tok, out)
+    with hold(out), processes().main_process_first(): train, tests = prepare(cfg, tok, out)
     stream = stage_stream([train], tok, cfg)
     run = fit(model, stream, settle_cfg(cfg, stream), out, eval_fn=ie_eval(tok, tests, cfg), resume=resume, progress=progress)
     return finish_stage(run, tok, ie_figures(run, tok, tests, before) if run.done else None)

@@ -18,7 +18,7 @@ from torch import nn
 from .data_cleaning import require, run_path, scale_name, write_aside
 from .model import load_model
 from .pretrain import Watch, finish_stage, stage_eval, stage_figures, stage_stream
-from .trainer import Run, TrainCfg, fit, processes
+from .trainer import Run, TrainCfg, fit, hold, processes
 
 # %% ../nbs/06_sft.ipynb #6ddd9bea
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def sft(
     out = Path(cfg.out or run_path('sft'))
     model, tok = load_model(Path(cfg.base) if cfg.base else require(run_path('pretrain', 'model'), '05_pretrain'))
     files = cfg.files or [require(run_path('data', 'sft_train.parquet'), '00_data_cleaning')]
-    with processes().main_process_first(): kept = length_filter(files, cfg.max_char, out/'train.parquet')
+    with hold(out), processes().main_process_first(): kept = length_filter(files, cfg.max_char, out/'train.parquet')
     freeze(model, cfg.freeze)
     run = fit(model, stage_stream([out/'train.parquet'], tok, cfg), cfg, out, resume=resume, progress=progress,
               eval_fn=stage_eval(tok, cfg.max_len, run_path('data', 'sft_valid.parquet')),

@@ -9,13 +9,13 @@ __all__ = ['CURVES', 'OPTIMIZERS', 'PRECISIONS', 'log', 'FREE_FIELDS', 'shift_ri
            'save_weights', 'load_weights', 'step_seed', 'Run', 'phase', 'in_phase', 'empty_tally', 'Writer', 'snapshot',
            'write_checkpoint', 'save_checkpoint', 'check_same_cfg', 'restore', 'greedy_answers', 'exact_match', 'bleu4',
            'eval_loss', 'pair_eval', 'processes', 'make_accelerator', 'run_lock', 'start', 'read_log', 'trim_log',
-           'append_log', 'log_step', 'plot_loss', 'in_notebook', 'Progress', 'train_step', 'fit', 'due', 'clock',
-           'phase_table', 'evaluate']
+           'append_log', 'log_step', 'plot_loss', 'in_notebook', 'Progress', 'train_step', 'fit', 'hold', 'due',
+           'clock', 'phase_table', 'evaluate']
 
 # %% ../nbs/04_trainer.ipynb #f701f882
 import hashlib, json, logging, math, os, platform, re, shutil, signal, tempfile, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial, wraps
 from itertools import islice
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -566,13 +567,14 @@ def make_accelerator(
     trackers:tuple[str, ...]=(), # names that accelerate knows
     made:tuple=(), # GeneralTracker objects of the caller's own
 )->Accelerator: # fresh, whatever an earlier run in this process used
-    "One process or many, CPU or GPU: accelerate finds out. Raises ValueError for a tracker that is unknown or not installed, or for sharded training."
+    "One process or many, CPU or GPU: accelerate finds out. Raises ValueError for a tracker that is unknown or not installed, for fp16 without a GPU, or for sharded training."
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     have = sorted(str(t) for t in get_available_trackers())
     for name in trackers:
         if name not in have: raise ValueError(f"trackers={name!r}: expected one of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}; installed here: {', '.join(have) or 'none'}")
     if sharding := [k for k in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM') if os.environ.get(f'ACCELERATE_USE_{k}', '').lower() == 'true']:
         raise ValueError(f'fit does not train with {sharding[0]}: its checkpoints are whole tensors. Use configs/ddp.yaml, or hf_fit')
+    if precision == 'fp16' and not torch.cuda.is_available(): raise ValueError("precision='fp16' needs a GPU; on a CPU take bf16 or fp32")
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision={'fp32': 'no'}.get(precision, precision), cpu=not torch.cuda.is_available(),
                        log_with=[*trackers, *made] or None, project_dir=out)
@@ -598,6 +600,13 @@ def _holder(who:Path)->str:
     return who.read_text() if who.exists() else 'another process'
 
 # %% ../nbs/04_trainer.ipynb #a1fdebd1
+def _recompute(model:nn.Module, on:bool):
+    "Activation checkpointing (Chen 2016), on or off."
+    with warnings.catch_warnings(action='ignore', category=FutureWarning): # its name changes in transformers 6
+        if on: model.gradient_checkpointing_enable(dict(use_reentrant=False))
+        else: model.gradient_checkpointing_disable()
+
+# %% ../nbs/04_trainer.ipynb #4b196914
 def start(
     model:nn.Module, # parameters with requires_grad=False stay frozen
     loader, # with state_dict and load_state_dict
@@ -614,8 +623,7 @@ def start(
     precision = probe_precision() if cfg.precision == 'auto' else cfg.precision
     if ckpt and cfg.precision == 'auto': precision = json.loads((ckpt/'state.json').read_text())['precision']
     acc = make_accelerator(precision, out, cfg.trackers, trackers)
-    with warnings.catch_warnings(action='ignore', category=FutureWarning): # its name changes in transformers 6
-        if cfg.act_ckpt: model.gradient_checkpointing_enable(dict(use_reentrant=False))
+    if cfg.act_ckpt: _recompute(model, True)
     opts = make_optimizers(model, cfg)
     model, *opts = acc.prepare(model, *opts)
     run = Run(model, opts, acc, cfg, out, precision, pos=loader.state_dict(), callbacks=tuple(callbacks))
@@ -769,7 +777,8 @@ def train_step(
         if stop.asked and acc.num_processes == 1 and i < len(group) - 1: return _forget(run)
     with phase(run, 'optimiser'):
         norm = acc.clip_grad_norm_(run.model.parameters(), cfg.clip or math.inf).item()
-        if math.isfinite(norm) or acc.scaler: [o.step() for o in run.opts]
+        if math.isfinite(norm): [o.optimizer.step() for o in run.opts] # all or none: not accelerate's own step, which would unscale and
+        if acc.scaler: acc.scaler.update()                             # update the scale once per optimiser
         _forget(run)
     _count(run, norm, acc.reduce(total).item(), n)
     return norm
@@ -807,7 +816,7 @@ def fit(
     """Train until `cfg.steps`, or until asked to stop; call again to go on. On a CPU the resumed run equals the uninterrupted one bit for bit.
     Raises ValueError for a checkpoint of another configuration or model, or a loader that ends early; RuntimeError if no checkpoint is readable
     or another process trains in `out`; OSError if a checkpoint cannot be written."""
-    with _folder(Path(out)) as out, _together(out), StopSignals() as stop, torch.random.fork_rng():
+    with hold(Path(out)) as out, _together(out), StopSignals() as stop, torch.random.fork_rng():
         run = start(model, loader, cfg, out, resume, callbacks, trackers)
         with _training(run, progress) as show:
             batches = iter(loader)
@@ -831,11 +840,24 @@ def fit(
 
 # %% ../nbs/04_trainer.ipynb #0f81c619
 @contextmanager
-def _folder(out:Path):
-    "The stage's folder, made if need be, and held by the main process."
+def hold(
+    out:Path, # a stage's folder
+):
+    "The folder, made if need be and locked by the main process. A refusal is everyone's: no process touches a folder that is not held."
+    with ExitStack() as held:
+        refused = [None]
+        if processes().is_main_process:
+            try: held.enter_context(_held(out))
+            except (OSError, RuntimeError) as e: refused = [e]
+        if error := broadcast_object_list(refused)[0]: raise error
+        yield out
+
+@contextmanager
+def _held(out:Path):
+    "Made if need be, and locked."
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OSError(f'{out} cannot be made ({e.strerror}): give another folder (out)') from e
-    with run_lock(out) if processes().is_main_process else nullcontext(): yield out
+    with run_lock(out): yield
 
 # %% ../nbs/04_trainer.ipynb #d9dd95f6
 @contextmanager
@@ -846,7 +868,7 @@ def _together(out:Path):
         state, lost = processes(), re.search('gloo|NCCL|onnection|imed out', str(e))
         if state.num_processes == 1 or not lost: raise
         raise RuntimeError(f'process {state.process_index} of {state.num_processes}: another process is gone or does not answer. '
-                           f'Nothing is lost up to {_last(out)}: give the same command again to go on from there') from e
+                           f'The last checkpoint is {_last(out)}; if it died without an error of its own, give the same command again to go on') from e
 
 # %% ../nbs/04_trainer.ipynb #f1d7c369
 def due(
@@ -906,6 +928,6 @@ def _training(run:Run, progress:bool):
     finally:
         show.close()
         run.writer.pool.shutdown()
-        if run.cfg.act_ckpt: run.acc.unwrap_model(run.model).gradient_checkpointing_disable()
+        if run.cfg.act_ckpt: _recompute(run.acc.unwrap_model(run.model), False)
         run.acc.unwrap_model(run.model, keep_fp32_wrapper=False).eval()
         if run.acc.log_with: run.acc.end_training()

@@ -113,6 +113,17 @@ def test_the_second_run_is_refused_and_the_first_unharmed(home, tok, tmp_path): 
     fit(first := model(tok), stream(home, tok), CFG, tmp_path/'run', callbacks=[second], progress=False)
     assert refused == [False] and same(first, whole) and not (tmp_path/'run'/'run.pid').exists()
 
+@pytest.mark.parametrize('stage', ['sft', 'dpo', 'ie'])
+def test_a_refused_stage_prepares_nothing(harness, stage):
+    "The rows of a run in progress are not filtered again under its feet."
+    out = harness.home/'whole'/stage
+    files = lambda: {p: p.read_bytes() for p in out.rglob('*') if p.is_file() and p.name not in ('run.lock', 'run.pid')}
+    before = files()
+    def other():
+        with pytest.raises(RuntimeError, match='is being trained by'): kill.train(harness.home, stage, out)
+    with run_lock(out): assert kill.session(other, ()) is False
+    assert files() == before
+
 def test_the_lock_of_a_killed_run_is_stale(home, tok, tmp_path, caplog):  # noqa: F811
     def killed(): fit(model(tok), stream(home, tok), CFG, tmp_path, callbacks=[lambda run: run.step == 6 and os.kill(os.getpid(), signal.SIGKILL)], progress=False)
     assert kill.session(killed, ()) is True

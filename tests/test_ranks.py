@@ -1,13 +1,19 @@
 "Several processes: the same losses as one, nothing lost or doubled, resume with as many or another number, and a death that is told."
-import json, math, os, subprocess, sys
+import json, math, os, signal, subprocess, sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
-from scclm.trainer import make_accelerator, newest_good, read_log, run_lock
-from test_trainer import course_runs, home  # noqa: F401
+from scclm import trainer
+from scclm.tokenizer import load_tokenizer
+from scclm.trainer import fit, make_accelerator, newest_good, read_log, run_lock
+from test_trainer import CFG, course_runs, home, model, stream  # noqa: F401
 
 WORKER = Path(__file__).with_name('rank_worker.py')
 
@@ -82,10 +88,56 @@ def test_a_killed_process_is_told_and_the_run_goes_on(home, two, tmp_path): # no
     run(2, home, tmp_path/'run', steps=16, accum=2, save_every=4, dropout=.1)
     assert weights(tmp_path/'run') == weights(two) and losses(tmp_path/'run') == losses(two) and seen(tmp_path/'run') == seen(two)
 
-def test_a_refused_lock_ends_all_processes(home, tmp_path): # noqa: F811
-    (tmp_path/'run').mkdir()
+def test_a_refused_lock_ends_all_processes_and_touches_nothing(home, tmp_path): # noqa: F811
+    "Also what the holder is just writing stays: a process that holds no lock must not tidy up."
+    half = tmp_path/'run'/'checkpoints'/'.half-step-00000004'
+    half.mkdir(parents=True)
     with run_lock(tmp_path/'run'): said = run(2, home, tmp_path/'run', ok=False, steps=4)
-    assert f'is being trained by pid {os.getpid()}' in said
+    assert said.count(f'RuntimeError: {tmp_path/"run"} is being trained by pid {os.getpid()}') == 2 and half.is_dir(), said
+
+# ---- loss scaling: a scaler on the CPU around fp32, where scaling by powers of two changes no bit
+
+class Scaled(Accelerator):
+    "What accelerate makes of fp16 on a GPU, without the fp16."
+    def __init__(self, *args):
+        AcceleratorState._reset_state()
+        super().__init__(mixed_precision='fp16', cpu=True)
+        self.scaler = torch.amp.GradScaler('cpu', init_scale=2.**10, growth_interval=3)
+
+    def unscale_gradients(self, optimizer=None): [self.scaler.unscale_(o.optimizer) for o in self._optimizers]
+
+def scaled_fit(home, out, optimizer, bad=(), steps=8, until=None): # noqa: F811
+    "Train; the gradient of one matrix is infinite in the steps `bad`. (scale, growth tracker, skipped, embedding) after every step, and the Run."
+    tok, seen = load_tokenizer(home/'tokenizer'), []
+    m = model(tok)
+    matrix = next(p for n, p in m.named_parameters() if n.endswith('q.weight'))
+    begun = int(newest_good(out).name[5:]) if (out/'checkpoints').exists() else 0
+    matrix.register_hook(lambda g: g * math.inf if len(seen) + begun in bad else g)
+    def note(r):
+        s = r.acc.scaler
+        seen.append((s and s.get_scale(), s and s._get_growth_tracker(), r.skipped, r.model.get_input_embeddings().weight.detach().clone()))
+        if r.step == until: os.kill(os.getpid(), signal.SIGTERM)
+    r = fit(m, stream(home, tok), replace(CFG, accum=1, steps=steps, optimizer=optimizer), out, callbacks=[note], progress=False)
+    return seen, r
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon']) # muon: two optimisers share one scaler
+def test_scaling_changes_nothing_and_an_overflow_is_one_skipped_step(home, tmp_path, monkeypatch, optimizer): # noqa: F811
+    plain, _ = scaled_fit(home, tmp_path/'plain', optimizer)
+    monkeypatch.setattr(trainer, 'make_accelerator', Scaled)
+    seen, r = scaled_fit(home, tmp_path/'scaled', optimizer)
+    assert all(torch.equal(a[3], b[3]) for a, b in zip(plain, seen)) and r.skipped == 0
+    assert [s[:2] for s in seen] == [(1024, 1), (1024, 2), (2048, 0), (2048, 1), (2048, 2), (4096, 0), (4096, 1), (4096, 2)]
+    seen, r = scaled_fit(home, tmp_path/'bad', optimizer, bad={4})
+    assert [s[:3] for s in seen[3:6]] == [(2048, 1, 0), (1024, 0, 1), (1024, 1, 1)], 'the scale halves once'
+    assert torch.equal(seen[4][3], seen[3][3]) and not torch.equal(seen[5][3], seen[4][3]), 'no optimiser steps when one overflows'
+    scaled_fit(home, tmp_path/'cut', optimizer, bad={4}, until=6)
+    again, r2 = scaled_fit(home, tmp_path/'cut', optimizer, bad={4})
+    assert len(again) == 2 and again[-1][:3] == seen[-1][:3] and weights(tmp_path/'cut') == weights(tmp_path/'bad') and r2.skipped == 1
+
+def test_fp16_without_a_gpu_is_refused(home, tmp_path, monkeypatch): # noqa: F811
+    "accelerate would quietly train in fp32."
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match="precision='fp16' needs a GPU"): make_accelerator('fp16', tmp_path)
 
 # ---- the configurations for `accelerate launch`
 

@@ -1,5 +1,5 @@
 "The loop against a plain PyTorch loop, and everything that can interrupt it."
-import importlib.util, math, os, subprocess, sys
+import importlib.util, math, os, signal, subprocess, sys, time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ from scclm.dataset import PairStream, encode_pairs
 from scclm.model import build_model, model_config
 from scclm.pretrain import bits_per_char, read_pairs
 from scclm.tokenizer import load_tokenizer
-from scclm.trainer import Progress, TrainCfg, append_log, fit, greedy_answers, lr_factor, named_weights, read_log, seq2seq_loss, start
+from scclm.trainer import CURVES, Progress, TrainCfg, append_log, fit, greedy_answers, lr_factor, named_weights, phase_table, read_log, seq2seq_loss, start
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location('kill', ROOT/'benchmarks'/'kill.py')
@@ -127,3 +127,48 @@ def test_unknown_scale_and_missing_data(tmp_path):
     for stage, needs in [('tokenizer', 'scclm clean'), ('pretrain', 'scclm tokenizer')]:
         out, err = (p := scclm(tmp_path/'empty', stage)).communicate(timeout=120)
         assert p.returncode == 2 and needs in err, err
+
+@pytest.mark.parametrize('readme', ['README.md', 'README.en.md'])
+def test_the_readme_trains(home, tmp_path, readme):
+    "The example as printed, with fewer steps and a smaller model, in a folder that holds what it names."
+    import re, shutil
+    code, = [b for b in re.findall(r'```python\n(.*?)```', (ROOT/readme).read_text(encoding='utf-8'), re.S) if 'fit(' in b]
+    shutil.copytree(home/'tokenizer', tmp_path/'runs/tiny/tokenizer'); shutil.copy(home/'data/train.parquet', tmp_path/'mine.parquet')
+    for a, b in (("'mini'", "'tiny'"), ('steps=2000', 'steps=3'), ('budget_tok=4096', 'budget_tok=512')):
+        assert a in code; code = code.replace(a, b)
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True, env=os.environ | dict(OMP_NUM_THREADS='1', SCCLM_RUNS=str(tmp_path/'runs'), SCCLM_SCALE='tiny'))
+    assert (tmp_path/'runs/mine/model/config.json').exists()
+
+def test_own_schedule_stop_and_state_of_callbacks(home, tok, tmp_path):
+    "A curve of one's own is followed; a run that a callback ended stays ended; the state of a callback comes back from the checkpoint."
+    CURVES['square'] = lambda t, final: (1 - t) ** 2
+    class Count:
+        def __init__(self): self.n = 0
+        def __call__(self, run): self.n += 1; run.step == 7 and run.end('enough')
+        def state_dict(self): return dict(n=self.n)
+        def load_state_dict(self, state): self.n = state['n']
+    try:
+        cfg, count = replace(CFG, schedule='square', warmup=0.), Count()
+        run = fit(model(tok), stream(home, tok), cfg, tmp_path, callbacks=[count], progress=False)
+        lrs = [e['lr'] for e in read_log(tmp_path/'log.jsonl')]
+        assert lrs == pytest.approx([cfg.lr * (1 - s / 11) ** 2 for s in range(7)]) and (run.step, run.done, run.ended, run.stopped) == (7, True, 'enough', None)
+        again = Count()
+        assert fit(model(tok), stream(home, tok), cfg, tmp_path, callbacks=[again], progress=False).step == 7 and again.n == 7
+    finally: del CURVES['square']
+    with pytest.raises(ValueError, match="schedule='square': expected one of linear, cosine, constant, onecycle"): replace(CFG, schedule='square')
+
+def test_activation_checkpointing_changes_no_bit_and_may_change_at_a_resume(home, tok, tmp_path):
+    whole, part = model(tok, dropout_rate=.1), model(tok, dropout_rate=.1)
+    fit(whole, stream(home, tok), CFG, tmp_path/'whole', progress=False)
+    fit(part, stream(home, tok), CFG, tmp_path/'part', callbacks=[lambda run: run.step == 5 and signal.raise_signal(signal.SIGTERM)], progress=False)
+    fit(part, stream(home, tok), replace(CFG, act_ckpt=True), tmp_path/'part', progress=False)
+    assert same(whole, part) and not part.is_gradient_checkpointing
+
+def test_phases_cover_the_session(home, tok, tmp_path):
+    "Their sum is the time of the loop: nothing that takes time is left out."
+    began = time.perf_counter()
+    run = fit(model(tok), stream(home, tok), CFG, tmp_path, eval_fn=lambda m: dict(loss_valid=1.), callbacks=[lambda run: time.sleep(.02)], progress=False)
+    all_in = time.perf_counter() - began
+    table = phase_table(run)
+    assert set(table.index) == {'data', 'forward', 'backward', 'optimiser', 'log', 'eval', 'callbacks', 'save'}
+    assert .24 < table.seconds['callbacks'] and table.seconds.sum() < all_in and table.share.sum() == pytest.approx(1)
