@@ -71,20 +71,19 @@ def packed(pairs:list, width:int)->dict:
     ids, labels, source, target = (torch.nn.utils.rnn.pad_sequence([torch.tensor(r[i]) for r in rows], batch_first=True, padding_value=-100 if i == 1 else 0) for i in range(4))
     return dict(input_ids=ids, attention_mask=source.gt(0).long(), labels=labels, source=source, target=target)
 
-def may_see(of, what, dtype, causal:bool=False)->torch.Tensor:
-    "(B, 1, Q, K) added scores: 0 inside a pair, the lowest number elsewhere."
+def may_see(of, what, causal:bool=False)->torch.Tensor:
+    "(B, 1, Q, K) True inside a pair. Booleans, because the lowest number of fp32 is -inf in bf16, and a row of -inf is NaN."
     same = of[:, :, None] == what[:, None, :]
-    if causal: same &= torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
-    return torch.zeros(same.shape, dtype=dtype, device=same.device).masked_fill(~same, torch.finfo(dtype).min)[:, None]
+    return (same.tril() if causal else same)[:, None]
 
 def packed_loss(model, batch:dict):
     """`seq2seq_loss` of packed rows: the same sum as of the pairs one by one. Encoder and decoder are called one after the other, because the whole
     model takes one mask for the prompt and for cross-attention."""
-    source, target, dtype = batch['source'], batch['target'], torch.float32
+    source, target = batch['source'], batch['target']
     inputs = shift_right(batch['labels']).masked_fill(target != torch.nn.functional.pad(target, (1, 0))[:, :-1], 0)
-    encoded = model.encoder(input_ids=batch['input_ids'], attention_mask=may_see(source, source, dtype)).last_hidden_state
-    hidden = model.decoder(input_ids=inputs, attention_mask=may_see(target, target, dtype, causal=True), encoder_hidden_states=encoded,
-                           encoder_attention_mask=may_see(target, source, dtype), use_cache=False).last_hidden_state
+    encoded = model.encoder(input_ids=batch['input_ids'], attention_mask=may_see(source, source)).last_hidden_state
+    hidden = model.decoder(input_ids=inputs, attention_mask=may_see(target, target, causal=True), encoder_hidden_states=encoded,
+                           encoder_attention_mask=may_see(target, source), use_cache=False).last_hidden_state
     return lm_loss(model.lm_head(hidden * model.config.d_model**-.5), batch['labels'])
 
 # ---- measuring
@@ -112,6 +111,12 @@ def speed(a, budget:int, config, pairs:list)->dict:
     return dict(flops=pair_flops(config, *np.array(done).T) / seconds, tok_per_s=tok / seconds, real=tok / cells,
                 peak=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
 
+def in_autocast(run, loss_fn):
+    "accelerate casts inside the whole model's forward pass only; packed rows call encoder and decoder."
+    def loss(model, batch):
+        with run.acc.autocast(): return loss_fn(model, batch)
+    return loss
+
 def step_times(a, config, batches)->list[float]:
     "Seconds of every step after the warm-up, through the trainer's own `train_step`."
     cfg = TrainCfg(steps=len(batches), optimizer=a.optimizer, act_ckpt=a.act_ckpt, precision=a.precision)
@@ -119,12 +124,23 @@ def step_times(a, config, batches)->list[float]:
     with tempfile.TemporaryDirectory() as out, StopSignals() as stop:
         run, times = start(build_model(config), Same(), cfg, Path(out)), []
         run.model.train()
-        if a.compile: run.model.compile(dynamic=True, backend=a.backend)
+        for stack in (run.model.encoder, run.model.decoder) if a.compile else (): stack.compile(dynamic=True, backend=a.backend)
+        loss_fn = in_autocast(run, packed_loss if a.packing else seq2seq_loss)
         for run.step, batch in enumerate(batches):
             wait(); t = time.perf_counter()
-            train_step(run, [batch], packed_loss if a.packing else seq2seq_loss, count_labels, stop)
+            train_step(run, [batch], loss_fn, count_labels, stop)
             wait(); times.append(time.perf_counter() - t)
     return times[a.warm_up:]
+
+def fitting(a, config, pairs:list)->dict:
+    "budget -> `speed`, for the budgets that fit into memory."
+    found = {}
+    for b in a.budgets:
+        try: found[b] = speed(a, b, config, pairs)
+        except torch.OutOfMemoryError: print(f'budget {b}: out of memory')
+        if torch.cuda.is_available(): torch.cuda.empty_cache()
+    if not found: raise SystemExit('no budget fits into memory: give smaller --budgets')
+    return found
 
 def table(a)->list[dict]:
     "All rows of one set of switches."
@@ -132,7 +148,7 @@ def table(a)->list[dict]:
     config = model_config(a.scale, a.vocab)
     pairs = make_pairs(lengths(a.rows, longest=a.width, data=a.data), a.vocab)
     peak = matrix_peak(a.matrix, torch.bfloat16 if a.precision == 'bf16' else torch.float32)
-    found = {b: speed(a, b, config, pairs) for b in a.budgets}
+    found = fitting(a, config, pairs)
     best = max(found, key=lambda b: found[b]['flops'])
     what = ', '.join([a.scale, a.optimizer] + [k for k in ('compile', 'packing', 'act_ckpt') if getattr(a, k)])
     rows = [row(f'{what}: budget {b}', [f['flops'] / 1e12], [peak / 1e12], 'matrix product', 'TFLOP/s') | {k: f[k] for k in ('tok_per_s', 'real', 'peak')} for b, f in found.items()]

@@ -242,13 +242,14 @@ def check_folder(
 )->str|None: # what is wrong with it, or None
     "Compare a checkpoint folder with its manifest: a missing, truncated or altered file is named."
     path = Path(path)
-    try: manifest = json.loads((path/'manifest.json').read_text())
-    except (OSError, ValueError) as e: return f'{path}/manifest.json cannot be read ({type(e).__name__})'
-    for name, want in manifest.items():
+    try: wanted = {name: (want['bytes'], want['sha256']) for name, want in json.loads((path/'manifest.json').read_text()).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: return f'{path}/manifest.json cannot be read ({type(e).__name__})'
+    if lost := {p.name for p in path.iterdir()} - wanted.keys() - {'manifest.json'}: return f'{path}/manifest.json does not name {min(lost)}'
+    for name, (size, digest) in wanted.items():
         p = path/name
         if not p.is_file(): return f'{p} is missing'
-        if p.stat().st_size != want['bytes']: return f"{p} has {p.stat().st_size} bytes, expected {want['bytes']}"
-        if _sha256(p) != want['sha256']: return f'{p} does not match its checksum'
+        if p.stat().st_size != size: return f'{p} has {p.stat().st_size} bytes, expected {size}'
+        if _sha256(p) != digest: return f'{p} does not match its checksum'
 
 # %% ../nbs/04_trainer.ipynb #447f0fc5
 def checkpoints(
@@ -382,7 +383,7 @@ class Writer:
     "Does jobs in one background thread, in order; what fails there is raised here, at the next call."
     def __init__(self):
         "No thread until the first job."
-        self.pool, self.jobs = ThreadPoolExecutor(1, thread_name_prefix='checkpoint'), []
+        self.pool, self.jobs, self.failed = ThreadPoolExecutor(1, thread_name_prefix='checkpoint'), [], False
 
     def __call__(self,
         job, # function
@@ -390,7 +391,12 @@ class Writer:
     ):
         "Hand over a job. Waits while two are unfinished, so that memory holds two copies at most."
         self.check(1)
-        self.jobs.append(self.pool.submit(job, *args))
+        self.jobs.append(self.pool.submit(self._do, job, *args))
+
+    def _do(self, job, *args):
+        if self.failed: return # a checkpoint must not speak of best weights that were never written
+        try: job(*args)
+        except BaseException: self.failed = True; raise
 
     def check(self,
         most:int|None=None, # unfinished jobs allowed; None: any number
@@ -619,6 +625,9 @@ def start(
     "Set up devices, precision and optimisers; restore the newest good checkpoint if there is one."
     if not resume: shutil.rmtree(out/'checkpoints', ignore_errors=True); (out/'log.jsonl').unlink(missing_ok=True)
     for junk in (out/'checkpoints').glob('.*step-*'): shutil.rmtree(junk, ignore_errors=True)
+    for junk in (*out.glob('.*.tmp'), *(out/'checkpoints').glob('.*.tmp')): # what a killed run was writing
+        if junk.is_file(): junk.unlink(missing_ok=True)
+        else: shutil.rmtree(junk, ignore_errors=True)
     ckpt = newest_good(out)
     precision = probe_precision() if cfg.precision == 'auto' else cfg.precision
     if ckpt and cfg.precision == 'auto': precision = json.loads((ckpt/'state.json').read_text())['precision']

@@ -1,5 +1,5 @@
 "Benchmarks that this machine cannot run in full: their smallest case, and what they count, against an independent count."
-import importlib.util, os, subprocess, sys
+import argparse, importlib.util, os, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scclm.model import build_model, model_config
-from scclm.trainer import seq2seq_loss
+from scclm.trainer import TrainCfg, seq2seq_loss, start
 
 FOLDER = Path(__file__).resolve().parents[1]/'benchmarks'
 
@@ -47,6 +47,27 @@ def test_packed_gradients_are_those_of_the_pairs_one_by_one():
     model.zero_grad()
     for p in pairs: seq2seq_loss(model, gpu.padded([p])).backward()
     for n, p in model.named_parameters(): assert torch.allclose(packed[n], p.grad, rtol=1e-3, atol=1e-3 * p.grad.abs().max().item() + 1e-6), n
+
+def test_packed_rows_train_in_bf16_also_where_answers_end_before_the_prompts(tmp_path):
+    run = start(build_model(model_config('tiny', 200, dropout_rate=0.), seed=0), gpu.Same(), TrainCfg(steps=1, precision='bf16'), tmp_path)
+    pairs, seen = gpu.make_pairs([(32, 10), (32, 12), (32, 30), (32, 30)], 200), []
+    batch = gpu.packed(pairs, 64)
+    assert batch['target'].eq(0).any() and batch['source'].gt(0).all(), 'padding that has no padding to look at'
+    run.model.encoder.block[0].layer[0].SelfAttention.q.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    packed, padded = (gpu.in_autocast(run, fn)(run.model, b) for fn, b in ((gpu.packed_loss, batch), (seq2seq_loss, gpu.padded(pairs))))
+    packed.backward()
+    assert seen == [torch.bfloat16] * 2 and packed.item() == pytest.approx(padded.item(), rel=1e-2)
+    assert all(p.grad.isfinite().all() for p in run.model.parameters())
+
+@pytest.mark.parametrize('packing', [False, True])
+def test_compile_reaches_both_stacks(packing):
+    graphs = []
+    def backend(graph, inputs): graphs.append(graph); return graph.forward
+    a = argparse.Namespace(optimizer='adamw', act_ckpt=False, precision='fp32', compile=True, packing=packing, backend=backend, warm_up=1)
+    pairs = gpu.make_pairs([(9, 5), (7, 8)], 200)
+    assert len(gpu.step_times(a, model_config('tiny', 200, dropout_rate=0.), [gpu.packed(pairs, 64) if packing else gpu.padded(pairs)] * 2)) == 1
+    crosses = {any('EncDecAttention' in str(n.meta.get('nn_module_stack')) for n in g.graph.nodes) for g in graphs}
+    assert crosses == {False, True}, 'the encoder, and the decoder'
 
 def test_no_packed_row_is_too_wide_and_no_pair_is_lost():
     pairs = gpu.make_pairs(gpu.lengths(50, longest=30), 200)
