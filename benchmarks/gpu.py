@@ -6,14 +6,14 @@
 Padded tokens count as waste: FLOPs are those of the real tokens alone. Every budget (padded tokens a batch) is tried and the best is the row's figure; the
 baseline is the measured peak. `--packing` puts several pairs into one row with block-diagonal masks; T5's relative positions need no change, because
 distances inside a pair stay what they were. Also measured: peak memory of batch 1 x 320."""
-import argparse, tempfile, time
+import argparse, gc, tempfile, time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from scclm.dataset import plan_window
-from scclm.model import build_model, model_config
+from scclm.model import build_model, meta_model, model_config
 from scclm.trainer import StopSignals, TrainCfg, count_labels, lm_loss, seq2seq_loss, shift_right, start, train_step
 
 class Same:
@@ -22,14 +22,21 @@ class Same:
 
 # ---- the work
 
-def pair_flops(c, s, t)->float:
-    "Forward and backward FLOPs of pairs with s prompt and t answer tokens (sums of the counts and of their products): 6 a parameter and token, 12 a score."
-    attn, ff = 4 * c.d_model * c.num_heads * c.d_kv, 2 * c.d_model * c.d_ff
+def token_params(config)->tuple[int, int]:
+    "Matrix parameters that a prompt token and an answer token meet. Keys and values of cross-attention are made from the prompt; the tied output layer is the decoder's."
+    met = {True: 0, False: config.d_model * config.vocab_size}
+    for name, p in meta_model(config).named_parameters():
+        if p.ndim == 2 and 'shared' not in name and 'relative' not in name:
+            met[name.startswith('encoder') or '.EncDecAttention.k.' in name or '.EncDecAttention.v.' in name] += p.numel()
+    return met[True], met[False]
+
+def pair_flops(config, s, t)->float:
+    """Forward and backward FLOPs of pairs with s prompt and t answer tokens: 6 a parameter and token; a score and its use cost 12 a channel.
+    Scores of the future count, as is usual; what activation checkpointing computes again does not."""
     s, t = np.asarray(s, float), np.asarray(t, float)
-    width = c.num_heads * c.d_kv
-    encoder = c.num_layers * (6 * s * (attn + ff) + 12 * s * s * width)
-    decoder = c.num_decoder_layers * (6 * t * (attn + attn / 2 + ff) + 6 * s * attn / 2 + 12 * (t * t + s * t) * width)
-    return float((encoder + decoder + 6 * t * c.d_model * c.vocab_size).sum())
+    prompt, answer = token_params(config)
+    scores = config.num_layers * s * s + config.num_decoder_layers * (t * t + s * t)
+    return float((6 * (s * prompt + t * answer) + 12 * scores * config.num_heads * config.d_kv).sum())
 
 def lengths(n:int, seed:int=0, longest:int=320, data:str|None=None)->np.ndarray:
     "(n, 2) prompt and answer tokens: of a parquet file, a character a token, or long-tailed made-up ones."
@@ -54,20 +61,24 @@ def padded(pairs:list)->dict:
 
 # ---- packing
 
-def fill_rows(pairs:list, width:int)->list[list]:
-    "First fit, longest first: no row has more than `width` prompt or answer tokens."
-    rows, room = [], []
-    for p in sorted(pairs, key=lambda p: -max(map(len, p))):
-        need = np.array([len(p[0]), len(p[1])])
-        at = next((i for i, r in enumerate(room) if (r >= need).all()), None)
-        if at is None: at = len(rows); rows.append([]); room.append(np.array([width, width]))
-        rows[at].append(p); room[at] = room[at] - need
+def row_room(pairs:list, width:int)->tuple[int, int]:
+    "Prompt and answer tokens a row holds: the longer side of these pairs gets 1.5 x `width`, the other in proportion and 15 % more, none less than its longest text."
+    total, longest = (f([(len(p), len(r)) for p, r in pairs], 0) for f in (np.sum, np.max))
+    return tuple(int(n) for n in np.maximum(longest, np.minimum(1.5 * width, np.ceil(1.725 * width * total / total.max()))))
+
+def fill_rows(pairs:list, room:tuple[int, int])->list[list]:
+    "First fit, the pair that needs the largest share of a row first: no row has more prompt or answer tokens than `room`."
+    rows, left = [], []
+    for p in sorted(pairs, key=lambda p: -max(len(p[0]) / room[0], len(p[1]) / room[1])):
+        at = next((i for i, (s, t) in enumerate(left) if s >= len(p[0]) and t >= len(p[1])), None)
+        if at is None: at = len(rows); rows.append([]); left.append(room)
+        rows[at].append(p); left[at] = left[at][0] - len(p[0]), left[at][1] - len(p[1])
     return rows
 
 def packed(pairs:list, width:int)->dict:
     "A batch with several pairs a row; `source` and `target` number the pair a token belongs to, 0 is padding."
     rows = [[np.concatenate([p[k] for p in r]) for k in (0, 1)] + [np.repeat(np.arange(1, len(r) + 1), [len(p[k]) for p in r]) for k in (0, 1)]
-            for r in fill_rows(pairs, width)]
+            for r in fill_rows(pairs, row_room(pairs, width))]
     ids, labels, source, target = (torch.nn.utils.rnn.pad_sequence([torch.tensor(r[i]) for r in rows], batch_first=True, padding_value=-100 if i == 1 else 0) for i in range(4))
     return dict(input_ids=ids, attention_mask=source.gt(0).long(), labels=labels, source=source, target=target)
 
@@ -101,7 +112,7 @@ def matrix_peak(n:int, dtype, rounds:int=20)->float:
 def speed(a, budget:int, config, pairs:list)->dict:
     "FLOP/s on real tokens, real tokens a second, share of real tokens, peak bytes, of a few steps at one budget."
     lens = np.array([(len(p), len(r)) for p, r in pairs])
-    plans = plan_window(lens, budget) if not a.packing else np.array_split(np.arange(len(pairs)), max(1, round(lens.sum() / budget)))
+    plans = plan_window(lens, budget, key=(0,)) if not a.packing else np.array_split(np.arange(len(pairs)), max(1, round(lens.sum() / budget)))
     groups = [[pairs[i] for i in plan] for plan in plans][:a.steps + a.warm_up]
     batches = [packed(g, a.width) if a.packing else padded(g) for g in groups]
     stamps = step_times(a, config, batches)
@@ -117,10 +128,15 @@ def in_autocast(run, loss_fn):
         with run.acc.autocast(): return loss_fn(model, batch)
     return loss
 
+def fresh():
+    "Forget the last run: its memory, and what was compiled for it."
+    torch.compiler.reset(); gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
+
 def step_times(a, config, batches)->list[float]:
     "Seconds of every step after the warm-up, through the trainer's own `train_step`."
     cfg = TrainCfg(steps=len(batches), optimizer=a.optimizer, act_ckpt=a.act_ckpt, precision=a.precision)
-    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
+    fresh()
     with tempfile.TemporaryDirectory() as out, StopSignals() as stop:
         run, times = start(build_model(config), Same(), cfg, Path(out)), []
         run.model.train()
@@ -138,7 +154,6 @@ def fitting(a, config, pairs:list)->dict:
     for b in a.budgets:
         try: found[b] = speed(a, b, config, pairs)
         except torch.OutOfMemoryError: print(f'budget {b}: out of memory')
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
     if not found: raise SystemExit('no budget fits into memory: give smaller --budgets')
     return found
 
@@ -150,7 +165,7 @@ def table(a)->list[dict]:
     peak = matrix_peak(a.matrix, torch.bfloat16 if a.precision == 'bf16' else torch.float32)
     found = fitting(a, config, pairs)
     best = max(found, key=lambda b: found[b]['flops'])
-    what = ', '.join([a.scale, a.optimizer] + [k for k in ('compile', 'packing', 'act_ckpt') if getattr(a, k)])
+    what = ', '.join([a.scale, a.optimizer] + ['fp32'] * (a.precision == 'fp32') + [k for k in ('compile', 'packing', 'act_ckpt') if getattr(a, k)])
     rows = [row(f'{what}: budget {b}', [f['flops'] / 1e12], [peak / 1e12], 'matrix product', 'TFLOP/s') | {k: f[k] for k in ('tok_per_s', 'real', 'peak')} for b, f in found.items()]
     print(f"best: {best} padded tokens, {found[best]['flops'] / peak:.1%} of the measured peak, {found[best]['tok_per_s']:,.0f} real tokens/s")
     one = speed(argparse.Namespace(**vars(a) | dict(packing=False, warm_up=1, steps=2)), 2 * a.width, config, make_pairs([(a.width, a.width)] * 3, a.vocab))
@@ -170,12 +185,12 @@ def smoke(a):
     if off > 1e-4: raise SystemExit('packing changes the loss')
     small = dict(scale='tiny', vocab=200, width=40, rows=60, matrix=256, budgets=[256], steps=2, warm_up=1, precision='fp32', backend='aot_eager')
     from report import RESULTS # noqa: F401  found beside this file
-    for switch in (dict(), dict(packing=True), dict(act_ckpt=True), dict(optimizer='adafactor'), dict(optimizer='muon'), dict(compile=True)):
+    for switch in (dict(), dict(packing=True), dict(act_ckpt=True), dict(optimizer='adafactor'), dict(optimizer='muon'), dict(compile=True), dict(compile=True, packing=True, precision='bf16', backend='eager')):
         for r in table(argparse.Namespace(**vars(a) | small | switch)): print(f"{r['what']:<44} {r['ours']:.4f} of {r['baseline']:.4f} {r['unit']}, real share {r['real']:.2f}")
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--scale', default='base'); p.add_argument('--vocab', type=int, default=29298); p.add_argument('--width', type=int, default=320, help='longest prompt or answer, and the width of packed rows')
+    p.add_argument('--scale', default='base'); p.add_argument('--vocab', type=int, default=29298); p.add_argument('--width', type=int, default=320, help='longest prompt or answer; packed rows are 1.5 times as wide')
     p.add_argument('--budgets', type=int, nargs='+', default=[4096, 8192, 16384, 32768, 65536]); p.add_argument('--steps', type=int, default=20); p.add_argument('--warm-up', type=int, default=5)
     p.add_argument('--rows', type=int, default=20_000, help='pairs planned'); p.add_argument('--data', help='parquet with prompt and response: its lengths, a character a token')
     p.add_argument('--optimizer', default='adamw', choices=['adamw', 'adafactor', 'muon']); p.add_argument('--precision', default='bf16', choices=['bf16', 'fp32']); p.add_argument('--matrix', type=int, default=8192)
