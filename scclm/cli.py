@@ -59,7 +59,7 @@ def summary(
     "Print what a stage has to say; 130 or 143 if a signal stopped it."
     stage = STAGES[name]
     if hasattr(result, 'done'):
-        if not result.done: return {'SIGINT': 130, 'SIGTERM': 143}[result.stopped]
+        if not result.done: return 130 if result.stopped == 'SIGINT' else 143 # the shell's numbers for both signals
         print((result.out/'figures.json').read_text(encoding='utf-8'))
     elif name == 'tokenizer': print(f'{len(result):,} tokens')
     elif isinstance(result, os.PathLike): print(result)

@@ -1,9 +1,10 @@
 "Several processes: the same losses as one, nothing lost or doubled, resume with as many or another number, and a death that is told."
-import json, math, os, signal, subprocess, sys
+import json, math, os, signal, subprocess, sys, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -70,9 +71,22 @@ def test_batches_smaller_than_the_number_of_processes(home, tmp_path): # noqa: F
 
 def test_stopping_one_stops_all_and_resume_is_bit_for_bit(home, two, tmp_path): # noqa: F811
     said = run(2, home, tmp_path/'run', steps=16, accum=2, save_every=4, dropout=.1, term=[6, 1])
-    assert said.count('step 6, stopped by') == 2, said
+    assert 'rank 1 of 2: step 6, stopped by SIGTERM' in said and 'rank 0 of 2: step 6, stopped by another process' in said, said
     run(2, home, tmp_path/'run', steps=16, accum=2, save_every=4, dropout=.1)
     assert weights(tmp_path/'run') == weights(two) and losses(tmp_path/'run') == losses(two) and seen(tmp_path/'run') == seen(two)
+
+def test_the_command_line_stops_on_all_ranks_when_one_is_asked(course_runs): # noqa: F811
+    "The process that nobody asked leaves in good order too."
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'scclm.cli', 'pretrain', '--steps', '5000', '--log-every', '1',
+           '--save-every', '5000', '--eval-every', '0', '--budget-tok', '256', '--max-len', '64']
+    env = os.environ | dict(SCCLM_RUNS=str(course_runs), SCCLM_SCALE='tiny', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
+    p, log = subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), course_runs/'tiny/pretrain/log.jsonl'
+    while p.poll() is None and not (log.exists() and log.read_text().count('\n') >= 3): time.sleep(.05)
+    ranks = [c for c in psutil.Process(p.pid).children(recursive=True) if c.environ().get('RANK') == '1']
+    ranks[0].send_signal(signal.SIGTERM)
+    out, _ = p.communicate(timeout=120)
+    assert 'stopped by another process at step' in out and 'exitcode  : 143' in out and 'KeyError' not in out, out
+    assert newest_good(course_runs/'tiny/pretrain')
 
 def test_one_two_one_follows_the_run_that_never_changed(home, one, tmp_path): # noqa: F811
     out = tmp_path/'run'
