@@ -14,11 +14,8 @@ import torch
 
 from scclm.dataset import plan_window
 from scclm.model import build_model, meta_model, model_config
+from scclm.planner import Unplaced
 from scclm.trainer import StopSignals, TrainCfg, count_labels, lm_loss, seq2seq_loss, shift_right, start, train_step
-
-class Same:
-    "A loader without a position."
-    def state_dict(self): return {}
 
 # ---- the work
 
@@ -138,7 +135,7 @@ def step_times(a, config, batches)->list[float]:
     cfg = TrainCfg(steps=len(batches), optimizer=a.optimizer, act_ckpt=a.act_ckpt, precision=a.precision)
     fresh()
     with tempfile.TemporaryDirectory() as out, StopSignals() as stop:
-        run, times = start(build_model(config), Same(), cfg, Path(out)), []
+        run, times = start(build_model(config), Unplaced(), cfg, Path(out)), []
         run.model.train()
         for stack in (run.model.encoder, run.model.decoder) if a.compile else (): stack.compile(dynamic=True, backend=a.backend)
         loss_fn = in_autocast(run, packed_loss if a.packing else seq2seq_loss)

@@ -2,12 +2,14 @@
 
     python benchmarks/kill.py --kills 1000
 
-Five stages, each through the course's own function at toy size: pretrain, sft (frozen parts), dpo, lora, ie. A kill is a signal (SIGKILL, SIGTERM
-or SIGINT) at a random instant, or SIGKILL at a point of `POINTS`, such as a half-written optimiser or between the rename and the cleanup. Each killed
-run is resumed, killed again, and finally left to end. Compared are the last checkpoint (weights, optimiser, state), the best weights, the log, the
-figures, the model folder, and the batches of every step; wall-clock fields aside. Exits 0 only if all are identical; the last line is
-`N kills, N identical`. The parent imports everything once and forks, so that a kill costs a training run and not an import (POSIX only)."""
-import argparse, hashlib, json, os, random, shutil, signal, sys, tempfile, time
+Five stages, each through the course's own function at toy size: pretrain, sft (frozen parts), dpo, lora, ie. A kill is one of `WAYS` (SIGKILL, SIGTERM,
+SIGINT, a scheduler's SIGTERM with SIGKILL after it, an impatient SIGINT twice) at a random instant, or SIGKILL at a point of `POINTS`, such as a
+half-written optimiser or between the rename and the cleanup. Each killed run is resumed, killed again, and finally left to end. Compared are the last
+checkpoint (weights, optimiser, state), the best weights, the log, the answers along the way, the figures, the model folder, the names of all files, and
+the batches of every step, those of the steps that a kill undid too; wall-clock fields aside. A process that had ended before the signal came is no kill.
+Exits 0 only if all are identical and every point was reached; the last line is `N kills, N identical`. The parent imports everything once and forks, so
+that a kill costs a training run and not an import (POSIX only)."""
+import argparse, hashlib, json, os, random, re, shutil, signal, sys, tempfile, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +22,14 @@ from safetensors.torch import load_file
 import scclm.data_cleaning, scclm.model, scclm.pretrain, scclm.trainer as trainer
 from scclm.dpo import dpo, dpo_cfg
 from scclm.ie_finetune import ie, ie_cfg
-from scclm.pretrain import pretrain, pretrain_cfg
+from scclm.pretrain import pretrain, pretrain_cfg, read_samples
 from scclm.sft import sft, sft_cfg
 from scclm.tokenizer import TokenizerCfg, train_tokenizer
-from scclm.trainer import newest_good, read_log
+from scclm.trainer import checkpoints, newest_good, read_log
 
-SIGNALS = [getattr(signal, 'SIGKILL', signal.SIGTERM)] * 3 + [signal.SIGTERM, signal.SIGINT]
+KILL = getattr(signal, 'SIGKILL', signal.SIGTERM) # Windows has none: there this file is only imported
+WAYS = {'SIGKILL': [KILL], 'SIGTERM': [signal.SIGTERM], 'SIGINT': [signal.SIGINT],
+        'SIGTERM, then SIGKILL': [signal.SIGTERM, KILL], 'SIGINT twice': [signal.SIGINT, signal.SIGINT]}
 CLOCKS = ('seconds', 'real_tok_per_s')
 SMALL = dict(d_model=32, num_heads=2, d_kv=16, d_ff=64, num_layers=1, num_decoder_layers=1, dropout_rate=.1) # with dropout, so that its randomness is tested too
 DIALS = dict(steps=24, lr=1e-3, accum=3, budget_tok=192, save_every=3, eval_every=6, log_every=2, seed=1, keep_last=2)
@@ -68,7 +72,7 @@ def stages(home:Path)->dict:
     data, quiet = dict(precision='fp32', **DIALS), dict(progress=False)
     pref = lambda out, **kw: replace(dpo_cfg('tiny'), **data | kw, data=(str(home / 'prefs'),), pairs=str(out), out=str(out), max_len=64, answer_tok=8, valid_share=.2)
     return dict(
-        pretrain=lambda out: pretrain(replace(pretrain_cfg('tiny'), **data, max_len=64, window=200, out=str(out)), **quiet),
+        pretrain=lambda out: pretrain(replace(pretrain_cfg('tiny'), **data, max_len=64, window=200, out=str(out)), (WORDS[0],), **quiet),
         sft=lambda out: sft(replace(sft_cfg('tiny'), **data, max_len=64, window=100, out=str(out)), **quiet),
         dpo=lambda out: dpo(pref(out), **quiet),
         lora=lambda out: dpo(pref(out, lora_r=4, lr=3e-3), **quiet),
@@ -76,41 +80,60 @@ def stages(home:Path)->dict:
 
 # ---- kills at chosen points: a real SIGKILL of the own process, before, after or in the middle of a call
 
-POINTS = { # name: (module, attribute, when)
-    'snapshot taken': (trainer, 'snapshot', 'after'), 'weights half written': (trainer, 'save_file', 'half'), 'weights written': (trainer, 'save_file', 'after'),
-    'optimiser half written': (torch, 'save', 'half'), 'optimiser written': (torch, 'save', 'after'), 'before the manifest': (trainer, 'write_manifest', 'before'),
-    'after the manifest': (trainer, 'write_manifest', 'after'), 'before the rename': (os, 'rename', 'before'), 'after the rename': (os, 'rename', 'after'),
-    'before the cleanup': (trainer, '_drop', 'before'), 'in the cleanup': (trainer.shutil, 'rmtree', 'before'), 'after the cleanup': (trainer, '_drop', 'after'),
-    'before the best weights': (trainer, '_write_best', 'before'), 'after the best weights': (trainer, '_write_best', 'after'),
-    'before a log line': (trainer, 'append_log', 'before'), 'log line half written': (trainer, 'append_log', 'line'), 'after a log line': (trainer, 'append_log', 'after'),
-    'before an evaluation': (trainer, 'evaluate', 'before'), 'after an evaluation': (trainer, 'evaluate', 'after'),
-    'before the log is trimmed': (trainer, 'trim_log', 'before'), 'after the log is trimmed': (trainer, 'trim_log', 'after'),
-    'after the restore': (trainer, 'restore', 'after'), 'before a file is swapped': (os, 'replace', 'before'), 'after a file is swapped': (os, 'replace', 'after')}
+POINTS = { # name: (where, attribute, when[, pattern: only calls with an argument that is a file of such a name, or a log entry of such a key])
+    'before the log is trimmed': (trainer, 'trim_log', 'before'), 'trimmed log half written': (Path, 'write_text', 'half', r'\.log'), 'after the log is trimmed': (trainer, 'trim_log', 'after'),
+    'before a log line': (trainer, 'append_log', 'before', 'loss'), 'log line half written': (trainer, 'append_log', 'line'), 'after a log line': (trainer, 'append_log', 'after', 'loss'),
+    'snapshot taken': (trainer, 'snapshot', 'after'), 'weights half written': (trainer, 'save_file', 'half', 'model'), 'weights written': (trainer, 'save_file', 'after', 'model'),
+    'optimiser half written': (torch, 'save', 'half'), 'optimiser written': (torch, 'save', 'after'), 'state half written': (Path, 'write_text', 'half', 'state.json'),
+    'before the manifest': (trainer, 'write_manifest', 'before'), 'manifest half written': (Path, 'write_text', 'half', 'manifest.json'), 'after the manifest': (trainer, 'write_manifest', 'after'),
+    'before the rename': (os, 'rename', 'before', r'\.step'), 'after the rename': (os, 'rename', 'after', r'\.step'), 'after the restore': (trainer, 'restore', 'after'),
+    'before an evaluation': (trainer, 'evaluate', 'before'), 'in an evaluation': (trainer, 'evaluate', 'inside'), 'before its log line': (trainer, 'append_log', 'before', 'loss_valid'),
+    'after an evaluation': (trainer, 'evaluate', 'after'), 'before the best weights': (trainer, '_write_best', 'before'), 'best weights half written': (trainer, 'save_file', 'half', r'\.best'),
+    'before the best weights are swapped': (os, 'replace', 'before', r'\.best'), 'after the best weights': (trainer, '_write_best', 'after'),
+    'before the cleanup': (trainer, '_drop', 'before'), 'between its rename and the removal': (shutil, 'rmtree', 'before', r'\.gone'), 'in the removal': (shutil, 'rmtree', 'part', r'\.gone'),
+    'after the cleanup': (trainer, '_drop', 'after'), 'before the model folder': (os, 'rename', 'before', r'\.(model|adapter)'), 'after the model folder': (os, 'rename', 'after', r'\.(model|adapter)'),
+    'before the figures': (os, 'replace', 'before', r'\.figures'), 'after the figures': (os, 'replace', 'after', r'\.figures')}
 
-def _die(): os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)
+RESUMED = ('trimmed log half written', 'after the restore') # an uninterrupted run passes these never
 
-def _halve(args):
-    "Cut the file that was just written, as a crash in the middle of writing would."
-    path = next(a for a in args if isinstance(a, (str, Path)))
-    os.truncate(path, os.path.getsize(path) // 2)
+def _die(*_): os.kill(os.getpid(), KILL); time.sleep(60)
 
-def set_trap(point:str, nth:int):
-    "Let the nth call of a function be the last thing this process does."
-    module, name, when = POINTS[point]
-    real, calls = getattr(module, name), iter(range(1, 10**9))
+def _file(args)->Path: return Path(next(a for a in args if isinstance(a, (str, Path))))
+
+def _fits(args, pattern:str)->bool:
+    "Whether a call is about such a file, or logs such a figure."
+    return any(re.match(pattern, Path(a).name) if isinstance(a, (str, Path)) else isinstance(a, dict) and pattern in a for a in args)
+
+def _cut(args): os.truncate(_file(args), os.path.getsize(_file(args)) // 2); _die()
+
+def _torn(args):
+    with open(args[0].out / 'log.jsonl', 'a') as f: f.write('{"step": 1')
+    _die()
+
+def _soon(args):
+    "Die in the second forward pass from now."
+    passes = iter(range(10**9))
+    args[0].model.register_forward_pre_hook(lambda *_: _die() if next(passes) else None)
+
+FIRST = dict(before=_die, line=_torn, part=lambda args: (next(_file(args).iterdir()).unlink(), _die()), inside=_soon)
+THEN = dict(after=_die, half=_cut, inside=_die)
+
+def set_trap(point:str, nth:int, seen:Counter):
+    "Let the nth call of a function be the last thing this process does; 0: only count the calls."
+    (where, name, when), pattern = POINTS[point][:3], POINTS[point][3:]
+    real, calls = getattr(where, name), iter(range(1, 10**9))
     def trapped(*args, **kwargs):
-        if next(calls) != nth: return real(*args, **kwargs)
-        if when == 'before': _die()
-        if when == 'line':
-            with open(args[0].out / 'log.jsonl', 'a') as f: f.write('{"step": 1')
-            _die()
+        if pattern and not _fits(args, *pattern): return real(*args, **kwargs)
+        seen[point] = n = next(calls)
+        if n == nth and when in FIRST: FIRST[when](args)
         result = real(*args, **kwargs)
-        if when == 'half': _halve(args)
-        _die()
+        if n == nth: THEN[when](args)
         return result
-    setattr(module, name, trapped)
+    setattr(where, name, trapped)
 
 # ---- sessions
+
+def _record(out:Path)->Path: return out.with_name(f'{out.name}.batches') # beside it: a full disk is the run's trouble, not ours
 
 def note_batches(out:Path):
     "Write a hash of the batches of every step done: an independent record of the order."
@@ -119,39 +142,54 @@ def note_batches(out:Path):
         norm = real(run, group, *args)
         ids = b''.join(t.numpy().tobytes() for b in group for _, t in sorted(b.items()))
         if norm is not None:
-            with open(out / 'batches.jsonl', 'a') as f: f.write(json.dumps([run.step, hashlib.sha256(ids).hexdigest()]) + '\n')
+            with open(_record(out), 'a') as f: f.write(json.dumps([run.step, hashlib.sha256(ids).hexdigest()]) + '\n')
         return norm
     trainer.train_step = noted
 
-def train(home:Path, stage:str, out:Path, trap:tuple|None=None):
-    "One session, in a fork."
+def train(home:Path, stage:str, out:Path, trap:tuple=(), count:bool=False):
+    "One session, in a fork. `count` notes how often each point is passed."
     os.environ.update(SCCLM_RUNS=str(home), SCCLM_SCALE='tiny'); os.environ.pop('SCCLM_RAW', None)
     torch.set_num_threads(1) # so small a model gains nothing from two, and they would wait for each other on a busy machine
     scclm.model.PRESETS['tiny'].update(SMALL)
     out.mkdir(parents=True, exist_ok=True)
     note_batches(out)
-    if trap: set_trap(*trap)
-    stages(home)[stage](out)
+    seen = Counter()
+    for point, nth in [(p, 0) for p in POINTS] if count else [trap] if trap else []: set_trap(point, nth, seen)
+    run = stages(home)[stage](out)
+    if count: (home / f'{stage}.json').write_text(json.dumps(seen))
+    return run
 
-def session(fn, args, kill_after:float|None=None, sig=signal.SIGTERM)->bool:
-    "Run fn in a fork; send it `sig` after so many seconds. True if it was killed, by us or by itself."
-    pid = os.fork()
-    if not pid:
-        code = 1
-        sys.stdout = open(os.devnull, 'w')
-        try: fn(*args); code = 0
-        except BaseException:
-            import traceback; traceback.print_exc()
-        finally: sys.stderr.flush(); os._exit(code)
-    end = time.monotonic() + (kill_after if kill_after is not None else 1e9)
-    while time.monotonic() < end:
+def _forked(fn, args):
+    "In the fork: run fn; the exit status says whether it ended, was stopped in good order, was interrupted, or failed."
+    code = 1
+    sys.stdout = open(os.devnull, 'w')
+    try: code = 0 if getattr(fn(*args), 'done', True) else 3
+    except KeyboardInterrupt: code = 130
+    except BaseException:
+        import traceback; traceback.print_exc()
+    finally: sys.stderr.flush(); os._exit(code)
+
+def _wait(pid:int, seconds:float)->int|None:
+    "Exit status of a fork, or None if it still runs after so many seconds."
+    end = time.monotonic() + seconds
+    while True:
         done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            if status and not os.WIFSIGNALED(status): raise RuntimeError(f'the training process failed with status {status}')
-            return os.WIFSIGNALED(status)
+        if done: return status
+        if time.monotonic() >= end: return None
         time.sleep(.002)
-    os.kill(pid, sig); os.waitpid(pid, 0)
-    return True
+
+def session(fn, args, kill_after:float=300., signals=(KILL,), gap:float=.02)->bool:
+    "Run fn in a fork; send it `signals` after so many seconds, `gap` seconds apart. True if it was killed, by us or by itself; RuntimeError if it failed or hung."
+    if not (pid := os.fork()): _forked(fn, args)
+    status = _wait(pid, kill_after)
+    if hung := status is None and kill_after >= 300: os.kill(pid, KILL)
+    for s in () if status is not None or hung else signals:
+        os.kill(pid, s)
+        if (status := _wait(pid, gap)) is not None: break
+    if status is None: status = _wait(pid, 300)
+    if status is None: os.kill(pid, KILL); hung = True
+    if hung or status >> 8 not in (0, 3, 130): raise RuntimeError('the training process hung' if hung else f'the training process failed with status {status >> 8}')
+    return bool(status)
 
 # ---- what must be identical
 
@@ -166,6 +204,11 @@ def _plain(x):
     if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
     return [_plain(v) for v in x] if isinstance(x, (list, tuple)) else x
 
+def _names(out:Path)->list[str]:
+    "All files. A run that was asked to stop keeps the checkpoint of that step, which may take the place of an older one: those are numbered, not named."
+    older = {p.name: f'older-{i}' for i, p in enumerate(checkpoints(out)[:-1])}
+    return sorted('/'.join(older.get(part, part) for part in p.relative_to(out).parts) for p in out.rglob('*'))
+
 def outcome(out:Path)->dict:
     "All that a run leaves and that does not depend on the clock."
     path = newest_good(out)
@@ -176,7 +219,9 @@ def outcome(out:Path)->dict:
                 best=(out / 'checkpoints/best.safetensors').read_bytes(), log=_timeless(read_log(out / 'log.jsonl')),
                 figures=_timeless(json.loads((out / 'figures.json').read_text())),
                 model={p.name: _plain(load_file(p)) if p.suffix == '.safetensors' else p.read_bytes() for p in sorted(model.iterdir()) if p.name != 'README.md'},
-                batches=dict(map(json.loads, (out / 'batches.jsonl').read_text().splitlines())),
+                batches={tuple(json.loads(line)) for line in _record(out).read_text().splitlines()}, # also of steps done twice
+                samples=read_samples(out / 'samples.jsonl') if (out / 'samples.jsonl').exists() else None,
+                files=_names(out), # nothing half-written is left
                 answers=sorted((out / 'answers.jsonl').read_text().splitlines()) if (out / 'answers.jsonl').exists() else None)
 
 def differences(a:dict, b:dict)->list[str]:
@@ -188,28 +233,34 @@ def differences(a:dict, b:dict)->list[str]:
 class Harness:
     "Uninterrupted runs of the stages, and what kills did to others."
     def __init__(self, home:Path, names=('pretrain', 'sft', 'dpo', 'lora', 'ie')):
-        self.home, self.length, self.want, self.sent, self.kills = home, {}, {}, Counter(), Counter()
+        self.home, self.length, self.want, self.passed, self.kills = home, {}, {}, {}, Counter() # kills: (stage, how) -> how many
         session(furnish, (home,))
         for name in ('pretrain', 'sft'): session(train, (home, name, home / 'tiny' / name)) # where the later stages start
         for name in names:
-            t = time.monotonic(); session(train, (home, name, home / 'whole' / name)); self.length[name] = time.monotonic() - t
-            self.want[name] = outcome(home / 'whole' / name)
+            t = time.monotonic(); session(train, (home, name, home / 'whole' / name, (), True)); self.length[name] = time.monotonic() - t
+            self.want[name], self.passed[name] = outcome(home / 'whole' / name), json.loads((home / f'{name}.json').read_text())
+
+    def count(self, name:str|None=None, how:str|None=None)->int:
+        "Kills so far, of one stage, of one kind."
+        return sum(n for (s, h), n in self.kills.items() if name in (None, s) and how in (None, h))
 
     def run(self, name:str, kills:list)->list[str]:
-        "Let a run be killed in these ways, then end; parts that differ from the uninterrupted run. A way is (signal, share of a run's time) or (point, nth call)."
+        "Let a run be killed in these ways, then end; parts that differ from the uninterrupted run. A kill is (way, share of a run's time) or (point, nth call)."
         out = self.home / 'killed' / name
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True); _record(out).unlink(missing_ok=True)
         for how, when in kills:
-            by_point = isinstance(how, str)
-            if session(train, (self.home, name, out, (how, when) if by_point else None), None if by_point else when * self.length[name], how):
-                self.sent[how if by_point else how.name] += 1; self.kills[name] += 1
-            else: break
-        session(train, (self.home, name, out))
+            if how in POINTS: killed = session(train, (self.home, name, out, (how, when)))
+            else: killed = session(train, (self.home, name, out), when * self.length[name], WAYS[how], random.uniform(0, .05))
+            if not killed: break
+            self.kills[name, how] += 1
+        if not kills or killed: session(train, (self.home, name, out))
         return differences(self.want[name], outcome(out))
 
-def random_kill(rng:random.Random):
-    "A signal at a random instant, or a point."
-    return (rng.choice(list(POINTS)), rng.randint(1, 4)) if rng.random() < .4 else (rng.choice(SIGNALS), rng.uniform(.02, .9))
+    def draw(self, name:str, rng:random.Random)->tuple:
+        "A way at a random instant, or a point this stage passes; from the half that was least used so far."
+        some = list(WAYS) if rng.random() < .5 else [p for p in POINTS if p in self.passed[name] or p in RESUMED]
+        how = rng.choice(sorted(some, key=lambda h: (self.count(name, h), rng.random()))[:len(some) // 2 + 1])
+        return how, rng.uniform(.02, .9) if how in WAYS else rng.randint(1, max(1, self.passed[name].get(how, 0) // 2))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -222,18 +273,24 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         h = Harness(Path(tmp), a.stages)
         print(f"uninterrupted: {', '.join(f'{k} {v:.1f} s' for k, v in h.length.items())}", flush=True)
-        while (total := sum(h.kills.values())) < a.kills:
-            name, before = min(a.stages, key=lambda s: h.kills[s]), dict(h.kills)
-            wrong = h.run(name, [random_kill(rng) for _ in range(min(a.per_run, a.kills - total))])
-            here = h.kills[name] - before.get(name, 0)
-            identical[name] += here * (not wrong)
-            print(f"{name}: {here} kills, {'identical' if not wrong else 'DIFFERENT: ' + ', '.join(wrong)} ({sum(h.kills.values())} of {a.kills})", flush=True)
+        while (total := h.count()) < a.kills:
+            name, before = min(a.stages, key=h.count), h.kills.copy()
+            drawn = [h.draw(name, rng) for _ in range(min(a.per_run, a.kills - total))]
+            wrong, here = h.run(name, drawn), h.kills - before
+            if not wrong: identical += here
+            if 'files' in wrong: print('files:', set(_names(h.home / 'killed' / name)) ^ set(h.want[name]['files']))
+            print(f"{name}: {here.total()} kills, {'identical' if not wrong else f'DIFFERENT: {wrong} after {drawn}'} ({h.count()} of {a.kills})", flush=True)
+    return report(h, a, identical, round(time.monotonic() - began))
+
+def report(h:Harness, a, identical:Counter, seconds:int)->int:
+    "A table per stage and per kind, the result file, the last line, the exit code."
     from report import write # here, because tests load this file from elsewhere
-    kills = sum(h.kills.values())
-    rows = [dict(what=f'{s}, kills', ours=identical[s], baseline=h.kills[s], baseline_name='kills', unit='identical', ratio=identical[s] / max(1, h.kills[s]), runs=dict(ours=[identical[s]], baseline=[h.kills[s]])) for s in a.stages]
-    write('kill', dict(seed=a.seed, seconds=round(time.monotonic() - began), sent=dict(sorted(h.sent.items()))), rows)
-    print('sent:', dict(sorted(h.sent.items())))
-    print(f'{kills} kills, {sum(identical.values())} identical')
-    return 0 if sum(identical.values()) == kills else 1
+    def row(what, ours, kills): return dict(what=f'{what}, kills', ours=ours, baseline=kills, baseline_name='kills', unit='identical', ratio=ours / kills if kills else None, runs=dict(ours=[ours], baseline=[kills]))
+    def both(of): return sum(n for k, n in identical.items() if of in k), sum(n for k, n in h.kills.items() if of in k)
+    missed = [k for k in (*WAYS, *POINTS) if not h.count(how=k)]
+    write('kill', dict(seed=a.seed, seconds=seconds, missed=missed), [row(of, *both(of)) for of in (*a.stages, *WAYS, *POINTS) if of not in missed])
+    if missed: print('never reached:', ', '.join(missed))
+    print(f'{h.count()} kills, {identical.total()} identical')
+    return 0 if identical.total() == h.count() and not missed else 1
 
 if __name__ == '__main__': sys.exit(main())

@@ -575,8 +575,6 @@ def twin_marks_(
         if tok.unk_token_id not in (ids[mark], ids[twin]): table[ids[mark]] = table[ids[twin]]
     return model
 
-
-
 # %% ../nbs/09_ie_finetune.ipynb #7f685bae
 def start_model(
     cfg:IeCfg, # gives start, scale, seed

@@ -6,14 +6,15 @@
 __all__ = ['EXACT_MALLOC', 'CHIPS', 'optimizer_bytes', 'Shape', 'Widths', 'widths', 'ff_bytes', 'self_bytes', 'cross_bytes',
            'memory_bytes', 'layer_parts', 'end_bytes', 'saved_parts', 'fixed_batch', 'Weights', 'weight_bytes',
            'passing_parts', 'backward_bytes', 'checkpoint_bytes', 'kept_layers', 'timeline', 'peak_bytes', 'ProbeCfg',
-           'train_briefly', 'probe', 'measured_peak', 'predicted_peak', 'row_flops', 'train_flops', 'Speed', 'chip_for',
-           'chip_speed', 'run_speed', 'PlanCfg', 'mean_lengths', 'speed_of', 'worst_shape', 'largest_budget', 'options',
-           'memory_parts', 'filled', 'plan', 'assumptions', 'plan_text']
+           'Unplaced', 'train_briefly', 'probe', 'measured_peak', 'predicted_peak', 'row_flops', 'train_flops', 'Speed',
+           'chip_for', 'chip_speed', 'run_speed', 'PlanCfg', 'mean_lengths', 'speed_of', 'worst_shape',
+           'largest_budget', 'options', 'memory_parts', 'filled', 'plan', 'assumptions', 'plan_text']
 
 # %% ../nbs/appendix/planner.ipynb #4f66bd73
 import ctypes, gc, json, os, subprocess, sys, tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from .dataset import encode_pairs
 from .model import build_model, meta_model, model_config, n_params
 from .pretrain import pretrain_cfg, read_pairs
 from .tokenizer import load_tokenizer
-from .trainer import (OPTIMIZERS, StopSignals, TrainCfg, count_labels, param_groups, probe_precision, read_log, seq2seq_loss,
+from .trainer import (OPTIMIZERS, StopSignals, TrainCfg, chunked_loss, count_labels, param_groups, probe_precision, read_log, seq2seq_loss,
                            start, train_step)
 
 # %% ../nbs/appendix/planner.ipynb #caffba62
@@ -254,25 +255,30 @@ class ProbeCfg:
     precision:str = 'fp32'        # fp32 or bf16
     checkpointing:bool = False    # compute activations again on the way back
     accum:int = 1                 # batches per step
+    loss_chunk:int = 0            # positions whose logits are computed together; 0: all. The formula knows only 0
+    weights:str = 'fp32'          # bf16: weights and optimiser states too. The formula knows only fp32
     steps:int = 3                 # optimiser states appear in the first one
 
 # %% ../nbs/appendix/planner.ipynb #b80759a8
-class _Same:
-    "A loader without a position."
-    def state_dict(self): return {}
+class Unplaced:
+    "A loader without a position, for measurements."
+    def state_dict(self)->dict: # empty
+        "Nothing to remember."
+        return {}
 
 # %% ../nbs/appendix/planner.ipynb #e060c0ad
 def train_briefly(
     c:T5Config, # sizes
     shape:Shape, # of the batch
-    cfg:ProbeCfg, # gives optimizer, precision, checkpointing, accum, steps
+    cfg:ProbeCfg, # gives optimizer, precision, checkpointing, accum, loss_chunk, weights, steps
 ):
     "A few steps of the trainer's own `train_step` on one batch."
-    model, batch = build_model(c), fixed_batch(c, shape)
+    model, batch = build_model(c).to(dict(fp32=torch.float32, bf16=torch.bfloat16)[cfg.weights]), fixed_batch(c, shape)
+    loss_fn = partial(chunked_loss, size=cfg.loss_chunk) if cfg.loss_chunk else seq2seq_loss
     with tempfile.TemporaryDirectory() as out, StopSignals() as stop:
-        run = start(model, _Same(), TrainCfg(steps=cfg.steps, optimizer=cfg.optimizer, precision=cfg.precision, act_ckpt=cfg.checkpointing), Path(out))
+        run = start(model, Unplaced(), TrainCfg(steps=cfg.steps, optimizer=cfg.optimizer, precision=cfg.precision, act_ckpt=cfg.checkpointing), Path(out))
         run.model.train()
-        for run.step in range(cfg.steps): train_step(run, [batch]*cfg.accum, seq2seq_loss, count_labels, stop)
+        for run.step in range(cfg.steps): train_step(run, [batch]*cfg.accum, loss_fn, count_labels, stop)
 
 # %% ../nbs/appendix/planner.ipynb #de3c10c3
 def _rss_and_peak()->tuple[int, int]:
@@ -314,7 +320,8 @@ def measured_peak(
 def predicted_peak(
     cfg:ProbeCfg, # the same run
 )->int: # bytes
-    "What the formula says."
+    "What the formula says. ValueError for what it does not know."
+    if cfg.loss_chunk or cfg.weights != 'fp32': raise ValueError(f'loss_chunk={cfg.loss_chunk}, weights={cfg.weights!r}: the formula knows only 0 and fp32')
     model = meta_model(model_config(cfg.scale, cfg.vocab_size))
     return peak_bytes(model, Shape(*cfg.shape), widths(cfg.precision), cfg.optimizer, cfg.checkpointing, cfg.accum)
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scclm.model import build_model, model_config
-from scclm.trainer import TrainCfg, seq2seq_loss, start
+from scclm.trainer import chunked_loss, TrainCfg, seq2seq_loss, start
 
 FOLDER = Path(__file__).resolve().parents[1]/'benchmarks'
 
@@ -17,7 +17,7 @@ def load(name):
     module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
     return module
 
-gpu, recipe = load('gpu'), load('recipe')
+gpu = load('gpu')
 torch.set_num_threads(1)
 
 def test_every_switch_of_the_gpu_script_runs():
@@ -82,7 +82,7 @@ def test_logits_in_chunks_give_the_same_loss_and_gradients():
     model = build_model(model_config('tiny', 200, dropout_rate=0.), seed=0)
     batch = gpu.padded(gpu.make_pairs([(20, 50), (30, 41)], 200))
     grads, losses = [], []
-    for loss in (seq2seq_loss, lambda m, b: recipe.chunked_loss(m, b, size=16)):
+    for loss in (seq2seq_loss, lambda m, b: chunked_loss(m, b, size=16)):
         model.zero_grad(); total = loss(model, batch); total.backward()
         losses.append(total.item()); grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert np.isclose(*losses, rtol=1e-6) and torch.allclose(*grads, rtol=1e-3, atol=1e-4)

@@ -171,3 +171,7 @@ def test_a_run_that_is_not_one(tmp_path):
     run = stage(tmp_path/'tiny'/'sft')
     (run/'figures.json').write_text('{}')
     with pytest.raises(ValueError, match='has no real_tok_per_s'): plan(PlanCfg(run=str(run)))
+
+@pytest.mark.parametrize('field, value', [('loss_chunk', 64), ('weights', 'bf16')])
+def test_the_formula_refuses_what_it_does_not_know(field, value):
+    with pytest.raises(ValueError, match=f'{field}=.*the formula knows only 0 and fp32'): predicted_peak(ProbeCfg(**{field: value}))
