@@ -51,7 +51,7 @@ def test_packed_gradients_are_those_of_the_pairs_one_by_one():
     for n, p in model.named_parameters(): assert torch.allclose(packed[n], p.grad, rtol=1e-3, atol=1e-3 * p.grad.abs().max().item() + 1e-6), n
 
 def test_packed_rows_train_in_bf16_also_where_answers_end_before_the_prompts(tmp_path):
-    run = start(build_model(model_config('tiny', 200, dropout_rate=0.), seed=0), gpu.Same(), TrainCfg(steps=1, precision='bf16'), tmp_path)
+    run = start(build_model(model_config('tiny', 200, dropout_rate=0.), seed=0), gpu.Unplaced(), TrainCfg(steps=1, precision='bf16'), tmp_path)
     pairs, seen = gpu.make_pairs([(32, 10), (32, 12), (32, 14), (32, 28), (32, 30), (32, 30)], 200), []
     batch = gpu.packed(pairs, 64)
     assert batch['target'].eq(0).any() and batch['source'].gt(0).all(), 'padding that has no padding to look at'
