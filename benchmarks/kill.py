@@ -83,12 +83,13 @@ def stages(home:Path)->dict:
 POINTS = { # name: (where, attribute, when[, pattern: only calls with an argument that is a file of such a name, or a log entry of such a key])
     'before the log is trimmed': (trainer, 'trim_log', 'before'), 'trimmed log half written': (Path, 'write_text', 'half', r'\.log'), 'after the log is trimmed': (trainer, 'trim_log', 'after'),
     'before a log line': (trainer, 'append_log', 'before', 'loss'), 'log line half written': (trainer, 'append_log', 'line'), 'after a log line': (trainer, 'append_log', 'after', 'loss'),
-    'snapshot taken': (trainer, 'snapshot', 'after'), 'weights half written': (trainer, 'save_file', 'half', 'model'), 'weights written': (trainer, 'save_file', 'after', 'model'),
+    'snapshot taken': (trainer, 'snapshot', 'after'), 'weights half written': (trainer, 'save_file', 'half', 'model'), 'amid the weights': (trainer, 'save_file', 'amid', 'model'), 'weights written': (trainer, 'save_file', 'after', 'model'),
     'optimiser half written': (torch, 'save', 'half'), 'optimiser written': (torch, 'save', 'after'), 'state half written': (Path, 'write_text', 'half', 'state.json'),
     'before the manifest': (trainer, 'write_manifest', 'before'), 'manifest half written': (Path, 'write_text', 'half', 'manifest.json'), 'after the manifest': (trainer, 'write_manifest', 'after'),
     'before the rename': (os, 'rename', 'before', r'\.step'), 'after the rename': (os, 'rename', 'after', r'\.step'), 'after the restore': (trainer, 'restore', 'after'),
     'before an evaluation': (trainer, 'evaluate', 'before'), 'in an evaluation': (trainer, 'evaluate', 'inside'), 'before its log line': (trainer, 'append_log', 'before', 'loss_valid'),
     'after an evaluation': (trainer, 'evaluate', 'after'), 'before the best weights': (trainer, '_write_best', 'before'), 'best weights half written': (trainer, 'save_file', 'half', r'\.best'),
+    'amid the best weights': (trainer, 'save_file', 'amid', r'\.best'),
     'before the best weights are swapped': (os, 'replace', 'before', r'\.best'), 'after the best weights': (trainer, '_write_best', 'after'),
     'before the cleanup': (trainer, '_drop', 'before'), 'between its rename and the removal': (shutil, 'rmtree', 'before', r'\.gone'), 'in the removal': (shutil, 'rmtree', 'part', r'\.gone'),
     'after the cleanup': (trainer, '_drop', 'after'), 'before the model folder': (os, 'rename', 'before', r'\.(model|adapter)'), 'after the model folder': (os, 'rename', 'after', r'\.(model|adapter)'),
@@ -115,13 +116,19 @@ def _soon(args):
     passes = iter(range(10**9))
     args[0].model.register_forward_pre_hook(lambda *_: _die() if next(passes) else None)
 
-FIRST = dict(before=_die, line=_torn, part=lambda args: (next(_file(args).iterdir()).unlink(), _die()), inside=_soon)
-THEN = dict(after=_die, half=_cut, inside=_die)
+def _amid(*_):
+    "Files may not grow beyond 1000 bytes: the kernel kills who tries (the library that writes weights is not Python)."
+    import resource # POSIX only
+    for what, size in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 1000)): resource.setrlimit(what, (size, size))
+
+FIRST = dict(before=_die, amid=_amid, line=_torn, part=lambda args: (next(_file(args).iterdir()).unlink(), _die()), inside=_soon)
+THEN = dict(amid=_die, after=_die, half=_cut, inside=_die)
 
 def set_trap(point:str, nth:int, seen:Counter):
     "Let the nth call of a function be the last thing this process does; 0: only count the calls."
     (where, name, when), pattern = POINTS[point][:3], POINTS[point][3:]
     real, calls = getattr(where, name), iter(range(1, 10**9))
+    if nth and when == 'amid': signal.signal(signal.SIGXFSZ, signal.SIG_DFL) # Python ignores it
     def trapped(*args, **kwargs):
         if pattern and not _fits(args, *pattern): return real(*args, **kwargs)
         seen[point] = n = next(calls)
