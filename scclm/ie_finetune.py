@@ -407,7 +407,7 @@ class IeCfg(TrainCfg):
 # %% ../nbs/09_ie_finetune.ipynb #eabb3aaa
 PRESETS = dict(
     tiny=IeCfg(steps=1150, lr=7e-4, lr_scratch=1e-3, mix=.45, replay_files=('train.parquet',), emb_lr=2., twins=True,
-               precision='fp32', eval_every=300, n_watch=20, save_every=300, log_every=25, max_new_tok=64),
+               precision='fp32', eval_every=400, n_watch=20, save_every=300, log_every=25, max_new_tok=64),
     mini=IeCfg(scale='mini', epochs=5., lr=2e-4, lr_scratch=5e-4, budget_tok=8192, eval_every=500, save_every=500, log_every=50),
     base=IeCfg(scale='base', epochs=5., lr=5e-5, lr_scratch=1e-4, budget_tok=8192, accum=2, max_len=512, eval_every=500, save_every=500, log_every=50))
 
