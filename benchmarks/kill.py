@@ -295,7 +295,9 @@ def report(h:Harness, a, identical:Counter, seconds:int)->int:
     def row(what, ours, kills): return dict(what=f'{what}, kills', ours=ours, baseline=kills, baseline_name='kills', unit='identical', ratio=ours / kills if kills else None, runs=dict(ours=[ours], baseline=[kills]))
     def both(of): return sum(n for k, n in identical.items() if of in k), sum(n for k, n in h.kills.items() if of in k)
     missed = [k for k in (*WAYS, *POINTS) if not h.count(how=k)]
-    write('kill', dict(seed=a.seed, seconds=seconds, missed=missed), [row(of, *both(of)) for of in (*a.stages, *WAYS, *POINTS) if of not in missed])
+    points = {p: f'{got} of {asked} identical' for p in POINTS for got, asked in [both(p)]}
+    chosen = row(f'at {len(POINTS)} chosen points', *map(sum, zip(*map(both, POINTS))))
+    write('kill', dict(seed=a.seed, seconds=seconds, missed=missed, points=points), [*(row(of, *both(of)) for of in (*a.stages, *WAYS) if of not in missed), chosen])
     if missed: print('never reached:', ', '.join(missed))
     print(f'{h.count()} kills, {identical.total()} identical')
     return 0 if identical.total() == h.count() and not missed else 1
