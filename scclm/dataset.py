@@ -24,6 +24,13 @@ from torch import LongTensor
 from .data_cleaning import run_path, write_aside
 
 # %% ../nbs/02_dataset.ipynb #c3e103bf
+def _encode(texts:list[str], tok)->list: # tokenizers.Encoding each
+    "What `tok(texts)` does, without its bookkeeping: no special tokens, offsets, padding or cutting."
+    enc = tok.backend_tokenizer
+    enc.no_padding(); enc.no_truncation() # an earlier call of `tok` may have left them on
+    return enc.encode_batch_fast(texts, add_special_tokens=False)
+
+# %% ../nbs/02_dataset.ipynb #d9bbda1d
 def encode_pairs(
     prompts:list[str], # N questions
     responses:list[str], # N answers
@@ -34,8 +41,7 @@ def encode_pairs(
     if max_len < 2: raise ValueError(f"max_len={max_len} must be >= 2: one token and its [EOS]")
     if (special := (tok.pad_token_id, tok.eos_token_id)) != (0, 1): raise ValueError(f"tokenizer has pad, eos = {special}: expected (0, 1)")
     if not prompts: return []
-    ids = tok([*prompts, *responses], add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
-    ids = [o[:max_len-1] + [1] for o in ids]
+    ids = [o.ids[:max_len-1] + [1] for o in _encode([*prompts, *responses], tok)]
     return list(zip(ids[:len(prompts)], ids[len(prompts):], strict=True))
 
 # %% ../nbs/02_dataset.ipynb #1e6e75c6
@@ -134,11 +140,10 @@ def token_lengths(
     chunk:int=4096, # rows tokenised at once
 )->np.ndarray: # (rows, 2) uint16: tokens of prompt and response, without [EOS], at most 65535
     "Tokenise a whole file once, a row group at a time, and keep only the lengths."
-    enc, parts = copy.deepcopy(tok).backend_tokenizer, []
-    enc.no_padding(); enc.no_truncation()
+    tok, parts = copy.deepcopy(tok), []
     for g in range(len(group_sizes(path))):
         for rows in read_groups([(path, g)]).to_batches(chunk):
-            lens = [[len(o) for o in enc.encode_batch_fast(col.to_pylist(), add_special_tokens=False)] for col in rows.columns]
+            lens = [[len(o) for o in _encode(col.to_pylist(), tok)] for col in rows.columns]
             parts.append(np.minimum(lens, 65535).astype(np.uint16).T)
             beat(len(rows))
     return np.concatenate(parts)
@@ -378,34 +383,36 @@ def _put(q:queue.Queue, o, stop:threading.Event):
         except queue.Full: pass
 
 # %% ../nbs/02_dataset.ipynb #79c17700
-def _produce(items:Iterable, q:queue.Queue, stop:threading.Event):
-    "The thread's work: (item, None) each, then (None, the exception that ended it)."
+def _produce(items:Iterable, n:int, q:queue.Queue, stop:threading.Event):
+    "The thread's work: (n items, None) each, then (those that are left, the exception that ended it)."
+    lot, end = [], StopIteration()
     try:
         for o in items:
-            _put(q, (o, None), stop)
+            lot.append(o)
+            if len(lot) == n: _put(q, (lot, None), stop); lot = []
             if stop.is_set(): return
-        _put(q, (None, StopIteration()), stop)
-    except BaseException as e: _put(q, (None, e), stop)
+    except BaseException as e: end = e
+    _put(q, (lot, end), stop)
 
 # %% ../nbs/02_dataset.ipynb #35ad4da7
 def prefetched(
     items:Iterable, # slow to produce
-    n:int, # how many may wait ready; 0: no thread
+    n:int, # how many are handed over together; 0: no thread
 )->Iterator: # the same items
-    "Produce `items` in a thread. An exception there is raised here; closing this generator, or leaving Python, ends the thread."
+    "Produce `items` in a thread, at most 3n ahead: n handed over, n ready, n in the making. An exception there is raised here; closing this generator, or leaving Python, ends the thread."
     if not n: yield from items; return
-    q, stop = queue.Queue(n), threading.Event()
-    thread = threading.Thread(target=_produce, args=(items, q, stop), name='prefetch', daemon=True)
+    q, stop = queue.Queue(1), threading.Event()
+    thread = threading.Thread(target=_produce, args=(items, n, q, stop), name='prefetch', daemon=True)
     def end():
         stop.set()
         if thread is not threading.current_thread(): thread.join()   # the garbage collector may run anywhere
     atexit.register(end); thread.start()
     try:
         while True:
-            o, e = q.get()
+            lot, e = q.get()
+            yield from lot
             if isinstance(e, StopIteration): return
             if e: raise e
-            yield o
     finally: end(); atexit.unregister(end)
 
 # %% ../nbs/02_dataset.ipynb #49b8b6ef
@@ -458,7 +465,7 @@ class PairFiles:
         world:int=1, # number of processes; each takes rows rank::world of every global batch
         index_dir:Path|None=None, # where the lengths live; None: `run_path('data', 'lengths')`
         shuffle:bool=True, # False: the same order every epoch
-        prefetch:int=8, # batches made ready in a thread; 0: no thread
+        prefetch:int=8, # batches that the reader thread hands over together; 0: no thread
         n_epochs:int|None=None, # stop after so many; None: never
     ):
         "Open the files, build or map their length index. Raises ValueError or FileNotFoundError for what cannot be streamed."

@@ -280,10 +280,20 @@ def test_prefetch_runs_ahead_but_not_far():
     it = prefetched(items(), 4)
     assert next(it) == 0
     end = time.monotonic() + 5
-    while len(made) < 6 and time.monotonic() < end: time.sleep(0.01)
+    while len(made) < 12 and time.monotonic() < end: time.sleep(0.01)
     time.sleep(0.3)
-    assert 5 <= len(made) <= 6                                   # 1 taken, 4 waiting, 1 in hand
+    assert len(made) == 12                                       # 4 handed over, 4 ready, 4 in hand
     assert list(it) == list(range(1, 100))
+
+@pytest.mark.parametrize('n', [0, 1, 3, 8])
+def test_prefetch_loses_nothing_before_an_error(n):
+    def items():
+        yield from range(7)
+        raise OSError('gone')
+    got = []
+    with pytest.raises(OSError, match='gone'):
+        for o in prefetched(items(), n): got.append(o)
+    assert got == list(range(7)) and prefetch_threads() == []
 
 def test_python_leaves_with_a_stream_open(two_files, tok, tmp_path):
     tok.save_pretrained(tmp_path/'tok')
