@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scclm.model import build_model, meta_model, model_config, n_params
 from scclm.planner import (CHIPS, PlanCfg, ProbeCfg, Shape, chip_speed, filled, fixed_batch, largest_budget, measured_peak, optimizer_bytes, peak_bytes,
                            plan, plan_text, predicted_peak, row_flops, run_speed, saved_parts, timeline, train_flops, weight_bytes, widths, worst_shape)
-from scclm.trainer import OPTIMIZERS, TrainCfg, make_optimizers, seq2seq_loss
+from scclm.trainer import OPTIMIZERS, TrainCfg, bit_dropout_, make_optimizers, seq2seq_loss
 
 def small(**kw): return model_config('tiny', 97, **dict(d_model=48, d_ff=80, num_heads=3, d_kv=16) | kw)
 
@@ -26,7 +26,7 @@ def no_artefacts(tmp_path, monkeypatch):
 @pytest.mark.parametrize('layers, shape', [((1, 1), (2, 9, 5)), ((3, 1), (4, 6, 17)), ((2, 2), (1, 30, 8))])
 def test_saved_bytes_are_those_autograd_keeps(precision, dropout, layers, shape):
     c, kept = small(dropout_rate=dropout, num_layers=layers[0], num_decoder_layers=layers[1]), {}
-    model, batch = build_model(c), fixed_batch(c, shape)
+    model, batch = bit_dropout_(build_model(c)), fixed_batch(c, shape) # as `fit` trains it
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     copies = {tuple(p.shape[::-1]) for p in model.parameters() if p.ndim == 2}
     def pack(t):
