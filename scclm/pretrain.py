@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TINY_REAL', 'PretrainCfg', 'pretrain_cfg', 'bits_per_char', 'CharBigram', 'read_pairs', 'heldout_exact',
            'heldout_counts', 'Watch', 'read_samples', 'stage_stream', 'stage_eval', 'stage_figures', 'finish_stage',
-           'baseline_bits', 'pretrain', 'rows_per_batch', 'hf_fit']
+           'baseline_bits', 'pretrain', 'rows_per_batch', 'one_table_', 'hf_fit']
 
 # %% ../nbs/05_pretrain.ipynb #46493667
 import json, math
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 from torch import nn
 
 from .data_cleaning import raw_dir, require, run_path, scale_name, write_aside
@@ -21,7 +22,7 @@ from .dataset import PairStream, encode_pairs, hf_dataset, pair_batches
 from .model import build_model, default_init, model_config, save_model
 from .tokenizer import load_tokenizer
 from .trainer import (Run, TrainCfg, count_labels, due, eval_loss, exact_match, fit, greedy_answers, lr_factor,
-                           make_optimizers, pair_eval, processes, read_log)
+                           make_optimizers, pair_eval, probe_precision, processes, read_log, set_lr)
 
 # %% ../nbs/05_pretrain.ipynb #d34e6108
 @dataclass(frozen=True)
@@ -269,7 +270,35 @@ def rows_per_batch(
     "Mean rows in a batch: gives the Hugging Face path as many examples per step as ours."
     return max(1, round(n_rows / stream.n_batches(0)))
 
+# %% ../nbs/05_pretrain.ipynb #1312b2c5
+def one_table_(
+    model:nn.Module, # a T5 whose encoder and decoder hold modules of their own around one tied embedding
+)->nn.Module: # `model`
+    "One embedding module instead of three that share a weight: FSDP2 refuses those. Nothing else changes."
+    model.set_input_embeddings(model.get_input_embeddings())
+    return model
+
 # %% ../nbs/05_pretrain.ipynb #3c83a061
+def _hf_trainer(cfg:TrainCfg)->type:
+    "A Seq2SeqTrainer that makes our optimiser and schedule when it needs them: ready-made ones DeepSpeed drops for its own, at 5e-5."
+    from torch.optim.lr_scheduler import LambdaLR
+    from transformers import Seq2SeqTrainer
+    if cfg.optimizer == 'muon': raise ValueError("optimizer='muon' is two optimisers, and Seq2SeqTrainer takes one: expected adamw, adafactor or adafactor_relative")
+    class Trainer(Seq2SeqTrainer):
+        "Its loop, our optimiser and learning rates."
+        def create_optimizer(self, model=None):
+            "Once. A group's own multiple of the learning rate is set here and kept by the schedule."
+            if self.optimizer is None:
+                self.optimizer, = make_optimizers(model or self.model, cfg)
+                set_lr([self.optimizer], cfg.lr)
+            return self.optimizer
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            "Once."
+            if self.lr_scheduler is None: self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda s: lr_factor(s, cfg))
+            return self.lr_scheduler
+    return Trainer
+
+# %% ../nbs/05_pretrain.ipynb #1162fd2b
 def hf_fit(
     model:nn.Module, # trained in place; frozen parameters stay frozen
     tok, # tokenizer
@@ -280,15 +309,15 @@ def hf_fit(
     resume:bool=False, # True: go on from its newest checkpoint
     **overrides, # of Seq2SeqTrainingArguments, such as train_sampling_strategy='group_by_length'
 )->list[dict]: # log entries with step and loss, as `plot_loss` reads them
-    "The same training through transformers' Seq2SeqTrainer: our optimiser and learning rate, its loop, batches and checkpoints."
-    from torch.optim.lr_scheduler import LambdaLR
-    from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
-    opt, = make_optimizers(model, cfg)
+    "The same training through transformers' Seq2SeqTrainer: our optimiser and learning rates, its loop, batches and checkpoints. Raises ValueError for Muon."
+    from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments
+    precision = probe_precision() if cfg.precision == 'auto' else cfg.precision
     settings = dict(output_dir=str(out), max_steps=cfg.steps, per_device_train_batch_size=batch_size, gradient_accumulation_steps=cfg.accum,
-                    max_grad_norm=cfg.clip, seed=cfg.seed, bf16=cfg.precision == 'bf16', fp16=cfg.precision == 'fp16', logging_steps=cfg.log_every,
-                    save_steps=cfg.save_every, save_total_limit=cfg.keep_last, report_to=[], disable_tqdm=True, dataloader_pin_memory=False)
-    trainer = Seq2SeqTrainer(model, Seq2SeqTrainingArguments(**settings | overrides), DataCollatorForSeq2Seq(tok, model),
-                             train_dataset=hf_dataset(files, tok, cfg.max_len), optimizers=(opt, LambdaLR(opt, lambda s: lr_factor(s, cfg))))
+                    max_grad_norm=cfg.clip, seed=cfg.seed, bf16=precision == 'bf16', fp16=precision == 'fp16', logging_steps=cfg.log_every,
+                    save_steps=cfg.save_every, save_total_limit=cfg.keep_last, report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
+                    use_cpu=not torch.cuda.is_available())
+    trainer = _hf_trainer(cfg)(one_table_(model), Seq2SeqTrainingArguments(**settings | overrides), DataCollatorForSeq2Seq(tok, model),
+                               train_dataset=hf_dataset(files, tok, cfg.max_len))
     from transformers.trainer_callback import PrinterCallback
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)

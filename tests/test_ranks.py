@@ -172,6 +172,15 @@ def test_one_gpu_configuration_launches_the_command_line(course_runs): # noqa: F
     p = subprocess.run(cmd, capture_output=True, text=True, env=os.environ | dict(SCCLM_RUNS=str(course_runs), SCCLM_SCALE='tiny', OMP_NUM_THREADS='1'))
     assert p.returncode == 0 and (course_runs/'tiny/pretrain/model/config.json').exists(), p.stderr
 
+def test_fsdp2_configuration_wraps_the_model():
+    "Two processes, each with half of every weight: loss and gradients are those of one process."
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(Path(__file__).with_name('fsdp_worker.py')),
+           str(CONFIGS[0].with_name('fsdp2.yaml'))]
+    p = subprocess.run(cmd, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'), timeout=120)
+    assert p.returncode == 0, p.stderr
+    got = json.loads(p.stdout.splitlines()[-1])
+    assert got['sharded_loss'] == pytest.approx(got['loss'], rel=1e-6) and got['gradients_apart'] < 1e-6 and got['own'] == pytest.approx(.5, abs=.01)
+
 @pytest.mark.parametrize('kind', ['FSDP', 'DEEPSPEED'])
 def test_sharded_training_is_refused(home, tmp_path, kind, monkeypatch): # noqa: F811
     monkeypatch.setenv(f'ACCELERATE_USE_{kind}', 'true')
