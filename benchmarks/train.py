@@ -97,7 +97,7 @@ def main():
     p.add_argument('--rows', type=int, default=20_000, help='rows used, drawn at random')
     p.add_argument('--rounds', type=int, default=3, help='alternating rounds')
     p.add_argument('--steps', type=int, default=20, help='steps per round')
-    p.add_argument('--loss-tok', type=int, default=80_000, help='real tokens of the loss comparison; 0: none')
+    p.add_argument('--loss-tok', type=int, default=300_000, help='real tokens of the loss comparison; 0: none')
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         home, files = Path(tmp), [Path(tmp) / 'train.parquet']
