@@ -3,7 +3,7 @@
     python benchmarks/train.py [--data PAIRS.parquet] [--rounds 3] [--steps 20]
 
 Same model (tiny, dropout 0.1, fp32), same data, alternating, medians. Real tokens are prompt and answer tokens; padding does not count.
-Dropout has the same rate for all; ours draws its masks from random bits (`BitDropout`), the others from PyTorch's.
+Dropout has the same rate for all; ours draws its masks from random bits (`bit_dropout_`), the others from PyTorch's.
 A step of ours is two batches of half the size (`accum=2`), everyone else's is one: steps hold as many tokens. Two and not one or four was chosen by the
 last row's comparison on seeds 0 to 2; the row itself is taken on other seeds.
 The bf16 row is measured only where the device is fast in bf16. The last row asks whether sorting by length costs anything: held-out loss after an

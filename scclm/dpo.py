@@ -73,10 +73,10 @@ class DpoCfg(TrainCfg):
 _REAL = dict(lr=1e-5, epochs=2., precision='bf16', log_every=20, save_every=500, max_len=512, answer_tok=256)
 
 PRESETS = dict(
-    tiny=DpoCfg(steps=240, lr=3e-4, emb_lr=6., beta=0.5, budget_tok=1024, precision='fp32', eval_every=80, save_every=120, log_every=10),
+    tiny=DpoCfg(steps=240, lr=3e-4, emb_lr=6., beta=0.5, budget_tok=1024, precision='fp32', eval_every=120, save_every=120, log_every=10),
     mini=DpoCfg(scale='mini', budget_tok=16_384, eval_every=200, **_REAL),
     base=DpoCfg(scale='base', budget_tok=8192, accum=2, eval_every=500, **_REAL))
-LORA = dict(tiny=dict(lora_r=16, lr=2e-3, steps=200, alpha=4.), mini=dict(lora_r=16, lr=1e-4), base=dict(lora_r=16, lr=1e-4)) # what changes with LoRA
+LORA = dict(tiny=dict(lora_r=16, lr=2e-3, steps=300, alpha=4., eval_every=100), mini=dict(lora_r=16, lr=1e-4), base=dict(lora_r=16, lr=1e-4)) # what changes with LoRA
 
 # %% ../nbs/07_dpo.ipynb #e6ea8e17
 def dpo_cfg(

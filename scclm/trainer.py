@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['CURVES', 'OPTIMIZERS', 'PRECISIONS', 'log', 'FREE_FIELDS', 'HALF_WRITTEN', 'shift_right', 'lm_loss', 'seq2seq_loss',
            'chunked_loss', 'count_labels', 'TrainCfg', 'lr_factor', 'plot_schedules', 'param_groups', 'make_optimizers',
-           'set_lr', 'probe_precision', 'BitDropout', 'bit_dropout_', 'StopSignals', 'write_manifest', 'check_folder',
-           'checkpoints', 'newest_good', 'named_weights', 'save_weights', 'load_weights', 'step_seed', 'Run', 'phase',
-           'in_phase', 'empty_tally', 'Writer', 'snapshot', 'write_checkpoint', 'save_checkpoint', 'check_same_cfg',
-           'restore', 'greedy_answers', 'exact_match', 'bleu4', 'eval_loss', 'pair_eval', 'processes',
-           'make_accelerator', 'run_lock', 'start', 'read_log', 'trim_log', 'append_log', 'log_step', 'plot_loss',
-           'in_notebook', 'Progress', 'train_step', 'fit', 'hold', 'due', 'clock', 'phase_table', 'evaluate']
+           'set_lr', 'probe_precision', 'has_coins', 'coins', 'BitDropout', 'bit_attention', 'bit_dropout_',
+           'StopSignals', 'write_manifest', 'check_folder', 'checkpoints', 'newest_good', 'named_weights',
+           'save_weights', 'load_weights', 'step_seed', 'Run', 'phase', 'in_phase', 'empty_tally', 'Writer', 'snapshot',
+           'write_checkpoint', 'save_checkpoint', 'check_same_cfg', 'restore', 'greedy_answers', 'exact_match', 'bleu4',
+           'eval_loss', 'pair_eval', 'processes', 'make_accelerator', 'run_lock', 'start', 'read_log', 'trim_log',
+           'append_log', 'log_step', 'plot_loss', 'in_notebook', 'Progress', 'train_step', 'fit', 'hold', 'due',
+           'clock', 'phase_table', 'evaluate']
 
 # %% ../nbs/04_trainer.ipynb #f701f882
 import hashlib, json, logging, math, os, platform, re, shutil, signal, tempfile, threading, time, warnings
@@ -31,6 +32,9 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import create_position_bias_mask, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .data_cleaning import folder_aside, write_aside
 from .dataset import collate, encode_pairs, pair_batches
@@ -220,24 +224,62 @@ def probe_precision()->str: # 'bf16', 'fp16' or 'fp32'
     return 'bf16' if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else 'fp32'
 
 # %% ../nbs/04_trainer.ipynb #ca98827e
+def has_coins(
+    x:Tensor, # to be dropped from
+    p:float, # chance of a zero
+)->bool: # False: leave it to PyTorch
+    "Whether `coins` can draw for `x`: on a CPU, for a chance that 16 bits can tell from 0 and 1."
+    return x.device.type == 'cpu' and 0 < round(2**16 * p) < 2**16
+
+def coins(
+    x:Tensor, # any shape, floating, on a CPU
+    p:float, # chance of a zero
+)->Tensor: # the shape and type of `x`: 0 with chance `p`, else 1/(1 - p)
+    "What dropout multiplies by, from 16 random bits a number: the chance is met to 1/65536."
+    n = x.numel()
+    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:n]
+    return bits.ge_(round(2**16 * p) - 2**15).view(x.shape).to(x.dtype).div_(1 - p)
+
+# %% ../nbs/04_trainer.ipynb #32eec620
 class BitDropout(nn.Dropout):
-    "Dropout (Srivastava 2014) whose coins on a CPU are 16 random bits each: the same rate to 1/65536, in a fraction of the time."
+    "Dropout (Srivastava 2014) with `coins` where they can be had: the same rate in a fraction of the time."
     def forward(self,
         x:Tensor, # any shape, floating
     )->Tensor: # the same shape and type
         "Zero with probability `p`, the rest over 1 - p; in evaluation mode, and off the CPU, as nn.Dropout."
-        cut, n = round(2**16 * self.p), x.numel()
-        if not self.training or not 0 < cut < 2**16 or x.device.type != 'cpu': return super().forward(x)
-        coins = torch.empty(-(-n // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:n]
-        return x * coins.ge_(cut - 2**15).view(x.shape).to(x.dtype).div_(1 - self.p)
+        return x * coins(x, self.p) if self.training and has_coins(x, self.p) else super().forward(x)
 
-# %% ../nbs/04_trainer.ipynb #6aa29fb0
+# %% ../nbs/04_trainer.ipynb #6e4cb439
+def bit_attention(
+    module:nn.Module, # the attention layer
+    query:Tensor, # (batch, heads, queries, d_kv)
+    key:Tensor, # (batch, heads, keys, d_kv)
+    value:Tensor, # (batch, heads, keys, d_kv)
+    attention_mask:Tensor|None, # True or 0: looked at; (batch, 1, queries, keys)
+    dropout:float=0., # on the probabilities
+    scaling:float|None=None, # of the scores; T5: 1
+    position_bias:Tensor|None=None, # added to the scores, (1, heads, queries, keys)
+    **kwargs # as sdpa_attention_forward takes them
+)->tuple[Tensor, None]: # (batch, queries, heads, d_kv)
+    "Attention (Vaswani 2017) in fp32 with `coins` for its dropout. Without dropout, without a bias and off the CPU it is `sdpa`."
+    if not has_coins(query, dropout) or position_bias is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, position_bias=position_bias, **kwargs)
+    bias = create_position_bias_mask(position_bias, attention_mask, module.is_causal and query.shape[2] > 1, query, key)
+    with torch.autocast('cpu', enabled=False):
+        probs = (query.float() * scaling @ key.float().transpose(2, 3) + bias).softmax(-1)
+        return (probs * coins(probs, dropout) @ value.float()).transpose(1, 2).contiguous(), None
+
+AttentionInterface.register('bit_attention', bit_attention)
+AttentionMaskInterface.register('bit_attention', sdpa_mask)
+
+# %% ../nbs/04_trainer.ipynb #3cf33914
 def bit_dropout_(
     model:nn.Module, # changed in place
 )->nn.Module: # `model`
-    "Give every plain nn.Dropout of a model the coins of `BitDropout`."
+    "Give every plain nn.Dropout of a model, and its attention if that is `sdpa`, the coins of `coins`."
     for m in model.modules():
         if type(m) is nn.Dropout: m.__class__ = BitDropout
+    if getattr(getattr(model, 'config', None), '_attn_implementation', None) == 'sdpa': model.set_attn_implementation('bit_attention')
     return model
 
 # %% ../nbs/04_trainer.ipynb #344d76ef
