@@ -11,7 +11,7 @@ from scclm.dataset import PairStream, encode_pairs
 from scclm.model import build_model, model_config
 from scclm.pretrain import bits_per_char, read_pairs
 from scclm.tokenizer import load_tokenizer
-from scclm.trainer import CURVES, Progress, TrainCfg, append_log, fit, greedy_answers, lr_factor, named_weights, phase_table, read_log, seq2seq_loss, start
+from scclm.trainer import CURVES, Progress, TrainCfg, append_log, bit_dropout_, fit, greedy_answers, lr_factor, named_weights, phase_table, read_log, seq2seq_loss, start
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location('kill', ROOT/'benchmarks'/'kill.py')
@@ -50,6 +50,31 @@ def test_equals_a_plain_loop(home, tok, tmp_path):
         opt.step(); opt.zero_grad()
     for (name, a), b in zip(ours.named_parameters(), plain.parameters()): assert torch.allclose(a, b, atol=2e-5), name
     assert read_log(tmp_path/'log.jsonl')[-1]['loss'] == pytest.approx(loss.item(), rel=1e-4)
+
+@pytest.mark.parametrize('shape', ['padded', 'full', 'blocks'])
+def test_attention_with_coins_has_the_gradients_of_sdpa(tok, shape):
+    "A chance so small that no coin falls on zero: what is left is attention, whatever the mask. Torch's own says what its gradients are."
+    g = torch.Generator().manual_seed(0)
+    ids, labels = torch.randint(7, len(tok), (3, 9), generator=g), torch.randint(7, len(tok), (3, 5), generator=g)
+    mask = torch.ones(3, 9, dtype=torch.long)
+    if shape == 'padded': mask[0, 6:] = 0
+    if shape == 'blocks': mask = torch.where((torch.arange(9)[:, None] < 4) == (torch.arange(9) < 4), 0., torch.finfo(torch.float32).min).expand(3, 1, 9, 9) # as in packing
+    def grads(m, bf16=False):
+        with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+            out = m.encoder(input_ids=ids, attention_mask=mask).last_hidden_state if shape == 'blocks' else m(input_ids=ids, attention_mask=mask, labels=labels).logits
+        (out*torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        return torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None])
+    def coined():
+        m = bit_dropout_(model(tok)).train()
+        for layer in m.modules():
+            if hasattr(layer, 'relative_attention_num_buckets'): layer.dropout = 2**-16
+        return m
+    torch.manual_seed(0)
+    before, truth = torch.get_rng_state(), grads(model(tok).train())
+    def error(x): return (x - truth).norm()/truth.norm()
+    torch.set_rng_state(before)
+    assert error(grads(coined())) < 1e-4 and not torch.equal(before, torch.get_rng_state()) # coins were drawn
+    assert error(grads(coined(), bf16=True)) < .1 > error(grads(model(tok).train(), bf16=True)) # a handful of ReLUs on the other side, in either
 
 def test_live_plot_waits_for_the_first_log_line(home, tok, tmp_path):
     "A slow machine is due to draw before anything is logged: then there is no log to read yet."
