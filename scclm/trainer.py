@@ -267,7 +267,7 @@ def bit_attention(
     bias = create_position_bias_mask(position_bias, attention_mask, module.is_causal and query.shape[2] > 1, query, key)
     with torch.autocast('cpu', enabled=False):
         probs = (query.float() * scaling @ key.float().transpose(2, 3) + bias).softmax(-1)
-        return (probs * coins(probs, dropout) @ value.float()).transpose(1, 2).contiguous(), None
+        return (probs * coins(probs, dropout) @ value.float()).transpose(1, 2).to(query.dtype).contiguous(), None
 
 AttentionInterface.register('bit_attention', bit_attention)
 AttentionMaskInterface.register('bit_attention', sdpa_mask)

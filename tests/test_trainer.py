@@ -75,6 +75,7 @@ def test_attention_with_coins_has_the_gradients_of_sdpa(tok, shape):
     torch.set_rng_state(before)
     assert error(grads(coined())) < 1e-4 and not torch.equal(before, torch.get_rng_state()) # coins were drawn
     assert error(grads(coined(), bf16=True)) < .1 > error(grads(model(tok).train(), bf16=True)) # a handful of ReLUs on the other side, in either
+    assert error(grads(coined().bfloat16())) < .1
 
 def test_live_plot_waits_for_the_first_log_line(home, tok, tmp_path):
     "A slow machine is due to draw before anything is logged: then there is no log to read yet."
