@@ -257,7 +257,7 @@ def bit_attention(
     value:Tensor, # (batch, heads, keys, d_kv)
     attention_mask:Tensor|None, # True or 0: looked at; (batch, 1, queries, keys)
     dropout:float=0., # on the probabilities
-    scaling:float|None=None, # of the scores; T5: 1
+    scaling:float|None=None, # of the scores; None: 1/sqrt(d_kv), T5: 1
     position_bias:Tensor|None=None, # added to the scores, (1, heads, queries, keys)
     **kwargs # as sdpa_attention_forward takes them
 )->tuple[Tensor, None]: # (batch, queries, heads, d_kv)
@@ -266,7 +266,8 @@ def bit_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, position_bias=position_bias, **kwargs)
     bias = create_position_bias_mask(position_bias, attention_mask, module.is_causal and query.shape[2] > 1, query, key)
     with torch.autocast('cpu', enabled=False):
-        probs = (query.float() * scaling @ key.float().transpose(2, 3) + bias).softmax(-1)
+        query_scaled = query.float() * (query.shape[-1]**-.5 if scaling is None else scaling)
+        probs = (query_scaled @ key.float().transpose(2, 3) + bias).softmax(-1)
         return (probs * coins(probs, dropout) @ value.float()).transpose(1, 2).to(query.dtype).contiguous(), None
 
 AttentionInterface.register('bit_attention', bit_attention)

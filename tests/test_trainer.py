@@ -66,6 +66,7 @@ def test_attention_with_coins_has_the_gradients_of_sdpa(tok, shape):
         return torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None])
     def coined():
         m = bit_dropout_(model(tok)).train()
+        assert m.config._attn_implementation == 'bit_attention'
         for layer in m.modules():
             if hasattr(layer, 'relative_attention_num_buckets'): layer.dropout = 2**-16
         return m
