@@ -47,7 +47,7 @@ lab: $(STAMP)
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab nbs/00_data_cleaning.ipynb $(ARGS)
 
 chat: $(STAMP)
-	@$(BIN)/python -c "import sys; from scclm.data_cleaning import run_path as p; any(p(s, 'model').exists() for s in ('dpo', 'sft', 'pretrain')) or sys.exit(f'no trained model in {p()}: run make course first')"
+	@$(BIN)/python -c "import sys; from scclm.runs import chat_models, run_path; any(p.exists() for p in chat_models()) or sys.exit(f'no trained model in {run_path()}: run make course first')"
 	@$(BIN)/scclm chat $(ARGS)
 
 docs: $(STAMP)

@@ -1,80 +1,156 @@
 """Chapter 02: how much of a batch is real tokens, and how long resuming at 90 % of an epoch takes.
 
-Baselines: random batches of 16 rows; transformers' `get_length_grouped_indices` (group_by_length) on prompt + response, 16 rows;
-for resuming, a loader without positions, which must replay the epoch up to there.
-Rows come from a parquet file with prompt and response (`--data`), else from data/train.parquet of the scale. The tokenizer has words and
-is trained on the same file."""
-import argparse, json, statistics, subprocess, sys, tempfile, time
+Baselines: random batches of 16 rows; transformers' `get_length_grouped_indices` (group_by_length)
+on prompt + response, 16 rows; for resuming, a loader without positions, which must replay the epoch up to there.
+Rows come from a parquet file with prompt and response (`--data`), else from data/train.parquet of the scale.
+The tokenizer has words and is trained on the same file."""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from report import row, write
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from scclm.data_cleaning import require, run_path
 from scclm.dataset import PairStream, kept_lengths, padding_share, permutation, plan_window, real_share
+from scclm.runs import require, run_path
 from scclm.tokenizer import TokenizerCfg, load_tokenizer, train_tokenizer
 
 
-def by_16(order): return np.array_split(np.asarray(order), range(16, len(order), 16))
+class Course(NamedTuple):
+    "What the streams of this script read."
+    data:Path # parquet file with prompt and response
+    tok:PreTrainedTokenizerBase
+    tok_dir:Path # where the tokenizer lies
+    index_dir:Path # where the lengths of the rows are kept
+    max_len:int # tokens kept per text
+    window:int # rows planned at a time
 
-def shares(args, tok, index_dir):
+
+def open_stream(c:Course, budget_tok:int=768, seed:int=0)->PairStream:
+    "A stream of batches from the beginning of its first epoch."
+    return PairStream(c.data, c.tok, budget_tok, c.max_len, c.window, seed, index_dir=c.index_dir)
+
+
+def row_lengths(c:Course)->np.ndarray:
+    "(N, 2): tokens of every prompt and response, as they are batched."
+    return kept_lengths(np.concatenate(open_stream(c).planner.lens), c.max_len)
+
+
+def by_16(order:np.ndarray|list[int])->list[np.ndarray]:
+    "Batches of 16 rows in the order given."
+    return np.array_split(np.asarray(order), range(16, len(order), 16))
+
+
+def length_grouped(lens:np.ndarray, seed:int)->list[int]:
+    "The order of transformers' group_by_length, on prompt + response."
+    generator = torch.Generator().manual_seed(seed)
+    return get_length_grouped_indices(lens.sum(1).tolist(), 16, generator=generator)
+
+
+def planned(stream:PairStream)->list[np.ndarray]:
+    "Row numbers of every batch of the first epoch."
+    return [batch for window in stream.plan(0) for batch in window]
+
+
+def shares(c:Course, budgets:list[int], runs:int)->list[dict]:
     "Rows of the table: share of real tokens over a whole epoch, one run a seed."
-    open_ = lambda budget, seed: PairStream(args.data, tok, budget, args.max_len, args.window, seed, index_dir=index_dir)
-    lens = kept_lengths(np.concatenate(open_(768, 0).planner.lens), args.max_len)
-    sums, seeds, res = lens.sum(1).tolist(), range(args.runs), []
-    random = [real_share(lens, by_16(permutation(len(lens), s))) for s in seeds]
-    grouped = [real_share(lens, by_16(get_length_grouped_indices(sums, 16, generator=torch.Generator().manual_seed(s)))) for s in seeds]
-    for budget in args.budget_tok:
-        ours = [real_share(lens, [b for w in open_(budget, s).plan(0) for b in w]) for s in seeds]
-        for name, base in [('random batches of 16', random), ('group_by_length on the sum, batches of 16', grouped)]:
-            res.append(row(f'real tokens, {budget} cells', ours, base, name, 'share'))
-    return res
+    lens = row_lengths(c)
+    random = [real_share(lens, by_16(permutation(len(lens), s))) for s in range(runs)]
+    grouped = [real_share(lens, by_16(length_grouped(lens, s))) for s in range(runs)]
+    baselines = {'random batches of 16': random, 'group_by_length on the sum, batches of 16': grouped}
+    rows = []
+    for budget in budgets:
+        ours = [real_share(lens, planned(open_stream(c, budget, s))) for s in range(runs)]
+        for name, base in baselines.items():
+            rows.append(row(f'real tokens, {budget} cells', ours, base, name, 'share'))
+    return rows
 
-def check_text(args, tok, index_dir, n=500):
+
+def check_text(c:Course, n:int=500):
     "The planned share is the share of the batches that really come."
-    s = PairStream(args.data, tok, 768, args.max_len, args.window, index_dir=index_dir)
-    planned = [b for b in islice((b for w in s.plan(0) for b in w), n)]
-    lens = kept_lengths(np.concatenate(s.planner.lens), args.max_len)
-    for b, rows in zip(islice(s, n), planned):
-        assert abs(1 - padding_share(b) - real_share(lens, [rows])) < 1e-9
+    lens = row_lengths(c)
+    stream = open_stream(c)
+    for batch, rows in zip(islice(stream, n), planned(stream)):
+        assert abs(1 - padding_share(batch) - real_share(lens, [rows])) < 1e-9
 
-def plan_ms(args, tok, index_dir):
+
+def plan_ms(c:Course)->float:
     "Milliseconds to plan 20,000 rows, median of nine."
-    lens = kept_lengths(np.concatenate(PairStream(args.data, tok, index_dir=index_dir).planner.lens), args.max_len)[:20_000]
+    lens = row_lengths(c)[:20_000]
     times = []
-    for i in range(9): t = time.perf_counter(); plan_window(lens, 768, (0, 0, i)); times.append(time.perf_counter() - t)
-    return statistics.median(times) * 1e3
+    for i in range(9):
+        start = time.perf_counter()
+        plan_window(lens, 768, (0, 0, i))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)*1e3
 
-def open_at(parquet, tok, index_dir, max_len, window, state):
-    "(seconds to open the stream, go to `state` and hold a batch; CPU seconds, which other programs do not disturb; that batch)."
-    t, c = time.perf_counter(), time.process_time()
-    s = PairStream(parquet, tok, 768, max_len, window, index_dir=index_dir)
-    s.load_state_dict(state)
-    it = iter(s); b = next(it); seconds, cpu = time.perf_counter() - t, time.process_time() - c
+
+class Resumed(NamedTuple):
+    "How a resume went."
+    seconds:float # to open the stream, go to the state and hold a batch
+    cpu_seconds:float # the same, which other programs do not disturb
+    input_ids:list[list[int]] # of that batch
+
+
+def open_at(c:Course, state:dict)->Resumed:
+    "Open a stream in the middle of an epoch and take one batch."
+    start, cpu_start = time.perf_counter(), time.process_time()
+    stream = open_stream(c)
+    stream.load_state_dict(state)
+    it = iter(stream)
+    batch = next(it)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     it.close()
-    return seconds, cpu, b['input_ids'].tolist()
+    return Resumed(seconds, cpu_seconds, batch['input_ids'].tolist())
 
-def resume(args, tok, tok_dir, index_dir):
-    "Row of the table and CPU seconds: each resume in a fresh process; the replay streams every batch of the first 90 %."
+
+def resume_apart(c:Course, state:dict)->Resumed:
+    "Resume in a fresh process."
+    job = json.dumps([*map(str, (c.data, c.tok_dir, c.index_dir)), c.max_len, c.window, state])
+    command = [sys.executable, __file__, '--resume', job]
+    return Resumed(*json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+def resume_here(job:str):
+    "What the fresh process does: resume and print."
+    data, tok_dir, index_dir, max_len, window, state = json.loads(job)
+    c = Course(Path(data), load_tokenizer(tok_dir), Path(tok_dir), Path(index_dir), max_len, window)
+    print(json.dumps(open_at(c, state)))
+
+
+def resume(c:Course, runs:int)->tuple[dict, float]:
+    "Row of the table and CPU seconds; the replay streams every batch of the first 90 %."
     ours, cpu, replay = [], [], []
-    for _ in range(args.runs):
-        s = PairStream(args.data, tok, 768, args.max_len, args.window, index_dir=index_dir)
-        n = int(0.9 * s.n_batches(0))
-        t = time.perf_counter()
-        it = iter(s)
+    for _ in range(runs):
+        stream = open_stream(c)
+        n = int(0.9*stream.n_batches(0))
+        start = time.perf_counter()
+        it = iter(stream)
         for _ in range(n): next(it)
-        state, want = s.state_dict(), next(it)['input_ids'].tolist()
-        replay.append(time.perf_counter() - t); it.close()
-        job = json.dumps([str(args.data), str(tok_dir), str(index_dir), args.max_len, args.window, state])
-        out = json.loads(subprocess.run([sys.executable, __file__, '--resume', job], capture_output=True, text=True, check=True).stdout)
-        assert out[2] == want, 'the resumed batch differs'
-        ours.append(out[0]); cpu.append(out[1])
-    return row('resume at 90 %', ours, replay, 'replaying from the start', 'seconds', higher_is_better=False), statistics.median(cpu)
+        state = stream.state_dict()
+        want = next(it)['input_ids'].tolist()
+        replay.append(time.perf_counter() - start)
+        it.close()
+        resumed = resume_apart(c, state)
+        assert resumed.input_ids == want, 'the resumed batch differs'
+        ours.append(resumed.seconds)
+        cpu.append(resumed.cpu_seconds)
+    last = row('resume at 90 %', ours, replay, 'replaying from the start', 'seconds', higher_is_better=False)
+    return last, statistics.median(cpu)
 
-def main():
+
+def options()->argparse.Namespace:
+    "The command line."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--data', type=Path, help='file with prompt and response; default: data/train.parquet of the scale')
     p.add_argument('--budget-tok', type=int, nargs='*', default=[768, 4096], help='cells of a batch')
@@ -84,19 +160,33 @@ def main():
     p.add_argument('--runs', type=int, default=3)
     p.add_argument('--resume', help=argparse.SUPPRESS)
     args, _ = p.parse_known_args()
+    return args
+
+
+def measure(c:Course, args:argparse.Namespace):
+    "Run everything on one file and write the results."
+    start = time.perf_counter()
+    stream = open_stream(c)
+    index_seconds = time.perf_counter() - start
+    config = dict(file=c.data.name, rows=sum(map(len, stream.planner.lens)), vocabulary=len(c.tok), max_len=c.max_len,
+                  window=c.window, min_count=args.min_count, index_seconds=index_seconds, plan_20k_rows_ms=plan_ms(c))
+    check_text(c)
+    last, config['resume_cpu_seconds'] = resume(c, args.runs)
+    write('resume', config, [*shares(c, args.budget_tok, args.runs), last])
+
+
+def main():
+    "Train a tokenizer on the file, then measure; or be the fresh process that resumes."
+    args = options()
     if args.resume:
-        parquet, tok_dir, index_dir, max_len, window, state = json.loads(args.resume)
-        return print(json.dumps(open_at(parquet, load_tokenizer(tok_dir), index_dir, max_len, window, state)))
-    args.data = args.data or require(run_path('data', 'train.parquet'), '00_data_cleaning')
+        resume_here(args.resume)
+        return
+    data = args.data or require(run_path('data', 'train.parquet'), 'clean')
     with tempfile.TemporaryDirectory() as tmp:
-        tok_dir, index_dir = Path(tmp)/'tokenizer', Path(tmp)/'lengths'
-        train_tokenizer(TokenizerCfg(files=(args.data,), min_count=args.min_count, min_char_count=args.min_count, out=tok_dir))
-        tok = load_tokenizer(tok_dir)
-        t = time.perf_counter(); s = PairStream(args.data, tok, 768, args.max_len, args.window, index_dir=index_dir)
-        config = dict(file=args.data.name, rows=sum(map(len, s.planner.lens)), vocabulary=len(tok), max_len=args.max_len, window=args.window, min_count=args.min_count,
-                      index_seconds=time.perf_counter() - t, plan_20k_rows_ms=plan_ms(args, tok, index_dir))
-        check_text(args, tok, index_dir)
-        last, config['resume_cpu_seconds'] = resume(args, tok, tok_dir, index_dir)
-        write('resume', config, [*shares(args, tok, index_dir), last])
+        tok_dir = Path(tmp)/'tokenizer'
+        counts = dict(min_count=args.min_count, min_char_count=args.min_count)
+        train_tokenizer(TokenizerCfg(files=(data,), out=tok_dir, **counts))
+        measure(Course(data, load_tokenizer(tok_dir), tok_dir, Path(tmp)/'lengths', args.max_len, args.window), args)
+
 
 if __name__ == '__main__': main()

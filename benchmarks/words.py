@@ -2,11 +2,17 @@
 
     python benchmarks/words.py [--data data.parquet] [--rows 5000000]
 
-Both sides read parquet, cut with jieba's dictionary mode and count; the baseline reads every k-th row of the same file. `--rows` counts
-a file of that many rows as well, each with a number of its own, so that distinct words grow with the rows; memory is summed over processes.
+Both sides read parquet, cut with jieba's dictionary mode and count; the baseline reads every k-th row of the same
+file. `--rows` counts a file of that many rows as well, each with a number of its own, so that distinct words grow
+with the rows; memory is summed over processes.
 """
-import argparse, subprocess, sys, tempfile, time
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import jieba
@@ -14,25 +20,29 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerFast
 
 from report import row, write
-from scclm.data_cleaning import require, run_path
+from scclm.runs import require, run_path
 from scclm.tokenizer import TokenizerCfg, _word_runs, build_tokenizer, count_words
 
 def thin(file:Path, n:int, out:Path)->Path:
     "Every k-th row of `file`, about `n` rows."
     table = pq.read_table(file, columns=['prompt', 'response'])
-    pq.write_table(table.take(pa.array(range(0, len(table), max(1, len(table)//n)))), out, row_group_size=4096)
+    step = max(1, len(table)//n)
+    pq.write_table(table.take(pa.array(range(0, len(table), step))), out, row_group_size=4096)
     return out
 
 def repeat(file:Path, n:int, out:Path)->Path:
     "The rows of `file` over and over, `n` in all, in row groups of 4096, each prompt followed by its row number."
-    table, done = pq.read_table(file, columns=['prompt', 'response']), 0
+    table = pq.read_table(file, columns=['prompt', 'response'])
+    done = 0
     with pq.ParquetWriter(out, table.schema) as w:
         while done < n:
             part = table.slice(0, n - done)
             ids = pc.cast(pa.array(range(done, done + len(part))), pa.string())
-            w.write_table(part.set_column(0, 'prompt', pc.binary_join_element_wise(part['prompt'].combine_chunks(), ids, ' ')), row_group_size=4096)
+            prompts = pc.binary_join_element_wise(part['prompt'].combine_chunks(), ids, ' ')
+            w.write_table(part.set_column(0, 'prompt', prompts), row_group_size=4096)
             done += len(part)
     return out
 
@@ -44,22 +54,39 @@ def jieba_count(file:Path)->Counter:
             for text in col.to_pylist(): counts.update(jieba.cut(text or '', HMM=False))
     return counts
 
-def rows_per_s(f, file:Path)->float:
-    "Rows of `file` a second."
-    t = time.perf_counter(); f(file)
+def rows_per_s(count:Callable[[Path], object], file:Path)->float:
+    "Rows of `file` that `count` takes a second."
+    t = time.perf_counter()
+    count(file)
     return pq.ParquetFile(file).metadata.num_rows/(time.perf_counter() - t)
 
+COUNT = """
+import sys, time
+from scclm.tokenizer import count_words
+t = time.perf_counter()
+count_words([sys.argv[1]], 20)
+print(time.perf_counter() - t)
+"""
+
 def count_apart(file:Path)->tuple[float, float]:
-    "Count in a process of its own: seconds, and the largest sum of resident memory over it and its children, in MB (shared pages count in each)."
-    code = "import sys, time; from scclm.tokenizer import count_words; t = time.perf_counter(); count_words([sys.argv[1]], 20); print(time.perf_counter() - t)"
-    child, peak = subprocess.Popen([sys.executable, '-c', code, str(file)], stdout=subprocess.PIPE, text=True), 0
+    """Count in a process of its own: seconds, and the largest sum of resident memory over it and its children,
+    in MB (shared pages count in each)."""
+    child = subprocess.Popen([sys.executable, '-c', COUNT, str(file)], stdout=subprocess.PIPE, text=True)
     me = psutil.Process(child.pid)
+    peak = 0
     while child.poll() is None:
-        try: peak = max(peak, sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]))
-        except psutil.NoSuchProcess: pass
+        try: held = sum(p.memory_info().rss for p in [me, *me.children(recursive=True)])
+        except psutil.NoSuchProcess: held = 0
+        peak = max(peak, held)
         time.sleep(.2)
     if child.returncode: raise SystemExit(f'counting {file} failed')
     return float(child.stdout.read()), peak/2**20
+
+def chars_per_s(tok:PreTrainedTokenizerFast, texts:list[str])->float:
+    "Characters that a tokenizer encodes a second, one text at a time."
+    t = time.perf_counter()
+    for text in texts: tok(text)
+    return sum(map(len, texts))/(time.perf_counter() - t)
 
 def encoding(file:Path, runs:int)->dict:
     "Characters a second on texts of 300 characters: as built, and with a pre-tokeniser that changes no id."
@@ -67,15 +94,14 @@ def encoding(file:Path, runs:int)->dict:
     ours = build_tokenizer(words, chars, TokenizerCfg(min_count=20, min_char_count=1))
     other = build_tokenizer(words, chars, TokenizerCfg(min_count=20, min_char_count=1))
     other.backend_tokenizer.pre_tokenizer = _word_runs()
-    text = ''.join(t for t in pq.read_table(file, columns=['response']).column(0).to_pylist()[:8000] if t)
+    answers = pq.read_table(file, columns=['response']).column(0).to_pylist()[:8000]
+    text = ''.join(t for t in answers if t)
     texts = [text[i:i + 300] for i in range(0, len(text) - 300, 300)]
     assert ours(texts, verbose=False).input_ids == other(texts, verbose=False).input_ids
-    def speed(tok):
-        t = time.perf_counter()
-        for x in texts: tok(x)
-        return 300*len(texts)/(time.perf_counter() - t)
-    pairs = [(speed(ours), speed(other)) for _ in range(runs)]
-    return row('encoding', *map(list, zip(*pairs)), 'with a pre-tokeniser', 'characters/s')
+    pairs = [(chars_per_s(ours, texts), chars_per_s(other, texts)) for _ in range(runs)]
+    built = [a for a, _ in pairs]
+    split = [b for _, b in pairs]
+    return row('encoding', built, split, 'with a pre-tokeniser', 'characters/s')
 
 def big(file:Path, n:int, out:Path, jieba_rows_per_s:float)->list[dict]:
     "Speed and peak memory at `n` rows."
@@ -83,20 +109,36 @@ def big(file:Path, n:int, out:Path, jieba_rows_per_s:float)->list[dict]:
     return [row(f'word counting, {n:,} rows', [n/seconds], [jieba_rows_per_s], 'jieba, one process', 'rows/s'),
             row(f'peak memory, {n:,} rows', [peak], [1024], 'limit of 1 GB', 'MB', higher_is_better=False)]
 
-def main():
+def counting(file:Path, few:Path, runs:int)->tuple[list[float], list[float]]:
+    "Rows a second of every run: ours on `file`, jieba on `few` of its rows; on these both find the same."
+    assert count_words([few])[0] == jieba_count(few)
+    def ours(path:Path)->object:
+        "Count on all cores."
+        return count_words([path])
+    pairs = [(rows_per_s(ours, file), rows_per_s(jieba_count, few)) for _ in range(runs)]
+    return [mine for mine, _ in pairs], [theirs for _, theirs in pairs]
+
+def options()->argparse.Namespace:
+    "The command line."
     p = argparse.ArgumentParser()
     p.add_argument('--data', type=Path, help='parquet with prompt and response; default: train.parquet of this scale')
     p.add_argument('--rows', type=int, default=0, help='also measure time and peak memory at this many rows')
     p.add_argument('--runs', type=int, default=3)
-    a = p.parse_args()
-    file = a.data or require(run_path('data', 'train.parquet'), '00_data_cleaning')
-    jieba.setLogLevel('ERROR'); jieba.initialize()
+    return p.parse_args()
+
+def main():
+    "Measure, and add the rows to results/data.json."
+    args = options()
+    file = args.data or require(run_path('data', 'train.parquet'), 'clean')
+    jieba.setLogLevel('ERROR')
+    jieba.initialize()
     with tempfile.TemporaryDirectory() as tmp:
-        few, all_rows = thin(file, 4000, Path(tmp)/'few.parquet'), thin(file, 10**9, Path(tmp)/'all.parquet')
-        assert count_words([few])[0] == jieba_count(few)
-        pairs = [(rows_per_s(lambda f: count_words([f]), all_rows), rows_per_s(jieba_count, few)) for _ in range(a.runs)]
-        rows = [row('word counting', *map(list, zip(*pairs)), 'jieba, one process', 'rows/s'), encoding(few, a.runs)]
-        if a.rows: rows += big(all_rows, a.rows, Path(tmp)/'big.parquet', pairs[-1][1])
-    write('data', dict(words_file=file.name, words_rows=pq.ParquetFile(file).metadata.num_rows, big_rows=a.rows), rows, merge=True)
+        few = thin(file, 4000, Path(tmp)/'few.parquet')
+        all_rows = thin(file, 10**9, Path(tmp)/'all.parquet')
+        ours, theirs = counting(all_rows, few, args.runs)
+        rows = [row('word counting', ours, theirs, 'jieba, one process', 'rows/s'), encoding(few, args.runs)]
+        if args.rows: rows += big(all_rows, args.rows, Path(tmp)/'big.parquet', theirs[-1])
+    n_rows = pq.ParquetFile(file).metadata.num_rows
+    write('data', dict(words_file=file.name, words_rows=n_rows, big_rows=args.rows), rows, merge=True)
 
 if __name__ == '__main__': main()

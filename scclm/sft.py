@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import nn
 
-from .data_cleaning import require, run_path, scale_name, write_aside
 from .model import load_model
-from .pretrain import Watch, finish_stage, stage_eval, stage_figures, stage_stream
-from .trainer import Run, TrainCfg, fit, hold, processes
+from .runs import require, run_path, scale_name, write_aside
+from .stage import finish_stage, stage_eval, stage_figures, stage_stream, watch_callbacks
+from .trainer import Run, TrainCfg, fit, lock_stage, processes
 
 # %% ../nbs/06_sft.ipynb #6ddd9bea
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SftCfg(TrainCfg):
     scale:str = 'tiny'            # tiny, mini or base; chooses the preset
     base:str = ''                 # model folder to start from; none: pretrain/model of this scale
     files:tuple[str, ...] = ()    # parquet files with prompt and response; none: data/sft_train.parquet of this scale
-    freeze:tuple[str, ...] = ('shared.*', 'encoder.*') # parameter name patterns that stay as they are; () trains everything
+    freeze:tuple[str, ...] = ('shared.*', 'encoder.*') # patterns of parameter names that stay; () trains everything
     max_char:int = 512            # longer prompts or answers are left out, characters
     budget_tok:int = 768          # padded tokens per batch
     max_len:int = 128             # longest prompt and answer, tokens
@@ -37,8 +37,10 @@ class SftCfg(TrainCfg):
 # %% ../nbs/06_sft.ipynb #550c471d
 PRESETS = dict(
     tiny=SftCfg(steps=400, lr=3e-4, precision='fp32', eval_every=100, save_every=200, log_every=20),
-    mini=SftCfg(scale='mini', steps=6000, lr=1e-4, budget_tok=8192, max_len=256, eval_every=500, save_every=500, log_every=50),
-    base=SftCfg(scale='base', steps=20_000, lr=5e-5, schedule='cosine', budget_tok=8192, accum=2, max_len=512, eval_every=1000, save_every=500, log_every=50))
+    mini=SftCfg(scale='mini', steps=6000, lr=1e-4, budget_tok=8192, max_len=256,
+                eval_every=500, save_every=500, log_every=50),
+    base=SftCfg(scale='base', steps=20_000, lr=5e-5, schedule='cosine', budget_tok=8192, accum=2, max_len=512,
+                eval_every=1000, save_every=500, log_every=50))
 
 # %% ../nbs/06_sft.ipynb #a003fb1c
 def sft_cfg(
@@ -48,35 +50,52 @@ def sft_cfg(
     return PRESETS[scale_name(scale)]
 
 # %% ../nbs/06_sft.ipynb #18427614
+def _match_any(name:str, patterns:tuple[str, ...])->bool:
+    "Whether one of the shell patterns fits the name."
+    return any(fnmatch(name, p) for p in patterns)
+
 def freeze(
     model:nn.Module, # changed in place
     patterns:tuple[str, ...], # shell patterns over parameter names, such as 'encoder.*'
 )->list[str]: # names now frozen
-    "Set requires_grad by name: False where a pattern matches, True elsewhere. ValueError for a pattern that matches nothing, or all."
+    """Set requires_grad by name: False where a pattern matches, True elsewhere.
+    Raises ValueError for a pattern that matches nothing, or for patterns that match all."""
     names = [n for n, _ in model.named_parameters()]
     for p in patterns:
-        if not any(fnmatch(n, p) for n in names): raise ValueError(f'freeze={p!r} matches no parameter: expected a pattern such as {names[1]!r} or encoder.*')
-    frozen = [n for n in names if any(fnmatch(n, p) for p in patterns)]
+        if any(fnmatch(n, p) for n in names): continue
+        raise ValueError(f'freeze={p!r} matches no parameter: expected a pattern such as {names[1]!r} or encoder.*')
+    frozen = [n for n in names if _match_any(n, patterns)]
     if len(frozen) == len(names): raise ValueError(f'freeze={patterns!r} leaves nothing to train')
     for n, p in model.named_parameters(): p.requires_grad_(n not in frozen)
     return frozen
 
 # %% ../nbs/06_sft.ipynb #c408bd0d
+_PAIR = pa.schema([('prompt', pa.string()), ('response', pa.string())])
+
+def _short_rows(table:pa.Table, max_char:int)->pa.Table:
+    "The rows whose prompt and response have at most `max_char` characters; null cells leave."
+    fits = [pc.less_equal(pc.utf8_length(table[c]), max_char) for c in _PAIR.names]
+    return table.filter(pc.and_(*fits))
+
 def length_filter(
-    files, # parquet files with prompt and response
+    files:list[Path], # parquet files with prompt and response
     max_char:int, # longest prompt or answer, characters
     out:Path, # parquet written
 )->dict: # rows in, kept
-    "Copy the rows whose prompt and response are both short enough; one row group at a time, written aside. ValueError if none is left."
+    """Copy the rows whose prompt and response are both short enough; one row group at a time, written aside.
+    Raises ValueError if none is left."""
     n = dict(rows=0, kept=0)
-    with write_aside(out) as tmp, pq.ParquetWriter(tmp, pa.schema([('prompt', pa.string()), ('response', pa.string())])) as writer:
+    with write_aside(out) as tmp, pq.ParquetWriter(tmp, _PAIR) as writer:
         for f in map(pq.ParquetFile, files):
             for g in range(f.num_row_groups):
-                table = f.read_row_group(g, columns=['prompt', 'response'])
-                kept = table.filter(pc.and_(*(pc.less_equal(pc.utf8_length(table[c]), max_char) for c in ('prompt', 'response'))))
-                n['rows'] += len(table); n['kept'] += len(kept)
-                if len(kept): writer.write_table(kept.cast(writer.schema))
-        if not n['kept']: raise ValueError(f"no row of {', '.join(map(str, files))} has prompt and response of at most max_char={max_char} characters")
+                table = f.read_row_group(g, columns=_PAIR.names).select(_PAIR.names).cast(_PAIR)
+                kept = _short_rows(table, max_char)
+                n['rows'] += len(table)
+                n['kept'] += len(kept)
+                if len(kept): writer.write_table(kept)
+        if not n['kept']:
+            names = ', '.join(map(str, files))
+            raise ValueError(f'no row of {names} has prompt and response of at most max_char={max_char} characters')
     return n
 
 # %% ../nbs/06_sft.ipynb #92c2ad85
@@ -86,13 +105,17 @@ def sft(
     resume:bool=True, # False: start over
     progress:bool=True, # bar or live plot
 )->Run: # `done` if all steps are done
-    "Fine-tune a pretrained model on instructions; again after a stop to go on. Writes sft/{model,checkpoints,log.jsonl,config.json,figures.json}."
+    """Fine-tune a pretrained model on instructions; again after a stop to go on.
+    Writes sft/{model,checkpoints,log.jsonl,config.json,figures.json}."""
     out = Path(cfg.out or run_path('sft'))
-    model, tok = load_model(Path(cfg.base) if cfg.base else require(run_path('pretrain', 'model'), '05_pretrain'))
-    files = cfg.files or [require(run_path('data', 'sft_train.parquet'), '00_data_cleaning')]
-    with hold(out), processes().main_process_first(): kept = length_filter(files, cfg.max_char, out/'train.parquet')
+    base = Path(cfg.base) if cfg.base else require(run_path('pretrain', 'model'), 'pretrain')
+    model, tok = load_model(base)
+    files = cfg.files or [require(run_path('data', 'sft_train.parquet'), 'clean')]
+    with lock_stage(out), processes().main_process_first():
+        kept = length_filter(files, cfg.max_char, out/'train.parquet')
     freeze(model, cfg.freeze)
     run = fit(model, stage_stream([out/'train.parquet'], tok, cfg), cfg, out, resume=resume, progress=progress,
               eval_fn=stage_eval(tok, cfg.max_len, run_path('data', 'sft_valid.parquet')),
-              callbacks=[Watch(tok, list(watch), max(1, cfg.steps // 10))] if watch else [])
-    return finish_stage(run, tok, stage_figures(run, tok, cfg.max_len) | dict(length_filter=kept) if run.done else None)
+              callbacks=watch_callbacks(tok, watch, cfg.steps))
+    if not run.done: return finish_stage(run, tok)
+    return finish_stage(run, tok, stage_figures(run, tok, cfg.max_len) | dict(length_filter=kept))

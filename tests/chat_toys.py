@@ -1,4 +1,5 @@
 "Small random models and tokenizers that the chat tests talk to."
+import json
 import sys
 from pathlib import Path
 
@@ -8,19 +9,24 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 
 SPECIALS = ['[PAD]', '[EOS]', '[SEP]', '[BOS]', '[CLS]', '[MASK]', '[UNK]']
 CHARS = '天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏你好是谁吗？。，'
-_RUN = "import sys; from scclm.chat import *; print('answered', chat_terminal(ChatCfg(**eval(sys.argv[1]))), file=sys.stderr)"
+_RUN = """
+import json, sys
+from scclm.chat import ChatCfg, chat_terminal
+print('answered', chat_terminal(ChatCfg(**json.loads(sys.argv[1]))), file=sys.stderr)
+"""
 
 
 def chat_command(model:Path, **cfg)->list[str]:
     "A process that runs the terminal chat with this model."
-    return [sys.executable, '-c', _RUN, repr(dict(cfg, model=str(model)))]
+    return [sys.executable, '-c', _RUN, json.dumps(dict(cfg, model=str(model)))]
 
 
 def byte_tok()->PreTrainedTokenizerFast:
     "A byte-level tokenizer without merges: every Chinese character takes three tokens, an emoji four."
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({t: i for i, t in enumerate(SPECIALS + letters)}, []))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     return _wrap(core)
 
 
@@ -32,16 +38,19 @@ def char_tok(chars:str)->PreTrainedTokenizerFast:
 
 
 def _wrap(core:Tokenizer)->PreTrainedTokenizerFast:
-    names = dict(pad_token='[PAD]', eos_token='[EOS]', sep_token='[SEP]', bos_token='[BOS]', cls_token='[CLS]', mask_token='[MASK]', unk_token='[UNK]')
+    "The library's tokenizer around it, with the special tokens named."
+    names = {f'{mark[1:-1].lower()}_token': mark for mark in SPECIALS}
     return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
 def toy_model(vocab:int, seed:int=0, endless:bool=False, spread:float=1.)->T5ForConditionalGeneration:
-    "A random T5; `endless`: special tokens have logit 0, so the largest of the others always wins; `spread` scales the logits."
+    """A random T5. `endless`: special tokens have logit 0, so the largest of the others always wins;
+    `spread` scales the logits."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = T5ForConditionalGeneration(T5Config(vocab_size=vocab, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=2,
-            num_heads=4, dropout_rate=0., decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, tie_word_embeddings=True))
+        model = T5ForConditionalGeneration(T5Config(vocab_size=vocab, d_model=32, d_kv=8, d_ff=64, num_layers=2,
+            num_decoder_layers=2, num_heads=4, dropout_rate=0., decoder_start_token_id=0, pad_token_id=0,
+            eos_token_id=1, tie_word_embeddings=True))
         for p in model.decoder.parameters():
             if p.ndim == 2: torch.nn.init.normal_(p, std=.3)
     model.shared.weight.data.normal_(generator=torch.Generator().manual_seed(seed)).mul_(spread)

@@ -1,5 +1,13 @@
-"""Everything CI checks, in order, on any system: `python tests/ci.py`, or some steps by name: `python tests/ci.py clean ruff`."""
-import os, shutil, subprocess, sys, tempfile, time
+"""Everything CI checks, in order, on any system.
+
+`python tests/ci.py`, or some steps by name: `python tests/ci.py clean ruff`.
+"""
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -8,14 +16,17 @@ RUNS = ROOT/'runs_test'
 def env():
     "The course at its default scale on the sample corpus, in a runs folder of its own."
     drop = {'SCCLM_RAW', 'SCCLM_SCALE', 'SCCLM_SETUP_SECONDS'}
-    return {k: v for k,v in os.environ.items() if k not in drop} | dict(SCCLM_RUNS=str(RUNS), SCCLM_CI='1', PYTHONUTF8='1', JUPYTER_PREFER_ENV_PATH='1')
+    kept = {k: v for k, v in os.environ.items() if k not in drop}
+    return kept | dict(SCCLM_RUNS=str(RUNS), SCCLM_CI='1', PYTHONUTF8='1', JUPYTER_PREFER_ENV_PATH='1')
 
 def sh(*args, cwd=ROOT):
     "Run a command of this Python's environment; leave with its exit code if it fails."
     code = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env()).returncode
     if code: sys.exit(code)
 
-def notebooks(folder): return sorted(p for p in folder.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+def notebooks(folder):
+    "All notebooks below a folder; Jupyter's own copies are none."
+    return sorted(p for p in folder.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
 def texts(root, *patterns):
     "Relative path -> text of the files that match; line ends do not count."
@@ -27,24 +38,38 @@ def same(before, after, advice):
     if bad := sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n)):
         sys.exit(f"{', '.join(bad)}: {advice}")
 
+def copy_sources(copy):
+    "What nbdev works on."
+    leave = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+    for name in ('nbs', 'scclm'): shutil.copytree(ROOT/name, copy/name, ignore=leave)
+    for name in ('settings.ini', 'setup.py', 'pyproject.toml'): shutil.copy(ROOT/name, copy)
+
 def in_copy(command, patterns, advice, remove=()):
     "Run an nbdev command on a copy of the sources; it must change nothing."
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp)/'copy'
-        for name in ('nbs', 'scclm'): shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-        for name in ('settings.ini', 'setup.py', 'pyproject.toml'): shutil.copy(ROOT/name, copy)
+        copy_sources(copy)
         for p in [p for pat in remove for p in copy.glob(pat)]: p.unlink()
         sh('-c', f'from nbdev.{command}', cwd=copy)
         same(texts(ROOT, *patterns), texts(copy, *patterns), advice)
 
-def clean(): in_copy('clean import nbdev_clean; nbdev_clean()', ['nbs/**/*.ipynb'], 'not clean, run nbdev_clean')
+def clean():
+    "The notebooks hold nothing that nbdev_clean would take away."
+    in_copy('clean import nbdev_clean; nbdev_clean()', ['nbs/**/*.ipynb'], 'not clean, run nbdev_clean')
 
-def export(): in_copy('doclinks import nbdev_export; nbdev_export()', ['scclm/*.py'],
-                      'differs from what the notebooks export, run nbdev_export', remove=['scclm/*.py'])
+def export():
+    "The library is what the notebooks export, no more and no less."
+    in_copy('doclinks import nbdev_export; nbdev_export()', ['scclm/*.py'],
+            'differs from what the notebooks export, run nbdev_export', remove=['scclm/*.py'])
 
-def ruff(): sh('-m', 'ruff', 'check', '--output-format', 'concise', *(d for d in ('scclm', 'nbs', 'tests', 'benchmarks') if (ROOT/d).exists()))
+def ruff():
+    "Names, syntax and the traps that ruff.toml lists."
+    folders = [d for d in ('scclm', 'nbs', 'tests', 'benchmarks') if (ROOT/d).exists()]
+    sh('-m', 'ruff', 'check', '--output-format', 'concise', *folders)
 
-def house(): sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_house.py')
+def house():
+    "The house rules, before anything that takes long."
+    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_house.py')
 
 def course():
     "The whole course from an empty folder; the tests use what it makes."
@@ -54,16 +79,20 @@ def course():
 def appendix():
     "The notebooks that are no chapters, run the same way."
     chapters = set((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
-    if others := [p for p in notebooks(ROOT/'nbs') if p not in chapters]: sh('-m', 'scclm.course', '--notebooks', *others)
+    others = [p for p in notebooks(ROOT/'nbs') if p not in chapters]
+    if others: sh('-m', 'scclm.course', '--notebooks', *others)
 
 def tests():
     "Everything under tests/; Windows has no pseudo-terminals, no fork and no SIGKILL."
-    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--durations=8', *(['--ignore-glob=*_pty.py', '--ignore-glob=*_crash.py'] if os.name == 'nt' else []), 'tests')
+    leave = ['--ignore-glob=*_pty.py', '--ignore-glob=*_crash.py'] if os.name == 'nt' else []
+    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--durations=8', *leave, 'tests')
 
 STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, appendix=appendix, tests=tests)
 
 def main(names):
-    if unknown := set(names) - STEPS.keys(): sys.exit(f"{', '.join(unknown)}: no such step, expected some of {' '.join(STEPS)}")
+    "Run the steps, all of them if none is named."
+    if unknown := set(names) - STEPS.keys():
+        sys.exit(f"{', '.join(unknown)}: no such step, expected some of {' '.join(STEPS)}")
     t0 = time.monotonic()
     for name in names or STEPS:
         print(f'== {name} (at {time.monotonic()-t0:.0f} s)', flush=True)

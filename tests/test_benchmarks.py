@@ -1,5 +1,11 @@
-"Benchmarks that this machine cannot run in full: their smallest case, and what they count, against an independent count."
-import argparse, importlib.util, os, subprocess, sys
+"Benchmarks that this machine cannot run in full: their smallest case, and what they count, against another count."
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -7,39 +13,119 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from scclm.dataset import collate
 from scclm.model import build_model, model_config
-from scclm.trainer import chunked_loss, TrainCfg, seq2seq_loss, start
+from scclm.planner import ProbeCfg
+from scclm.trainer import TrainCfg, chunked_loss, seq2seq_loss, start_run
+
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 FOLDER = Path(__file__).resolve().parents[1]/'benchmarks'
+SCRIPTS = sorted(FOLDER.glob('*.py'))
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER/f'{name}.py')
-    module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
+
+def load(path):
+    "A script as a module; scripts import their neighbour `report` by its bare name."
+    spec = importlib.util.spec_from_file_location(f'benchmark_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(FOLDER))
+    try: spec.loader.exec_module(module)
+    finally: sys.path.remove(str(FOLDER))
     return module
 
-gpu = load('gpu')
-torch.set_num_threads(1)
+
+@pytest.fixture(scope='module')
+def gpu(): return load(FOLDER/'gpu.py')
+
+
+def results(): return {p.name: p.read_bytes() for p in (FOLDER/'results').iterdir()}
+
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=[p.stem for p in SCRIPTS])
+def test_importing_a_script_does_no_work(path, monkeypatch, capfd):
+    "A `main` that ran would stop at a flag that it does not know; a measurement would print or write."
+    monkeypatch.setattr(sys, 'argv', [str(path), '--no-such-flag'])
+    before, n = results(), torch.get_num_threads()
+    module = load(path)
+    assert capfd.readouterr().out == '' and results() == before and torch.get_num_threads() == n
+    if path.stem == 'report': return
+    assert callable(module.main) and module.__doc__, 'a script says what it measures'
+
+
+# The planner's peaks
+
+
+def test_memory_rows_are_named_once():
+    "Rows are merged by name: two runs of one name would hide each other."
+    memory = load(FOLDER/'memory.py')
+    names = [memory.name(cfg) for cfg in memory.RUNS]
+    assert len(set(names)) == len(names) and set(memory.LOOSE) <= set(memory.RUNS)
+    assert memory.name(ProbeCfg('mini', 8000, (8, 128, 64), 'muon', 'bf16', True, 2)) == \
+        'mini, 8 x (128 + 64), muon, bf16, checkpointing, accum 2'
+    held = json.loads((FOLDER/'results'/'memory.json').read_text(encoding='utf-8'))['rows']
+    assert {r['what'] for r in held} == {*names, *(f'{memory.name(cfg)}, allocator' for cfg in memory.LOOSE)}
+
+
+def test_a_known_peak_is_not_measured_again(capsys):
+    memory = load(FOLDER/'memory.py')
+    cfg = ProbeCfg('tiny', 50, (2, 8, 8))
+    found = memory.measured(cfg, True, {memory.name(cfg): 7.})
+    assert found['baseline'] == 7. and found['baseline_name'] == 'measured peak'
+    assert found['ratio'] == pytest.approx(found['ours']/7) and memory.name(cfg) in capsys.readouterr().out
+
+
+def test_recipes_change_only_what_they_say():
+    recipe = load(FOLDER/'recipe.py')
+    words = dict(optimizer='Adafactor', checkpointing='checkpointing', loss_chunk='chunks', weights='bf16')
+    for name, change in recipe.RECIPES.items():
+        assert change.keys() <= asdict(ProbeCfg()).keys()
+        if 'all savings' in name: assert change.keys() == words.keys()
+        else: assert change.keys() == {field for field, word in words.items() if word in name}, name
+
+
+def test_phases_make_a_row_each():
+    phases = load(FOLDER/'phases.py')
+    def run(forward, save, seconds): return dict.fromkeys(phases.PHASES, .1) | dict(forward=forward, save=save,
+                                                                                    seconds=seconds, tok=100)
+    ours, theirs = [run(.5, .1, 2.), run(.7, .1, 4.)], [run(.4, .3, 4.)]*2
+    *shares, speed = phases.make_rows('tiny', ours, theirs)
+    assert [r['what'] for r in shares] == [f'tiny: {k}' for k in phases.PHASES]
+    forward, save = shares[0], shares[-1]
+    assert (forward['ours'], forward['baseline']) == (pytest.approx(.6), .4)
+    assert save['ratio'] == pytest.approx(3.), 'in the background it takes a third'
+    assert (speed['ours'], speed['baseline'], speed['ratio']) == (37.5, 25., pytest.approx(1.5))
+
+
+# The GPU script
+
 
 def test_every_switch_of_the_gpu_script_runs():
-    done = subprocess.run([sys.executable, str(FOLDER/'gpu.py'), '--smoke'], capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    command = [sys.executable, str(FOLDER/'gpu.py'), '--smoke']
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
     assert done.returncode == 0, done.stderr
-    for what in ('adamw, fp32:', 'adamw, fp32, packing:', 'adamw, fp32, act_ckpt:', 'adafactor, fp32:', 'muon, fp32:', 'adamw, fp32, compile:', 'adamw, compile, packing:'): assert f'tiny, {what} budget' in done.stdout, done.stdout
+    for what in ('adamw, fp32', 'adamw, fp32, packing', 'adamw, fp32, act_ckpt', 'adafactor, fp32', 'muon, fp32',
+                 'adamw, fp32, compile', 'adamw, compile, packing'):
+        assert f'tiny, {what}: budget' in done.stdout, done.stdout
+
 
 def test_without_a_gpu_the_script_says_so():
     if torch.cuda.is_available(): return
     done = subprocess.run([sys.executable, str(FOLDER/'gpu.py')], capture_output=True, text=True)
     assert done.returncode == 1 and 'no GPU here: `--smoke`' in done.stderr
 
-@pytest.mark.parametrize('shape', [dict(), dict(num_heads=4, num_layers=3, d_ff=640)])
+
+@pytest.mark.parametrize('shape', [dict(), dict(num_heads=4, num_layers=3, d_ff=640)], ids=['tiny', 'other'])
 @pytest.mark.parametrize('s, t', [(40, 24), (16, 96)])
-def test_flops_are_those_that_torch_counts(s, t, shape):
+def test_flops_are_those_that_torch_counts(gpu, s, t, shape):
     config = model_config('tiny', 500, dropout_rate=0., **shape)
-    model, batch = build_model(config), gpu.padded(gpu.make_pairs([(s, t)] * 3, 500))
+    lens = np.array([(s, t)]*3)
+    model, batch = build_model(config), collate(gpu.make_pairs(lens, 500))
     model.set_attn_implementation('eager') # torch does not see all products inside the fused kernel
     with FlopCounterMode(display=False) as counter: seq2seq_loss(model, batch).backward()
-    assert gpu.pair_flops(config, [s] * 3, [t] * 3) == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    assert gpu.pair_flops(config, lens) == counter.get_total_flops()
 
-def test_packed_gradients_are_those_of_the_pairs_one_by_one():
+
+def test_packed_gradients_are_those_of_the_pairs_one_by_one(gpu):
     model = build_model(model_config('tiny', 200, dropout_rate=0.), seed=0)
     pairs = gpu.make_pairs(gpu.lengths(9, longest=30), 200)
     batch = gpu.packed(pairs, 64)
@@ -47,42 +133,59 @@ def test_packed_gradients_are_those_of_the_pairs_one_by_one():
     gpu.packed_loss(model, batch).backward()
     packed = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
-    for p in pairs: seq2seq_loss(model, gpu.padded([p])).backward()
-    for n, p in model.named_parameters(): assert torch.allclose(packed[n], p.grad, rtol=1e-3, atol=1e-3 * p.grad.abs().max().item() + 1e-6), n
+    for p in pairs: seq2seq_loss(model, collate([p])).backward()
+    for n, p in model.named_parameters():
+        room = 1e-3 * p.grad.abs().max().item() + 1e-6
+        assert torch.allclose(packed[n], p.grad, rtol=1e-3, atol=room), n
 
-def test_packed_rows_train_in_bf16_also_where_answers_end_before_the_prompts(tmp_path):
-    run = start(build_model(model_config('tiny', 200, dropout_rate=0.), seed=0), gpu.Unplaced(), TrainCfg(steps=1, precision='bf16'), tmp_path)
-    pairs, seen = gpu.make_pairs([(32, 10), (32, 12), (32, 14), (32, 28), (32, 30), (32, 30)], 200), []
-    batch = gpu.packed(pairs, 64)
+
+def test_packed_rows_train_in_bf16_also_where_answers_end_before_the_prompts(gpu, tmp_path):
+    model = build_model(model_config('tiny', 200, dropout_rate=0.), seed=0)
+    run = start_run(model, gpu.Unplaced(), TrainCfg(steps=1, precision='bf16'), tmp_path)
+    pairs = gpu.make_pairs(np.array([(32, 10), (32, 12), (32, 14), (32, 28), (32, 30), (32, 30)]), 200)
+    batch, seen = gpu.packed(pairs, 64), []
     assert batch['target'].eq(0).any() and batch['source'].gt(0).all(), 'padding that has no padding to look at'
-    run.model.encoder.block[0].layer[0].SelfAttention.q.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    packed, padded = (gpu.in_autocast(run, fn)(run.model, b) for fn, b in ((gpu.packed_loss, batch), (seq2seq_loss, gpu.padded(pairs))))
+    def note(module, args, out): seen.append(out.dtype)
+    run.model.encoder.block[0].layer[0].SelfAttention.q.register_forward_hook(note)
+    packed = gpu.in_autocast(run, gpu.packed_loss)(run.model, batch)
+    padded = gpu.in_autocast(run, seq2seq_loss)(run.model, collate(pairs))
     packed.backward()
-    assert seen == [torch.bfloat16] * 2 and packed.item() == pytest.approx(padded.item(), rel=1e-2)
+    assert seen == [torch.bfloat16]*2 and packed.item() == pytest.approx(padded.item(), rel=1e-2)
     assert all(p.grad.isfinite().all() for p in run.model.parameters())
 
+
 @pytest.mark.parametrize('packing', [False, True])
-def test_compile_reaches_both_stacks(packing):
+def test_compile_reaches_both_stacks(gpu, packing):
     graphs = []
-    def backend(graph, inputs): graphs.append(graph); return graph.forward
-    a = argparse.Namespace(optimizer='adamw', act_ckpt=False, precision='fp32', compile=True, packing=packing, backend=backend, warm_up=1)
-    pairs = gpu.make_pairs([(9, 5), (7, 8)], 200)
-    assert len(gpu.step_times(a, model_config('tiny', 200, dropout_rate=0.), [gpu.packed(pairs, 64) if packing else gpu.padded(pairs)] * 2)) == 1
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    args = argparse.Namespace(optimizer='adamw', act_ckpt=False, precision='fp32', compile=True, packing=packing,
+                              backend=backend, warm_up=1)
+    pairs = gpu.make_pairs(np.array([(9, 5), (7, 8)]), 200)
+    batch = gpu.packed(pairs, 64) if packing else collate(pairs)
+    assert len(gpu.step_times(args, model_config('tiny', 200, dropout_rate=0.), [batch]*2)) == 1
     crosses = {any('EncDecAttention' in str(n.meta.get('nn_module_stack')) for n in g.graph.nodes) for g in graphs}
     assert crosses == {False, True}, 'the encoder, and the decoder'
 
-def test_no_packed_row_is_too_wide_and_no_pair_is_lost():
+
+def test_no_packed_row_is_too_wide_and_no_pair_is_lost(gpu):
     pairs = gpu.make_pairs(gpu.lengths(50, longest=30), 200)
     room = gpu.row_room(pairs, 64)
     rows = gpu.fill_rows(pairs, room)
     assert all(sum(len(p[k]) for p in row) <= room[k] for row in rows for k in (0, 1)) and max(room) == 96
     assert sorted(map(id, (p for row in rows for p in row))) == sorted(map(id, pairs))
 
-def test_logits_in_chunks_give_the_same_loss_and_gradients():
+
+def test_logits_in_chunks_give_the_same_loss_and_gradients(gpu):
     model = build_model(model_config('tiny', 200, dropout_rate=0.), seed=0)
-    batch = gpu.padded(gpu.make_pairs([(20, 50), (30, 41)], 200))
+    batch = collate(gpu.make_pairs(np.array([(20, 50), (30, 41)]), 200))
+    def chunked(m, b): return chunked_loss(m, b, size=16)
     grads, losses = [], []
-    for loss in (seq2seq_loss, lambda m, b: chunked_loss(m, b, size=16)):
-        model.zero_grad(); total = loss(model, batch); total.backward()
-        losses.append(total.item()); grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    for loss in (seq2seq_loss, chunked):
+        model.zero_grad()
+        total = loss(model, batch)
+        total.backward()
+        losses.append(total.item())
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert np.isclose(*losses, rtol=1e-6) and torch.allclose(*grads, rtol=1e-3, atol=1e-4)

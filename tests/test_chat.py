@@ -1,5 +1,8 @@
-"The chat: decoding against brute force and the library, streaming against batches, the widget driven by hand, the terminal by a pipe."
-import subprocess, threading, time
+"The chat: decoding against brute force and the library, streams against batches, the widget and the terminal."
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -8,8 +11,10 @@ import pytest
 import torch
 from chat_toys import CHARS, byte_tok, char_tok, chat_command, save_toy, toy_model
 
-from scclm.chat import (ChatBot, ChatCfg, Decoding, bubble_html, chat_widget, decode, pad_prompts, pick, plan_batches, processors, row_rngs,
-                        text_pieces, token_steps, transcript_html)
+from scclm.chat import (ChatBot, ChatCfg, Decoding, chat_widget, pick, processors, row_rngs, text_pieces,
+    token_steps)
+from scclm.chat_view import bubble_html, transcript_html
+from scclm.dataset import decode
 
 QUESTIONS = ['你好', '你是谁？', '天地玄黄，宇宙洪荒，日月盈昃，辰宿列张', '秋', '寒来暑往，秋收冬藏。你是谁？', '好'*60]
 GREEDY = Decoding(max_new_tok=24)
@@ -25,7 +30,9 @@ def chars(): return char_tok(CHARS)
 def bot(chars): return ChatBot(toy_model(len(chars), seed=1), chars, GREEDY)
 
 @pytest.fixture(scope='module')
-def endless(chars): return ChatBot(toy_model(len(chars), endless=True), chars, replace(VARIED, no_repeat_ngram=0, max_new_tok=100_000))
+def endless(chars):
+    dec = replace(VARIED, no_repeat_ngram=0, max_new_tok=100_000)
+    return ChatBot(toy_model(len(chars), endless=True), chars, dec)
 
 @pytest.fixture(scope='module')
 def bytes_bot():
@@ -35,8 +42,12 @@ def bytes_bot():
 
 # ---- decoding
 
-@pytest.mark.parametrize('field,value', [('strategy', 'contrastive'), ('max_new_tok', 0), ('num_beams', 1), ('num_beams', 2.5), ('temperature', 0), ('top_k', -1),
-    ('top_p', 0), ('top_p', 1.1), ('repetition_penalty', float('nan')), ('no_repeat_ngram', True), ('seed', -1), ('length_penalty', float('inf'))])
+BAD_KNOBS = [('strategy', 'contrastive'), ('max_new_tok', 0), ('num_beams', 1), ('num_beams', 2.5), ('temperature', 0),
+    ('temperature', '1'), ('top_k', -1), ('top_k', None), ('top_p', 0), ('top_p', 1.1), ('top_p', True),
+    ('repetition_penalty', float('nan')), ('no_repeat_ngram', True), ('seed', -1), ('seed', 1.),
+    ('length_penalty', float('inf'))]
+
+@pytest.mark.parametrize('field,value', BAD_KNOBS)
 def test_bad_knob_is_named(field, value):
     with pytest.raises(ValueError, match=f"^{field}={value!r} is not valid: expected "): Decoding(**{field: value})
     with pytest.raises(ValueError, match=field): ChatCfg(**{field: value})
@@ -46,10 +57,13 @@ def kept(probs, temperature, top_k, top_p):
     "By hand: what the three knobs leave of a distribution."
     p = {i: v ** (1/temperature) for i, v in enumerate(probs)}
     p = dict(sorted(p.items(), key=lambda x: -x[1])[:top_k or None])
-    total, out, mass = sum(p.values()), {}, 0.
+    total = sum(p.values())
+    out = {}
+    mass = 0.
     for i, v in p.items():
         if mass >= top_p: break
-        out[i], mass = v, mass + v/total
+        out[i] = v
+        mass += v/total
     return {i: v/sum(out.values()) for i, v in out.items()}
 
 @pytest.mark.parametrize('temperature,top_k,top_p', list(product((.5, 1., 1.7), (0, 3), (1., .8))))
@@ -69,25 +83,28 @@ def test_sampling_follows_the_distribution_by_hand(temperature, top_k, top_p):
 @pytest.mark.parametrize('dec', [GREEDY, VARIED])
 def test_greedy_is_generate(bot, dec):
     prompts = bot.encode(QUESTIONS)
-    ids, mask = pad_prompts(prompts)
-    want = bot.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=24,
+    batch = bot.tok.pad(dict(input_ids=prompts), return_tensors='pt')
+    want = bot.model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+        do_sample=False, num_beams=1, max_new_tokens=24,
         repetition_penalty=dec.repetition_penalty, no_repeat_ngram_size=dec.no_repeat_ngram)[:, 1:]
     assert torch.equal(torch.tensor(list(zip(*token_steps(bot.model, prompts, dec)))), want)
 
 
 def test_beam_finds_the_best_sequence(chars):
-    "With as many beams as sequences, beam search is exhaustive: compare with every sequence of three tokens scored by the model."
+    "With as many beams as sequences, beam search is exhaustive: compare with every sequence of three tokens."
     tok = char_tok('一二')
     model = toy_model(len(tok), seed=5, spread=.5)
     dec = Decoding(strategy='beam', num_beams=9**3, max_new_tok=3, length_penalty=0.)
     prompt = tok('一二一', add_special_tokens=False).input_ids + [1]
 
     def score(seq):
-        out = model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[0, *seq[:-1]]])).logits[0].log_softmax(-1)
-        return out[range(len(seq)), list(seq)].sum().item()
-    with torch.no_grad():
-        every = [s for n in (1, 2, 3) for s in product(range(len(tok)), repeat=n) if 1 not in s[:-1] and (n == 3 or s[-1] == 1)]
-        best = max(every, key=score)
+        out = model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[0, *seq[:-1]]]))
+        return out.logits[0].log_softmax(-1)[range(len(seq)), list(seq)].sum().item()
+
+    def whole(seq): return 1 not in seq[:-1] and (len(seq) == 3 or seq[-1] == 1)
+
+    every = [seq for n in (1, 2, 3) for seq in product(range(len(tok)), repeat=n) if whole(seq)]
+    with torch.no_grad(): best = max(every, key=score)
     assert ChatBot(model, tok, dec, fallback='').answer(['一二一']) == [decode(tok, list(best))]
 
 
@@ -121,17 +138,27 @@ def test_half_precision(bot):
     assert half.model.dtype == torch.bfloat16
 
 
-def test_plan_batches():
-    lens = torch.randint(1, 50, (300,), generator=torch.Generator().manual_seed(0)).tolist() + [500]
-    plan = plan_batches(lens, 200)
-    assert sorted(i for b in plan for i in b) == list(range(301))
-    assert all(len(b) == 1 or len(b)*max(lens[i] for i in b) <= 200 for b in plan)
-    assert [lens[i] for b in plan for i in b] == sorted(lens) and plan_batches([], 10) == []
+@pytest.mark.parametrize('seed', range(3))
+def test_batches_stay_within_their_tokens(bot, seed):
+    "What reaches the encoder: every question once, no batch above `batch_tok` unless it is one question."
+    lens = torch.randint(1, 50, (60,), generator=torch.Generator().manual_seed(seed)).tolist() + [200]
+    dec = replace(GREEDY, max_new_tok=8)
+    small = ChatBot(bot.model, bot.tok, dec, batch_tok=150)
+    seen = []
+    def look(module, args, kwargs): seen.append(kwargs['attention_mask'])
+    hook = bot.model.encoder.register_forward_pre_hook(look, with_kwargs=True)
+    answers = small.answer(['好'*n for n in lens])
+    hook.remove()
+    assert sorted(n for mask in seen for n in mask.sum(1).tolist()) == sorted(n + 1 for n in lens) # with the end mark
+    assert all(len(mask) == 1 or len(mask)*(mask.shape[1] + 8) <= 150 for mask in seen)
+    assert len(seen) < len(lens)
+    assert answers == [ChatBot(bot.model, bot.tok, dec).answer(['好'*n])[0] for n in lens]
 
 
 # ---- text
 
-TEXTS = ['好🙂的', '👨‍👩‍👧一家人', 'naïve café', '  前面有空格', '换\n行\t格\n', '𠮷野家\ufffd完', '全是\ufffd\ufffd\ufffd\ufffd\ufffd', '🇨🇳', '']
+TEXTS = ['好🙂的', '👨‍👩‍👧一家人', 'naïve café', '  前面有空格', '换\n行\t格\n', '𠮷野家\ufffd完', '全是' + '\ufffd'*5,
+    '🇨🇳', '']
 
 @pytest.mark.parametrize('text', TEXTS)
 def test_pieces_are_whole_characters(text):
@@ -163,7 +190,8 @@ def test_pieces_of_random_bytes(seed):
 def test_byte_fallback_tokens():
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
-    core = Tokenizer(models.BPE({'[PAD]': 0, 'A': 1, **{f'<0x{b:02X}>': b+2 for b in range(256)}}, [], byte_fallback=True))
+    letters = {'[PAD]': 0, 'A': 1, **{f'<0x{b:02X}>': b+2 for b in range(256)}}
+    core = Tokenizer(models.BPE(letters, [], byte_fallback=True))
     core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tok = PreTrainedTokenizerFast(tokenizer_object=core, pad_token='[PAD]')
     for raw in ('A好🙂A'.encode(), b'A\xe4\xb8A', b'\x41\xe4'):
@@ -175,13 +203,15 @@ def test_byte_fallback_tokens():
 
 @pytest.mark.parametrize('bad', ['', '  \n', None])
 def test_blank_question(bot, bad):
-    with pytest.raises(ValueError, match=r'prompt 1 is .*expected a text that is not blank'): bot.answer(['你好', bad])
+    with pytest.raises(ValueError, match=r'prompt 1 is .*expected a text that is not blank'):
+        bot.answer(['你好', bad])
     with pytest.raises(ValueError, match='not blank'): bot.stream(bad) # at the call, not at the first piece
 
 def test_long_question(bot):
     bot = ChatBot(bot.model, bot.tok, max_prompt_tok=10)
     assert len(bot.answer(['好'*9], GREEDY)) == 1
-    with pytest.raises(ValueError, match='prompt 0 has 11 tokens with its end mark: expected at most max_prompt_tok=10'): bot.answer(['好'*10])
+    wanted = 'prompt 0 has 11 tokens with its end mark: expected at most max_prompt_tok=10'
+    with pytest.raises(ValueError, match=wanted): bot.answer(['好'*10])
 
 def test_typed_control_marks_are_text(bytes_bot):
     ids, = bytes_bot.encode(['a[EOS]b[PAD]'])
@@ -192,9 +222,11 @@ def test_typed_control_marks_are_text(bytes_bot):
 def test_other_errors(bot, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='expected a list of strings'): bot.answer('你好')
     with pytest.raises(ValueError, match='vocab_size=12'): ChatBot(toy_model(12), bot.tok)
-    with pytest.raises(FileNotFoundError, match='none is missing: expected a model folder'): ChatBot.from_dir(tmp_path/'none')
+    with pytest.raises(FileNotFoundError, match='none is missing: expected a model folder'):
+        ChatBot.from_dir(tmp_path/'none')
     monkeypatch.setenv('SCCLM_RUNS', str(tmp_path))
-    with pytest.raises(FileNotFoundError, match='sft.model or .*pretrain.model: run nbs/06_sft.ipynb or `scclm sft` first'): ChatBot.from_dir()
+    wanted = 'dpo.model or .*sft.model or .*pretrain.model: run nbs/06_sft.ipynb or `scclm sft` first'
+    with pytest.raises(FileNotFoundError, match=wanted): ChatBot.from_dir()
     assert bot.answer([]) == []
 
 def test_fallback(bot):
@@ -229,7 +261,8 @@ def test_stream_stops_at_once(endless, how):
     stream = endless.stream('你好', stop=lambda: bool(stopped))
     for _ in range(5): next(stream)
     at = len(calls)
-    stream.close() if how == 'close' else stopped.append(1)
+    if how == 'close': stream.close()
+    else: stopped.append(1)
     assert list(stream) == [] and len(calls) <= at + 1 and threading.active_count() == threads
     hook.remove()
 
@@ -266,7 +299,8 @@ def test_widget_answers(bot):
     view.entry._handle_custom_msg(dict(event='submit'), [])
     deadline = time.monotonic() + 20
     while len(view.messages) < 4 and time.monotonic() < deadline: time.sleep(.01)
-    assert view.wait(30) and view.messages[2:] == [dict(role='user', text='秋'), dict(role='bot', text=bot.answer(['秋'])[0])]
+    assert view.wait(30)
+    assert view.messages[2:] == [dict(role='user', text='秋'), dict(role='bot', text=bot.answer(['秋'])[0])]
     view.clear()
     assert view.messages == [] and bubbles(view) == []
 
@@ -275,12 +309,14 @@ def test_widget_controls(bot):
     assert view.decoding == replace(SAMPLE, top_p=1.) and not view.temperature.disabled
     view.top_p.value, view.repetition.value = .5, 1.2
     view.submit('你好')
-    assert view.wait(30) and view.messages[1]['text'] == bot.answer(['你好'], replace(SAMPLE, top_p=.5, repetition_penalty=1.2))[0]
+    dec = replace(SAMPLE, top_p=.5, repetition_penalty=1.2)
+    assert view.wait(30) and view.messages[1]['text'] == bot.answer(['你好'], dec)[0]
     view.strategy.value = 'beam'
     assert view.decoding.strategy == 'beam' and view.temperature.disabled and view.top_p.disabled
 
 def test_widget_stop(endless):
-    view, threads = chat_widget(endless), threading.active_count()
+    view = chat_widget(endless)
+    threads = threading.active_count()
     view.submit('你好')
     assert view.writer and view.send_btn.disabled and not view.stop_btn.disabled
     view.submit('第二个') # ignored meanwhile
@@ -289,7 +325,8 @@ def test_widget_stop(endless):
     assert 5 <= len(view.messages[-1]['text']) < 100_000
     view.stop_btn.click()
     assert not view.writer and threading.active_count() == threads and len(view.messages) == 2
-    assert view.messages[-1]['text'].endswith('（已停止）') and view.messages[-1]['text'][:-5] in bubbles(view)[-1]
+    said = view.messages[-1]['text']
+    assert said.endswith('（已停止）') and said.removesuffix('（已停止）') in bubbles(view)[-1]
     assert not view.send_btn.disabled and view.stop_btn.disabled
     view.submit('再来')
     view.clear() # during an answer
@@ -309,25 +346,61 @@ def test_widget_shows_errors_and_never_reads_html(bot):
     assert '<script' not in page and '<img' not in page and page.count('<div') == page.count('</div')
 
 
+def test_an_enter_without_text_or_during_an_answer_asks_nothing(bot, endless):
+    view = chat_widget(bot)
+    view.entry._handle_custom_msg(dict(event='submit'), [])
+    view.entry._handle_custom_msg(dict(event='something else'), [])
+    view.enter()
+    view.submit_if_waiting() # what the timer would do
+    assert view.messages == []
+    busy = chat_widget(endless)
+    busy.submit('你好')
+    busy.entry._handle_custom_msg(dict(event='submit'), [])
+    busy.entry.set_state(dict(value='秋'))
+    assert [m['text'] for m in busy.messages if m['role'] == 'user'] == ['你好']
+    busy.close()
+
+
+# ---- what is loaded
+
+LOADED = "import sys, {module}; print(*sorted(sys.modules))"
+
+@pytest.mark.parametrize('module,absent', [
+    ('scclm.chat', ['ipywidgets', 'scclm.chat_view', 'prompt_toolkit.shortcuts']),
+    ('scclm.chat_view', ['scclm.chat', 'torch', 'transformers'])])
+def test_each_face_loads_only_its_own(module, absent):
+    "A terminal chat needs no widgets, and the widgets need no PyTorch: the bot is given to them."
+    code = LOADED.format(module=module)
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    loaded = run.stdout.split()
+    assert run.returncode == 0 and module in loaded, run.stderr
+    assert [name for name in absent if name in loaded] == []
+
+
 # ---- terminal
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, bot): return save_toy(tmp_path_factory.mktemp('chat')/'model', bot.tok, bot.model)
 
+def chat(folder, typed):
+    "The terminal chat at the end of a pipe."
+    return subprocess.run(chat_command(model=folder, max_new_tok=24), input=typed, capture_output=True, timeout=120)
+
 def test_pipe(folder, bot):
-    lines = ['你好'.encode(), b'', b'cls', b'\xff\xfe', ('好'*600).encode(), '你是谁？'.encode(), b'exit', '秋'.encode()]
-    run = subprocess.run(chat_command(model=folder, max_new_tok=24), input=b'\n'.join(lines), capture_output=True, timeout=120)
+    asked = ['你好'.encode(), b'', b'cls', b'\xff\xfe', ('好'*600).encode(), '你是谁？'.encode()]
+    run = chat(folder, b'\n'.join([*asked, b'exit', '秋'.encode()]))
     err = run.stderr.decode()
     assert run.returncode == 0, err
     assert run.stdout.decode().splitlines() == bot.answer(['你好', '你是谁？'])
     assert 'line 4 of stdin is not UTF-8' in err and 'max_prompt_tok=512' in err and 'Traceback' not in err
 
 def test_pipe_ends_without_exit(folder, bot):
-    run = subprocess.run(chat_command(model=folder, max_new_tok=24), input='秋\r\n你好'.encode(), capture_output=True, timeout=120)
+    run = chat(folder, '\ufeff秋\r\n你好'.encode()) # a byte order mark is no question
     assert run.stdout.decode().splitlines() == bot.answer(['秋', '你好']) and b'answered 2' in run.stderr
 
 def test_reader_of_the_pipe_goes_away(folder):
-    run = subprocess.Popen(chat_command(model=folder, max_new_tok=24), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    run = subprocess.Popen(chat_command(model=folder, max_new_tok=24), stdin=pipe, stdout=pipe, stderr=pipe)
     run.stdout.close()
     run.stdout = None
     _, err = run.communicate('你好\n秋\n'.encode(), timeout=120)

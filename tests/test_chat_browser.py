@@ -1,5 +1,10 @@
 "The chat widget in a real browser: JupyterLab on localhost, a headless Chromium that types, reads and clicks."
-import os, shutil, socket, subprocess, sys, time
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -7,18 +12,31 @@ import nbformat
 import pytest
 from chat_toys import CHARS, char_tok, save_toy, toy_model
 from playwright.sync_api import expect, sync_playwright
+from processes import gone_afterwards
 
 from scclm.chat import ChatBot, Decoding
 
-CELL = "from scclm.chat import *\nbot = ChatBot.from_dir('model', decoding=Decoding(max_new_tok={n}))\nview = chat_widget(bot)\nview"
+CELL = """
+from scclm.chat import ChatBot, Decoding, chat_widget
+bot = ChatBot.from_dir('model', decoding=Decoding(max_new_tok={n}))
+view = chat_widget(bot)
+view
+"""
 
 
 def chromium()->str:
     "The browser, or a failure that says how to get one."
     names = ('chromium', 'chromium-browser', 'google-chrome')
-    path = os.environ.get('SCCLM_CHROMIUM') or next((p for n in names if (p := shutil.which(n))), None)
-    if not path: pytest.fail("no Chromium found: run `apt-get install chromium`, or set SCCLM_CHROMIUM to the program")
-    return path
+    places = [os.environ.get('SCCLM_CHROMIUM'), *map(shutil.which, names)]
+    for path in places:
+        if path: return path
+    pytest.fail("no Chromium found: run `apt-get install chromium`, or set SCCLM_CHROMIUM to the program")
+
+
+@pytest.fixture(scope='module', autouse=True)
+def nothing_stays():
+    "JupyterLab, its kernels and the browser end with this file's tests."
+    with gone_afterwards(): yield
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +44,7 @@ def folder(tmp_path_factory):
     root, tok = tmp_path_factory.mktemp('lab'), char_tok(CHARS)
     save_toy(root/'model', tok, toy_model(len(tok), endless=True))
     for name, n in dict(short=12, long=100_000).items():
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL.format(n=n))])
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL.format(n=n).strip())])
         nb.metadata.kernelspec = dict(name='python3', display_name='Python 3', language='python')
         nbformat.write(nb, root/f'{name}.ipynb')
     return root
@@ -37,12 +55,14 @@ def lab(folder):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    env = {**os.environ, **{f'JUPYTER_{k}_DIR': str(folder/k) for k in ('CONFIG', 'RUNTIME')}, 'JUPYTERLAB_WORKSPACES_DIR': str(folder/'ws'),
-           'JUPYTERLAB_SETTINGS_DIR': str(folder/'settings')}
+    own = dict(JUPYTER_CONFIG_DIR='config', JUPYTER_RUNTIME_DIR='runtime', JUPYTERLAB_WORKSPACES_DIR='ws',
+               JUPYTERLAB_SETTINGS_DIR='settings')
+    env = os.environ | {k: str(folder/v) for k, v in own.items()}
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}',
+        f'--ServerApp.root_dir={folder}', '--IdentityProvider.token=', '--LabApp.news_url=',
+        '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
     with open(folder/'lab.log', 'w') as log:
-        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}',
-            f'--ServerApp.root_dir={folder}', '--IdentityProvider.token=', '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'],
-            env=env, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
         _wait_for(f'http://127.0.0.1:{port}/api', server, folder/'lab.log')
         yield f'http://127.0.0.1:{port}/doc/tree'
@@ -105,12 +125,14 @@ def open_page(browser, lab):
 
 
 def test_ask_by_enter_and_by_button(open_page, folder):
-    chat, bot = open_page('short'), ChatBot.from_dir(folder/'model', decoding=Decoding(max_new_tok=12))
+    chat = open_page('short')
+    bot = ChatBot.from_dir(folder/'model', decoding=Decoding(max_new_tok=12))
     chat.ask('你是谁？')
     expect(chat.bubbles('user')).to_have_text(['你是谁？'], timeout=60_000)
     expect(chat.bubbles('bot')).to_have_text(bot.answer(['你是谁？']), timeout=60_000)
     expect(chat.entry).to_have_value('')
-    left, right = chat.bubbles('bot').locator('div').bounding_box(), chat.bubbles('user').locator('div').bounding_box()
+    left = chat.bubbles('bot').locator('div').bounding_box()
+    right = chat.bubbles('user').locator('div').bounding_box()
     assert left['x'] < right['x'] and left['y'] > right['y']
     chat.entry.fill('<b onmouseover=alert(1)>秋</b>')
     chat.button('发送').click()

@@ -1,8 +1,19 @@
 "The chat in a real terminal, with keys typed into it (POSIX only: a pseudo-terminal)."
-import codecs, fcntl, os, pty, select, signal, struct, termios, time
+import codecs
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from contextlib import contextmanager, suppress
 
 import pytest
 from chat_toys import CHARS, char_tok, chat_command, save_toy, toy_model
+from processes import default_sigint, gone_afterwards
 
 from scclm.chat import ChatBot, Decoding
 
@@ -14,12 +25,22 @@ def folder(tmp_path_factory):
 
 
 class Pty:
-    "A terminal with a program in it; Ctrl-C is typed, as a person would."
+    "A terminal with a program in it; Ctrl-C is typed, as a person would. `close` ends both."
     def __init__(self, cmd):
-        pid, self.fd = pty.fork()
-        if pid == 0: os.execvpe(cmd[0], cmd, dict(os.environ, TERM='xterm', PYTHONIOENCODING='utf-8'))
+        env = dict(os.environ, TERM='xterm', PYTHONIOENCODING='utf-8')
+        with default_sigint():
+            self.pid, self.fd = pty.fork()
+            if self.pid == 0: self.become(cmd, env)
+        self.code = None # exit code, once it has ended
+        self.seen = ''
+        self.utf8 = codecs.getincrementaldecoder('utf-8')('replace')
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
-        self.pid, self.seen, self.utf8 = pid, '', codecs.getincrementaldecoder('utf-8')('replace')
+
+    @staticmethod
+    def become(cmd, env):
+        "In the child: be the program, or nothing at all; never a second pytest."
+        try: os.execvpe(cmd[0], cmd, env)
+        finally: os._exit(127)
 
     def until(self, text, seconds=60):
         end = time.monotonic() + seconds
@@ -38,16 +59,42 @@ class Pty:
     def end(self):
         for _ in range(300):
             pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid: return os.waitstatus_to_exitcode(status)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+                return self.code
             if select.select([self.fd], [], [], .1)[0]:
                 try: os.read(self.fd, 65536)
                 except OSError: time.sleep(.1)
-        os.kill(self.pid, signal.SIGKILL)
-        raise AssertionError('did not end')
+        raise AssertionError(f'did not end: {self.seen[-2000:]!r}')
+
+    def close(self):
+        "End the program if it still runs, and its whole group; give the terminal back."
+        if self.code is None:
+            with suppress(ProcessLookupError): os.killpg(self.pid, signal.SIGKILL) # pty.fork made it a leader
+            os.waitpid(self.pid, 0)
+        os.close(self.fd)
+
+
+@contextmanager
+def terminals():
+    "Gives what opens a terminal; they and what runs in them are gone afterwards."
+    opened = []
+    def start(cmd):
+        opened.append(Pty(cmd))
+        return opened[-1]
+    with gone_afterwards():
+        try: yield start
+        finally:
+            for term in opened: term.close()
+
+@pytest.fixture
+def terminal():
+    with terminals() as start: yield start
+
 
 @pytest.mark.parametrize('strategy,leave', [('greedy', 'exit\r'), ('beam', '\x04')]) # Ctrl-D
-def test_terminal_ctrl_c(folder, strategy, leave):
-    term = Pty(chat_command(model=folder, max_new_tok=50_000, strategy=strategy, repetition_penalty=1.2))
+def test_terminal_ctrl_c(folder, terminal, strategy, leave):
+    term = terminal(chat_command(model=folder, max_new_tok=50_000, strategy=strategy, repetition_penalty=1.2))
     term.until('你>', 90)
     term.type('你好\r')
     term.until('你好')
@@ -67,3 +114,19 @@ def test_terminal_ctrl_c(folder, strategy, leave):
     term.until('你>')
     term.type(leave)
     assert term.end() == 0
+
+
+STUBBORN = """
+import signal
+for s in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
+print('here', flush=True)
+signal.pause()
+"""
+
+def test_a_failure_leaves_neither_program_nor_terminal():
+    with pytest.raises(ZeroDivisionError), terminals() as start:
+        term = start([sys.executable, '-c', STUBBORN])
+        term.until('here')
+        raise ZeroDivisionError
+    with pytest.raises(ProcessLookupError): os.kill(term.pid, 0)
+    with pytest.raises(OSError): os.fstat(term.fd)

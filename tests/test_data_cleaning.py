@@ -1,7 +1,18 @@
 """Chapter 00 against independent truths: hand-written rows, brute force, other orders of work, rubbish and kills."""
-import csv, hashlib, io, json, os, random, signal, subprocess, sys, time
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,25 +21,61 @@ import pyarrow.parquet as pq
 import pytest
 
 from scclm import data_cleaning as dc
+from scclm import duplicates
+from scclm.readers import _cut, read_list
+from scclm.runs import scale_name
 from scclm.sample_corpus import make_sample_corpus
+from scclm.splits import SPLITS
 
 HAN = [chr(c) for c in range(0x4E00, 0x4E00 + 3000)]
 
-def sentence(rng, n): return ''.join(rng.choices(HAN, k=n)) + '。'
-def json_lines(path, rows):
+def sentence(rng:random.Random, n:int)->str:
+    "So many Chinese characters and a full stop."
+    return ''.join(rng.choices(HAN, k=n)) + '。'
+
+def pair(prompt:str, response:str)->dict:
+    "A record of the `pair` source."
+    return dict(prompt=prompt, response=response)
+
+def task(instruction:str, output:str, input:str='')->dict:
+    "A record of the `belle` source."
+    return dict(instruction=instruction, input=input, output=output)
+
+def json_line(record:dict, encoding:str='utf-8')->bytes:
+    "A record as one line without its end."
+    return json.dumps(record, ensure_ascii=False).encode(encoding)
+
+def json_lines(path:Path, rows:list[dict]):
+    "Write records as JSON Lines."
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows), encoding='utf-8')
+    path.write_bytes(b''.join(json_line(r) + b'\n' for r in rows))
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
+def runs(tmp_path:Path, monkeypatch:pytest.MonkeyPatch)->Path:
+    "A runs folder of its own; the path of its data."
     monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
     monkeypatch.setenv('SCCLM_SCALE', 'tiny')
     return tmp_path/'runs'/'tiny'/'data'
 
-def run(raw, **kw): return dc.clean(dc.CleanCfg(raw=raw, workers=kw.pop('workers', 1), progress=False, **kw))
-def frame(runs, name): return pd.read_parquet(runs/f'{name}.parquet')
-def pretrain(runs): return pd.concat([frame(runs, s) for s in ('train', 'test', 'valid')])
-def digest(folder): return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+def run(raw:Path, workers:int=1, **fields)->dict:
+    "Clean a raw folder with some fields of the configuration; the report."
+    return dc.clean(dc.CleanCfg(raw=raw, workers=workers, progress=False, **fields))
+
+def frame(runs:Path, name:str)->pd.DataFrame:
+    "One parquet file of the output."
+    return pd.read_parquet(runs/f'{name}.parquet')
+
+def pretrain(runs:Path)->pd.DataFrame:
+    "Every pretraining row of the output."
+    return pd.concat([frame(runs, s) for s in ('train', 'test', 'valid')])
+
+def rows_of(table:pd.DataFrame)->Iterator[tuple[str, str]]:
+    "Prompt and response of every row."
+    return map(tuple, table[['prompt', 'response']].values)
+
+def digest(folder:Path)->dict[str, str]:
+    "File name -> SHA-256."
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 # Rules: hand-written truth
 
@@ -54,11 +101,14 @@ def digest(folder): return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() f
 def test_rule(rule, raw, want):
     fn = getattr(dc, rule)
     assert fn(raw) == want
-    if rule != 'collapse_runs': assert dc.on_joined(fn, ['前。', raw, '后。']) == ['前。', want, '后。']  # joined or alone, the same
+    if rule != 'collapse_runs': # joined or alone, the same
+        assert dc.on_joined(fn, ['前。', raw, '后。']) == ['前。', want, '后。']
 
-def test_joined_chain_equals_one_by_one():
-    rng = random.Random(0)
-    bits = ['你好', ',', '。', ' ', '\n', '<b>', '&amp;', '(', ')', '"', '“', '（', '）', '!', '3.14', 'a', '\t', '-{', '}-', '……', '\x01', '？', '\u3000']
+@pytest.mark.parametrize('seed', [0])
+def test_joined_chain_equals_one_by_one(seed):
+    rng = random.Random(seed)
+    bits = ['你好', ',', '。', ' ', '\n', '<b>', '&amp;', '(', ')', '"', '“', '（', '）', '!', '3.14', 'a',
+            '\t', '-{', '}-', '……', '\x01', '？', '\u3000']
     rows = [''.join(rng.choices(bits, k=rng.randrange(25))) for _ in range(800)]
     assert dc.clean_texts(rows) == [dc.clean_texts([r])[0] for r in rows]
 
@@ -66,31 +116,51 @@ def test_rules_in_their_order():
     assert dc.clean_texts(['甲， ，乙（），，丙 ?? <br>&nbsp;丁,"戊"。。']) == ['甲，乙，丙？\n丁，“戊”。']
 
 @pytest.mark.parametrize('text, limit, want', [
-    ('南昌市', 99, '南昌市'), ('一句。两句', 99, '一句。两句'), ('一句。两句，', 99, '一句。'), ('一句。二句。三句。', 6, '一句。二句。'),
-    ('他说：“好。”然后，', 99, '他说：“好。”'), ('没有句号的长文字', 4, ''), ('One. Two. Three words', 12, 'One. Two.')])
-def test_ends(text, limit, want): assert dc.mend_end(text, limit) == want
+    ('南昌市', 99, '南昌市'), ('一句。两句', 99, '一句。两句'), ('一句。两句，', 99, '一句。'),
+    ('一句。二句。三句。', 6, '一句。二句。'), ('他说：“好。”然后，', 99, '他说：“好。”'),
+    ('没有句号的长文字', 4, ''), ('One. Two. Three words', 12, 'One. Two.')])
+def test_ends(text, limit, want):
+    assert dc.mend_end(text, limit) == want
 
 def test_source_rules_by_hand(tmp_path, runs):
-    json_lines(tmp_path/'raw'/'w', [dict(title='为什么天空是蓝的', content='因为空气散射短波长的蓝光更多。', star=5, desc='', topic=''),
-        dict(title='星太少', content='因为空气散射短波长的蓝光更多。', star=4), dict(title='太短', content='不知道呀。', star=9), dict(title='星不是数', content='因为空气散射短波长的光。', star='x')])
-    json_lines(tmp_path/'raw'/'b', [dict(title='猫为什么打呼噜', desc='猫为什么打呼噜？', answer='猫打呼噜多半表示它感到安全放松。', category='a'),
-        dict(title='怎么养花', desc='我家阳台朝北', answer='选耐阴的植物，少浇水，多通风就好。', category='b'), dict(title='短', desc='', answer='短答案。', category='c')])
-    json_lines(tmp_path/'raw'/'i', [dict(instruction='翻译这句话', input='Hi', output='一二三四五六七八九十一二三四五六。'), dict(instruction='给我一个表格', input='', output='一二三四五六七八九十一二三四五六。'),
-        dict(instruction='写两句话', input='关于春天', output='春天来了，花开了。燕子飞回来了。'), dict(instruction='写一句', input='', output='太短。')])
-    json_lines(tmp_path/'raw'/'c', [dict(id='1', conversations=[{'from': 'human', 'value': '单轮问题'}, {'from': 'assistant', 'value': '这是一个足够长的单轮回答，没问题。'}]),
-        dict(id='2', conversations=[{'from': 'human', 'value': 'a'}]*4)])
-    pq.write_table(pa.table(dict(INSTRUCTION=['三个字', '四个字呀'], RESPONSE=['十个字的回答在这里了。']*2, SOURCE=['z']*2, METADATA=['']*2)), tmp_path/'z')
-    (tmp_path/'z').rename(tmp_path/'raw'/'z')
+    sky = '因为空气散射短波长的蓝光更多。'
+    long = '一二三四五六七八九十一二三四五六。'
+    json_lines(tmp_path/'raw'/'w', [
+        dict(title='为什么天空是蓝的', content=sky, star=5, desc='', topic=''),
+        dict(title='星太少', content=sky, star=4),
+        dict(title='太短', content='不知道呀。', star=9),
+        dict(title='星不是数', content='因为空气散射短波长的光。', star='x')])
+    json_lines(tmp_path/'raw'/'b', [
+        dict(title='猫为什么打呼噜', desc='猫为什么打呼噜？', answer='猫打呼噜多半表示它感到安全放松。', category='a'),
+        dict(title='怎么养花', desc='我家阳台朝北', answer='选耐阴的植物，少浇水，多通风就好。', category='b'),
+        dict(title='短', desc='', answer='短答案。', category='c')])
+    json_lines(tmp_path/'raw'/'i', [
+        task('翻译这句话', long, 'Hi'), task('给我一个表格', long),
+        task('写两句话', '春天来了，花开了。燕子飞回来了。', '关于春天'), task('写一句', '太短。')])
+    turns = [{'from': 'human', 'value': '单轮问题'},
+             {'from': 'assistant', 'value': '这是一个足够长的单轮回答，没问题。'}]
+    json_lines(tmp_path/'raw'/'c', [
+        dict(id='1', conversations=turns), dict(id='2', conversations=[{'from': 'human', 'value': 'a'}]*4)])
+    zhihu = dict(INSTRUCTION=['三个字', '四个字呀'], RESPONSE=['十个字的回答在这里了。']*2,
+                 SOURCE=['z']*2, METADATA=['']*2)
+    pq.write_table(pa.table(zhihu), tmp_path/'raw'/'z')
     report = run(tmp_path/'raw')
     rules = frame(runs, 'rejects').groupby('source').rule.apply(sorted).to_dict()
-    assert rules == dict(webtext=['bad_value', 'response_short', 'star'], baike=['response_short'], belle=['response_short', 'table', 'translation'],
-        chat=['multi_turn'], zhihu=['prompt_short'])
-    assert set(pretrain(runs).prompt) | set(frame(runs, 'sft_valid').prompt) == {'为什么天空是蓝的', '猫为什么打呼噜', '怎么养花\n我家阳台朝北', '写两句话\n关于春天', '单轮问题', '四个字呀'}
+    assert rules == dict(
+        webtext=['bad_value', 'response_short', 'star'], baike=['response_short'],
+        belle=['response_short', 'table', 'translation'], chat=['multi_turn'], zhihu=['prompt_short'])
+    asked = set(pretrain(runs).prompt) | set(frame(runs, 'sft_valid').prompt)
+    assert asked == {'为什么天空是蓝的', '猫为什么打呼噜', '怎么养花\n我家阳台朝北', '写两句话\n关于春天',
+                     '单轮问题', '四个字呀'}
     assert report['rows_in'] == 15 and report['kept'] == 6
 
 def test_gb18030_csv_with_newlines(tmp_path, runs):
     out = io.StringIO()
-    csv.writer(out).writerows([['department', 'title', 'ask', 'answer'], ['内科', '头痛', '疼了两天,\n"怎么办"?', '多休息,少看手机,多喝温水,注意睡眠。']]*1 + [['外科', '少一列', 'x']] + [['骨科', '扭伤', '脚扭了', '先冷敷，再热敷，少走路，抬高患肢。']])
+    csv.writer(out).writerows([
+        ['department', 'title', 'ask', 'answer'],
+        ['内科', '头痛', '疼了两天,\n"怎么办"?', '多休息,少看手机,多喝温水,注意睡眠。'],
+        ['外科', '少一列', 'x'],
+        ['骨科', '扭伤', '脚扭了', '先冷敷，再热敷，少走路，抬高患肢。']])
     (tmp_path/'raw').mkdir()
     (tmp_path/'raw'/'x').write_bytes(out.getvalue().encode('gb18030'))
     run(tmp_path/'raw')
@@ -99,25 +169,27 @@ def test_gb18030_csv_with_newlines(tmp_path, runs):
     assert set(pretrain(runs).prompt) == {'头痛\n疼了两天，\n“怎么办”？', '扭伤\n脚扭了'}
 
 def test_bad_lines_carry_their_number(tmp_path, runs):
-    good = json.dumps(dict(prompt='问题', response='回答'), ensure_ascii=False).encode()
-    gb = json.dumps(dict(prompt='这一行是国标编码', response='也能读出来'), ensure_ascii=False).encode('gb18030')
-    lines = [b'\xef\xbb\xbf' + good, good[:-2], b'\xff\xfe\x00' + good, gb, b'', b'[1, 2]', b'{"prompt": "x"}', b'{"prompt": {"a": 1}, "response": "y"}']
+    good = json_line(pair('问题', '回答'))
+    gb = json_line(pair('这一行是国标编码', '也能读出来'), 'gb18030')
+    lines = [b'\xef\xbb\xbf' + good, good[:-2], b'\xff\xfe\x00' + good, gb, b'', b'[1, 2]',
+             b'{"prompt": "x"}', b'{"prompt": {"a": 1}, "response": "y"}']
     (tmp_path/'raw').mkdir()
     (tmp_path/'raw'/'a.txt').write_bytes(b'\n'.join(lines))
     run(tmp_path/'raw')
-    assert frame(runs, 'rejects')[['line', 'rule']].values.tolist() == [[2, 'broken_json'], [3, 'encoding'], [6, 'broken_json'], [7, 'missing_column'], [8, 'bad_value']]
+    assert frame(runs, 'rejects')[['line', 'rule']].values.tolist() == [
+        [2, 'broken_json'], [3, 'encoding'], [6, 'broken_json'], [7, 'missing_column'], [8, 'bad_value']]
     assert set(pretrain(runs).prompt) == {'问题', '这一行是国标编码'}
 
 def test_list_is_streamed_past_damage():
     rows = [dict(instruction=f'问{k}', output='答'*k) for k in range(500)]
     text = json.dumps(rows, ensure_ascii=False, indent=1).replace('"问100"', '问100').encode()
-    got = list(dc.read_list(dc._cut(io.BytesIO(text), 1000, b'"')))
-    assert [r[1] for r in got if not r[3]] == rows[:100] + rows[101:]
-    assert [(r[0], r[3]) for r in got if r[3]] == [(2 + 4*100, 'broken_json')]
+    got = list(read_list(_cut(io.BytesIO(text), 1000, b'"')))
+    assert [r.record for r in got if not r.rule] == rows[:100] + rows[101:]
+    assert [(r.line, r.rule) for r in got if r.rule] == [(2 + 4*100, 'broken_json')]
 
 @pytest.mark.parametrize('files, error, words', [
-    ({}, ValueError, 'no readable file among the 0'), ({'a.txt': b''}, ValueError, 'a.txt'), ({'a.csv': b'x,y\n1,2\n'}, ValueError, 'instruction,output'),
-    (None, FileNotFoundError, 'SCCLM_RAW')])
+    ({}, ValueError, 'no readable file among the 0'), ({'a.txt': b''}, ValueError, 'a.txt'),
+    ({'a.csv': b'x,y\n1,2\n'}, ValueError, 'instruction,output'), (None, FileNotFoundError, 'SCCLM_RAW')])
 def test_nothing_to_read_says_what_is_expected(tmp_path, runs, files, error, words):
     if files is not None: (tmp_path/'raw').mkdir()
     for name, data in (files or {}).items(): (tmp_path/'raw'/name).write_bytes(data)
@@ -126,21 +198,26 @@ def test_nothing_to_read_says_what_is_expected(tmp_path, runs, files, error, wor
 
 # Duplicates and leaks
 
-def brute_force(rows, near, n, short):
+def brute_force(rows:list[tuple[str, str]], near:float, n:int, short:int)->list[tuple[str, str]]:
     "Keep a row unless an earlier kept one is like it: every pair compared, sets of n-grams made here."
-    norm = lambda t: ''.join(c for c in t.lower() if c not in ' \n\t，。！？；：、“”‘’（）《》…·~～,!?;"')
-    grams = lambda t: {t[i:i + n] for i in range(max(1, len(t) - n + 1))}
-    def alike(a, b):
+    def norm(t:str)->str:
+        return ''.join(c for c in t.lower() if c not in ' \n\t，。！？；：、“”‘’（）《》…·~～,!?;"')
+    def grams(t:str)->set[str]:
+        return {t[i:i + n] for i in range(max(1, len(t) - n + 1))}
+    def alike(a:str, b:str)->bool:
         if a == b: return True
         A, B = grams(a), grams(b)
         return min(len(a), len(b)) >= short and len(A & B)/len(A | B) >= near
-    forms, kept = [tuple(map(norm, r)) for r in rows], []
+    forms = [(norm(p), norm(r)) for p, r in rows]
+    kept = []
     for j, (p, r) in enumerate(forms):
         if not any(alike(forms[i][0], p) and alike(forms[i][1], r) for i in kept): kept.append(j)
     return [rows[k] for k in kept]
 
-def test_near_duplicates_equal_brute_force(tmp_path, runs):
-    rng, rows = random.Random(1), []
+@pytest.mark.parametrize('seed', [1])
+def test_near_duplicates_equal_brute_force(tmp_path, runs, seed):
+    rng = random.Random(seed)
+    rows = []
     for k in range(120):
         p, r = sentence(rng, rng.choice((8, 50))), sentence(rng, rng.choice((10, 60, 120)))
         rows.append((p, r))
@@ -149,16 +226,17 @@ def test_near_duplicates_equal_brute_force(tmp_path, runs):
             for _ in range(rng.randrange(5)): a[rng.randrange(len(a) - 1)] = rng.choice(HAN)
             if rng.random() < 0.3: q[rng.randrange(len(q) - 1)] = rng.choice(HAN)
             rows.append((''.join(q), ''.join(a)))
-    json_lines(tmp_path/'raw'/'a', [dict(prompt=p, response=r) for p, r in rows])
+    json_lines(tmp_path/'raw'/'a', [pair(p, r) for p, r in rows])
     report = run(tmp_path/'raw')
     want = brute_force(rows, 0.85, 4, 32)
-    assert Counter(map(tuple, pretrain(runs)[['prompt', 'response']].values)) == Counter(want)
+    assert Counter(rows_of(pretrain(runs))) == Counter(want)
     assert report['duplicates']['near'] > 20 and report['kept'] == len(want)
 
 def test_facts_that_share_a_template_stay(tmp_path, runs):
-    facts = [(f'{a}的省会是哪座城市？', f'{b}市。') for a, b in [('江西省', '南昌'), ('江苏省', '南京'), ('山东省', '济南'), ('山西省', '太原')]]
+    capitals = {'江西省': '南昌', '江苏省': '南京', '山东省': '济南', '山西省': '太原'}
+    facts = [(f'{a}的省会是哪座城市？', f'{b}市。') for a, b in capitals.items()]
     asks = [('江西的省会在哪里？', '南昌市。'), ('哪座城市是江西省的省会？', '南昌市。')]
-    json_lines(tmp_path/'raw'/'a.jsonl', [dict(prompt=p, response=r) for p, r in facts + asks])
+    json_lines(tmp_path/'raw'/'a.jsonl', [pair(p, r) for p, r in facts + asks])
     json_lines(tmp_path/'raw'/'heldout'/'q.jsonl', [dict(prompt='江西省的省会是哪座城市', response='南昌市。', kind='fact')])
     report = run(tmp_path/'raw')
     assert set(pretrain(runs).prompt) == {p for p, _ in facts[1:] + asks} and report['leaks'] == 1
@@ -170,20 +248,20 @@ def test_leaks_by_near_copy_and_in_sft(tmp_path, runs):
     near = p[:60] + '某' + p[61:]
     json_lines(tmp_path/'raw'/'heldout'/'q', [dict(prompt=p, response=r, kind='long')])
     other = sentence(rng, 80)
-    body = [dict(prompt=sentence(rng, 20), response=sentence(rng, 20)) for _ in range(400)]
-    json_lines(tmp_path/'raw'/'a', [dict(prompt=near, response=r), dict(prompt=near, response=other), *body])
-    json_lines(tmp_path/'raw'/'sft'/'b', [dict(instruction=b['prompt'], input='', output=b['response']) for b in body[:300]] + [dict(instruction=near, input='', output=r)])
+    body = [pair(sentence(rng, 20), sentence(rng, 20)) for _ in range(400)]
+    json_lines(tmp_path/'raw'/'a', [pair(near, r), pair(near, other), *body])
+    json_lines(tmp_path/'raw'/'sft'/'b', [*(task(b['prompt'], b['response']) for b in body[:300]), task(near, r)])
     report = run(tmp_path/'raw')
     exam = set(frame(runs, 'test').prompt) | set(frame(runs, 'valid').prompt)
     sft = set(frame(runs, 'sft_train').prompt) | set(frame(runs, 'sft_valid').prompt)
     asked = {b['prompt'] for b in body[:300]}
     assert exam and not exam & sft and sft == asked - exam
     assert report['leaks'] == 2 + len(asked & exam)
-    assert (near, other) in set(map(tuple, pretrain(runs)[['prompt', 'response']].values))  # another answer is another fact
+    assert (near, other) in set(rows_of(pretrain(runs))) # another answer is another fact
 
 def test_answers_to_one_question_stay_together(tmp_path, runs):
     rng = random.Random(3)
-    json_lines(tmp_path/'raw'/'a', [dict(prompt=f'问题{k % 300}', response=sentence(rng, 20)) for k in range(1500)])
+    json_lines(tmp_path/'raw'/'a', [pair(f'问题{k % 300}', sentence(rng, 20)) for k in range(1500)])
     run(tmp_path/'raw')
     parts = [set(frame(runs, s).prompt) for s in ('train', 'test', 'valid')]
     assert all(parts) and not any(a & b for a, b in combinations(parts, 2))
@@ -198,15 +276,15 @@ def sample(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setenv('SCCLM_RUNS', str(root/'one'))
         report = run(root/'raw')
-    return root, planted, report, root/'one'/dc.scale_name()/'data'
+    return root, planted, report, root/'one'/scale_name()/'data'
 
 def test_planted_dirt_is_found(sample):
     _, planted, report, _ = sample
     dirt, rules = planted['dirt'], report['rules']
     assert report['duplicates'] == dict(exact=dirt['exact_duplicate'], near=dirt['near_duplicate'])
     assert report['leaks'] == dirt['leak'] + dirt['leak_sft']
-    assert {k: rules[k] for k in ('broken_json', 'encoding', 'star', 'translation', 'table', 'field_count')} == \
-           {k: dirt[k] for k in ('broken_json', 'encoding', 'star', 'translation', 'table', 'field_count')}
+    for rule in ('broken_json', 'encoding', 'star', 'translation', 'table', 'field_count'):
+        assert rules[rule] == dirt[rule], rule
     assert rules['response_short'] == dirt['short'] and rules['missing_column'] == dirt['missing_key']
     assert report['kept'] == sum(planted['clean'].values()) + planted['heldout']
 
@@ -215,7 +293,7 @@ def test_rows_are_accounted_for(sample):
     rejects = frame(out, 'rejects')
     assert report['rows_in'] == report['kept'] + len(rejects)
     assert Counter(rejects.rule) == report['rules'] and not rejects.isna().any().any()
-    assert {s: len(frame(out, s)) for s in dc.SPLITS} == report['splits']
+    assert {s: len(frame(out, s)) for s in SPLITS} == report['splits']
     assert json.loads((out/'report.json').read_text(encoding='utf-8')) == report
     for s in ('train', 'sft_train'):
         f = pq.ParquetFile(out/f'{s}.parquet')
@@ -226,34 +304,47 @@ def test_any_number_of_workers_gives_the_same_bytes(sample, monkeypatch):
     root, _, _, out = sample
     monkeypatch.setenv('SCCLM_RUNS', str(root/'two'))
     run(root/'raw', workers=2)
-    assert digest(root/'two'/dc.scale_name()/'data') == digest(out)
+    assert digest(root/'two'/scale_name()/'data') == digest(out)
 
 def test_small_parts_give_the_same_bytes(sample, monkeypatch):
     "Keys and pairs taken in many parts, as with millions of rows."
     root, _, _, out = sample
     monkeypatch.setenv('SCCLM_RUNS', str(root/'parts'))
-    monkeypatch.setattr(dc, 'PART_ROWS', 5000)
+    monkeypatch.setattr(duplicates, 'PART_ROWS', 5000)
     run(root/'raw')
-    assert digest(root/'parts'/dc.scale_name()/'data') == digest(out)
+    assert digest(root/'parts'/scale_name()/'data') == digest(out)
+
+def test_small_parts_are_many(monkeypatch):
+    "The size that the test above patches is the one that counts."
+    spool = duplicates.Spool(Path('nowhere'), [duplicates.Chunk('0', 23_000)], [])
+    assert duplicates.n_parts(spool) == 1
+    monkeypatch.setattr(duplicates, 'PART_ROWS', 5000)
+    assert duplicates.n_parts(spool) == 5
 
 def test_another_seed_keeps_the_rows_and_shuffles_them(sample, monkeypatch):
     root, _, report, out = sample
     monkeypatch.setenv('SCCLM_RUNS', str(root/'seed'))
     other = run(root/'raw', seed=1)
     assert other['kept'] == report['kept']
-    a, b = (list(frame(o, 'train').prompt) for o in (out, root/'seed'/dc.scale_name()/'data'))
+    a, b = (list(frame(o, 'train').prompt) for o in (out, root/'seed'/scale_name()/'data'))
     assert a != b
     order = frame(out, 'train').prompt.map({p: k for k, p in enumerate(sorted(set(a)))}).to_numpy()
-    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05  # neighbours have nothing to do with each other
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05 # neighbours have nothing to do with each other
 
-def test_rubbish_never_raises(tmp_path, runs):
-    rng, raw = random.Random(4), tmp_path/'raw'
-    good = json.dumps(dict(prompt='好的问题', response='好的回答'), ensure_ascii=False).encode() + b'\n'
-    heads = [good, b'title,ask,answer\n', b'[{"instruction": "a", "output": "b"},\n', '<doc id="1" title="题">\n'.encode(), b'PAR1', b'', b'\x00\x01', b'[', b'"']
-    bits = [bytes([b]) for b in range(256)] + [good, b'\n', b'"', b',', b'{', b'}', b'[', b']', b'</doc>', b'<doc ', '汉'.encode(), '汉'.encode('gb18030'), b'\\ud800', b'1e999', b'9'*5000, b'['*5000]
+@pytest.mark.parametrize('seed', [4])
+def test_rubbish_never_raises(tmp_path, runs, seed):
+    rng = random.Random(seed)
+    raw = tmp_path/'raw'
+    good = json_line(pair('好的问题', '好的回答')) + b'\n'
+    heads = [good, b'title,ask,answer\n', b'[{"instruction": "a", "output": "b"},\n',
+             '<doc id="1" title="题">\n'.encode(), b'PAR1', b'', b'\x00\x01', b'[', b'"']
+    bits = [*(bytes([b]) for b in range(256)), good, b'\n', b'"', b',', b'{', b'}', b'[', b']',
+            b'</doc>', b'<doc ', '汉'.encode(), '汉'.encode('gb18030'), b'\\ud800', b'1e999', b'9'*5000, b'['*5000]
     raw.mkdir()
     (raw/'good.jsonl').write_bytes(good)
-    for k in range(60): (raw/f'f{k}').write_bytes(heads[k % len(heads)] + b''.join(rng.choices(bits, k=rng.randrange(400))))
+    for k in range(60):
+        rubbish = b''.join(rng.choices(bits, k=rng.randrange(400)))
+        (raw/f'f{k}').write_bytes(heads[k % len(heads)] + rubbish)
     report = run(raw)
     rejects = frame(runs, 'rejects')
     assert report['rows_in'] == report['kept'] + len(rejects) and report['kept'] >= 1
@@ -270,15 +361,21 @@ def test_damaged_parquet_is_one_reject(tmp_path, runs):
     assert report['kept'] == 2 and report['rules'] == dict(broken_file=1)
 
 def test_a_kill_leaves_the_previous_output(tmp_path, monkeypatch):
-    rng, raw = random.Random(5), tmp_path/'raw'
-    json_lines(raw/'a', [dict(prompt=sentence(rng, 12), response=sentence(rng, 30)) for _ in range(3000)])
+    rng = random.Random(5)
+    raw = tmp_path/'raw'
+    json_lines(raw/'a', [pair(sentence(rng, 12), sentence(rng, 30)) for _ in range(3000)])
     monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
-    out = tmp_path/'runs'/dc.scale_name()/'data'
+    out = tmp_path/'runs'/scale_name()/'data'
     run(raw)
-    before, seen = digest(out), set()
-    code = f'from pathlib import Path; from scclm.data_cleaning import *; print("go", flush=True); clean(CleanCfg(raw=Path({str(raw)!r}), seed=1, workers=1, progress=False))'
+    before = digest(out)
+    seen = set()
+    code = '\n'.join([
+        'import sys', 'from pathlib import Path', 'from scclm.data_cleaning import CleanCfg, clean',
+        'print("go", flush=True)',
+        'clean(CleanCfg(raw=Path(sys.argv[1]), seed=1, workers=1, progress=False))'])
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     for wait in (0.05, 0.2, 0.4, 0.6):
-        child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        child = subprocess.Popen([sys.executable, '-c', code, str(raw)], stdout=subprocess.PIPE, env=env)
         child.stdout.readline()
         time.sleep(wait)
         child.send_signal(signal.SIGTERM if os.name == 'nt' else signal.SIGKILL)
@@ -286,4 +383,5 @@ def test_a_kill_leaves_the_previous_output(tmp_path, monkeypatch):
         seen.add(json.loads((out/'report.json').read_text(encoding='utf-8'))['config']['seed'])
         if seen == {0}: assert digest(out) == before
     run(raw)
-    assert digest(out) == before and [p.name for p in out.parent.iterdir()] == ['data']  # what the dead left behind is swept away
+    assert digest(out) == before
+    assert [p.name for p in out.parent.iterdir()] == ['data'] # what the dead left behind is swept away

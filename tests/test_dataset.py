@@ -1,5 +1,14 @@
 "The stream against independent truths: a plain-Python plan, the rows themselves, other libraries, real processes."
-import json, random, subprocess, sys, threading, time
+import copy
+import gc
+import json
+import pickle
+import random
+import subprocess
+import sys
+import threading
+import time
+import weakref
 from collections import Counter
 from itertools import islice
 
@@ -9,15 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
-from scclm.dataset import (EpochPlan, PairDataset, PairStream, check_files, collate, cut_batches, encode_pairs, hf_dataset, length_index,
-                           length_order, padding_share, pair_batches, permutation, plan_window, prefetched, real_share)
+from scclm import dataset
+from scclm.dataset import (
+    EpochPlan, Pair, PairDataset, PairIds, PairStream, check_files, collate, columns, cut_batches, decode, encode,
+    encode_pairs, hf_dataset, length_index, length_order, pad, padding_share, pair_batches, permutation, plan_window,
+    prefetched, read_pairs, real_share)
+from scclm.tokenizer import ALWAYS, SPECIALS, TokenizerCfg, build_tokenizer, save_tokenizer
 
 CHARS = '春眠不觉晓处闻啼鸟夜来风雨声花落知多少0123456789'
 
 def make_tok(chars=CHARS):
-    vocab = {k: i for i, k in enumerate(['[PAD]', '[EOS]', '[SEP]', '[BOS]', '[CLS]', '[MASK]', '[UNK]', *chars])}
+    vocab = {token: i for i, token in enumerate([*SPECIALS, *chars])}
     t = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))
     t.pre_tokenizer = pre_tokenizers.Split('', 'isolated')
     return PreTrainedTokenizerFast(tokenizer_object=t, pad_token='[PAD]', eos_token='[EOS]', unk_token='[UNK]')
@@ -28,23 +42,24 @@ def tok(): return make_tok()
 def texts(n, seed, top=40):
     "n pairs; the prompt begins with the row number, so that every row is different."
     rnd = random.Random(seed)
-    word = lambda: ''.join(rnd.choices(CHARS[:20], k=int(top ** rnd.random())))
+    def word(): return ''.join(rnd.choices(CHARS[:20], k=int(top ** rnd.random())))
     return [f'{i:04}' + word() for i in range(n)], [word() for _ in range(n)]
 
 def write(path, prompts, responses, size):
     pq.write_table(pa.table(dict(prompt=prompts, response=responses)), path, row_group_size=size)
     return path
 
-@pytest.fixture
-def two_files(tmp_path):
-    p, r = texts(230, 0)
+@pytest.fixture(params=[0], ids='rows of seed {}'.format)
+def two_files(request, tmp_path):
+    p, r = texts(230, request.param)
     return [write(tmp_path/'a.parquet', p[:150], r[:150], 17), write(tmp_path/'b.parquet', p[150:], r[150:], 30)]
 
 @pytest.fixture
 def mk(two_files, tok, tmp_path):
     "A small stream; keyword arguments override."
     def f(files=two_files, tok=tok, **kw):
-        return PairStream(files, tok, **{**dict(budget_tok=150, max_len=24, window=60, index_dir=tmp_path/'idx', n_epochs=2), **kw})
+        dials = dict(budget_tok=150, max_len=24, window=60, index_dir=tmp_path/'idx', n_epochs=2)
+        return PairStream(files, tok, **(dials | kw))
     return f
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -55,8 +70,148 @@ def rows_of(batch):
 
 def expected_rows(tok, files, max_len):
     "By hand, without `encode_pairs`: one character is one token."
-    ids = lambda s: tuple([tok.convert_tokens_to_ids(c) for c in s][:max_len-1] + [1])
+    def ids(s): return tuple([tok.convert_tokens_to_ids(c) for c in s][:max_len-1] + [1])
     return [(ids(o['prompt']), ids(o['response'])) for f in files for o in pq.read_table(f).to_pylist()]
+
+
+# ---------------------------------------------------------------- text to ids and back
+
+WORDS = {'海水': 90, '上海': 50, '水面': 40, '上海水面': 9, 'EO': 7, 'PA': 5}
+SAYINGS = ['上海水面', '海水上面', '', '上海 水面！\n', '他打了[EOS]，又打了[PAD][SEP]', '[MASK]上海[UNK]', '龘上', '水' * 40]
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    "A tokenizer of words and characters, as a folder that nobody writes again."
+    folder = tmp_path_factory.mktemp('words')/'tok'
+    chars = Counter(''.join(WORDS) + '他打了又，！' + ALWAYS)
+    save_tokenizer(build_tokenizer(WORDS, chars, TokenizerCfg(min_count=1, min_char_count=1)), folder)
+    return folder
+
+@pytest.fixture
+def words_tok(saved): return PreTrainedTokenizerFast.from_pretrained(saved)
+
+def truth(saved, texts, max_len=10**9, added=()):
+    "What the Rust tokenizer of the file says, which no Python object has touched."
+    fresh = Tokenizer.from_file(str(saved/'tokenizer.json'))
+    fresh.add_tokens(list(added))
+    fresh.encode_special_tokens = True
+    return [fresh.encode(t).ids[:max_len-1] + [1] for t in texts]
+
+@pytest.mark.parametrize('max_len', [None, 1, 2, 5, 100])
+def test_encode_is_the_file_and_an_end_mark(saved, words_tok, max_len):
+    assert encode(SAYINGS, words_tok, max_len) == truth(saved, SAYINGS, max_len or 10**9)
+    assert encode([], words_tok, max_len) == []
+    assert [r[-1] for r in encode(SAYINGS, words_tok, max_len, eos=2)] == [2]*len(SAYINGS)
+
+@pytest.mark.parametrize('name', SPECIALS)
+def test_a_typed_special_name_is_its_characters(words_tok, name):
+    vocab = json.loads(words_tok.backend_tokenizer.to_str())['model']['vocab']
+    inner = name[1:-1]
+    pieces = [inner[:2], *inner[2:]] if inner[:2] in WORDS else list(inner)      # EO and PA are words
+    own = [vocab[t] for t in ['[', *pieces, ']']]
+    assert words_tok(name).input_ids == [vocab[name]]                            # a plain call sees the special token
+    assert encode([name, f'上海{name}海水'], words_tok) == [own + [1], [vocab['上海'], *own, vocab['海水'], 1]]
+    assert encode_pairs([name], [f'{name}{name}'], words_tok, 50) == [PairIds(own + [1], own + own + [1])]
+    assert decode(words_tok, [*own, 1, 0, 0]) == name
+
+def cut_short(tok): tok(SAYINGS, truncation=True, padding=True, max_length=3)
+def fill_left(tok): tok(SAYINGS, padding='max_length', max_length=64, padding_side='left')
+def split_names(tok): tok(SAYINGS, split_special_tokens=True)
+def turn_the_backend(tok):
+    tok.split_special_tokens = True
+    tok.padding_side = tok.truncation_side = 'left'
+    tok.backend_tokenizer.enable_padding(length=50)
+    tok.backend_tokenizer.enable_truncation(2)
+    tok.backend_tokenizer.encode_special_tokens = True
+
+@pytest.mark.parametrize('early', [True, False], ids=['before the first encode', 'after it'])
+@pytest.mark.parametrize('disturb', [cut_short, fill_left, split_names, turn_the_backend])
+def test_encode_does_not_depend_on_earlier_calls(saved, words_tok, disturb, early):
+    want = truth(saved, SAYINGS)
+    if not early: assert encode(SAYINGS, words_tok) == want
+    disturb(words_tok)
+    assert encode(SAYINGS, words_tok) == want
+    pairs = encode_pairs(SAYINGS, SAYINGS[::-1], words_tok, 4)
+    short = truth(saved, SAYINGS, 4)
+    assert pairs == list(zip(short, short[::-1]))
+
+def test_threads_encode_while_another_truncates(saved, words_tok):
+    "The first encode of a tokenizer, and many more, with its state changing all the time."
+    want = truth(saved, SAYINGS)
+    begin = threading.Barrier(4)
+    stop = threading.Event()
+    wrong = []
+    def disturb():
+        begin.wait()
+        n = 1
+        while not stop.is_set():
+            words_tok(SAYINGS, truncation=True, padding=True, max_length=n, split_special_tokens=n % 2 == 0)
+            n = n % 7 + 1
+    def read():
+        begin.wait()
+        try:
+            for _ in range(300):
+                got = encode(SAYINGS, words_tok)
+                if got != want: wrong.append(got)
+        except Exception as e: wrong.append(e)
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    other = threading.Thread(target=disturb)
+    for t in (*readers, other): t.start()
+    for t in readers: t.join()
+    stop.set()
+    other.join()
+    assert wrong == []
+
+def test_added_tokens_are_seen_at_once(saved, words_tok):
+    text = ['上海水面龘龘上']
+    assert encode(text, words_tok) == truth(saved, text)
+    words_tok.add_tokens(['龘龘'])                                               # a new entry
+    assert encode(text, words_tok) == truth(saved, text, added=['龘龘']) != truth(saved, text)
+    size = len(words_tok)
+    words_tok.add_tokens(['海水'])                                               # an old entry: now it is cut out first
+    both = truth(saved, text, added=['龘龘', '海水'])
+    assert encode(text, words_tok) == both != truth(saved, text, added=['龘龘']) and len(words_tok) == size
+    words_tok.add_special_tokens({'additional_special_tokens': ['<上>']})
+    assert words_tok('<上>').input_ids == [size]                                 # special for a plain call
+    assert encode(['<上>'], words_tok) == truth(saved, ['<上>'])                 # text for us
+
+def test_a_copy_is_a_tokenizer_of_its_own(saved, words_tok):
+    text = ['龘龘']
+    encode(text, words_tok)
+    deep, again = copy.deepcopy(words_tok), pickle.loads(pickle.dumps(words_tok))
+    deep.add_tokens(text)
+    assert encode(text, deep) == [[len(words_tok), 1]]
+    assert encode(text, words_tok) == encode(text, again) == truth(saved, text) == [[6, 6, 1]]
+
+def test_dead_tokenizers_are_forgotten(saved):
+    gc.collect()
+    before = len(dataset._COPIES)
+    toks = [PreTrainedTokenizerFast.from_pretrained(saved) for _ in range(5)]
+    toks += [copy.deepcopy(o) for o in toks]
+    for o in toks: encode(SAYINGS, o)
+    dead = [weakref.ref(o) for o in toks]
+    assert len(dataset._COPIES) == before + 10
+    del o, toks
+    gc.collect()
+    assert [ref() for ref in dead] == [None]*10 and len(dataset._COPIES) == before
+
+@pytest.mark.parametrize('fill', [0, -100])
+@pytest.mark.parametrize('seed', range(5))
+def test_pad_equals_torch(seed, fill):
+    rnd = random.Random(seed)
+    rows = [[rnd.randrange(1, 99) for _ in range(rnd.randrange(1, 12))] for _ in range(rnd.randrange(1, 9))]
+    ids, mask = pad(rows, fill)
+    theirs = [pad_sequence([torch.tensor(o) for o in lists], batch_first=True, padding_value=value)
+              for lists, value in ((rows, fill), ([[1]*len(o) for o in rows], 0))]
+    assert ids.dtype == mask.dtype == torch.int64
+    assert torch.equal(ids, theirs[0]) and torch.equal(mask, theirs[1])
+
+def test_read_pairs_and_columns(two_files):
+    rows = pq.read_table(two_files[0]).to_pylist()
+    pairs = read_pairs(two_files[0])
+    assert pairs == [Pair(**o) for o in rows] and read_pairs(str(two_files[0]), 20) == pairs[:20]
+    assert columns(iter(pairs)) == ([o['prompt'] for o in rows], [o['response'] for o in rows])
+    assert columns([]) == ([], [])
 
 
 # ---------------------------------------------------------------- the plan
@@ -69,33 +224,46 @@ def ref_plan(lens, sizes, budget, max_len, window, seed, epoch):
     "The plan in plain Python: [[batch of global row numbers]] per window."
     groups, start = [], 0
     for o in sizes:
-        for n in o: groups.append(list(range(start, start + n))); start += n
+        for n in o:
+            groups.append(list(range(start, start + n)))
+            start += n
     eff = [(min(a + 1, max_len), min(b + 1, max_len)) for o in lens for a, b in o.tolist()]
     wins, cur = [], []
     for g in ref_shuffle(len(groups), seed, epoch):
         cur = cur + groups[g]
-        if len(cur) >= window: wins.append(cur); cur = []
+        if len(cur) >= window:
+            wins.append(cur)
+            cur = []
     if cur: wins.append(cur)
     step, res = max(1, round(budget ** 0.5 / 10)), []
     for w, rows in enumerate(wins):
         rows = [rows[i] for i in ref_shuffle(len(rows), seed, epoch, w)]
-        rows.sort(key=lambda i: (eff[i][1] // step, eff[i][0] * (-1) ** (eff[i][1] // step)))
+        def place(i):
+            band = eff[i][1] // step
+            return band, eff[i][0] * (-1)**band
         batches, b = [], []
-        for i in rows:
+        for i in sorted(rows, key=place):
             t = b + [i]
-            if b and len(t) * (max(eff[j][0] for j in t) + max(eff[j][1] for j in t)) > budget: batches.append(b); t = [i]
+            cells = len(t) * (max(eff[j][0] for j in t) + max(eff[j][1] for j in t))
+            if b and cells > budget:
+                batches.append(b)
+                t = [i]
             b = t
         batches.append(b)
         res.append([batches[i] for i in ref_shuffle(len(batches), seed, epoch, w, 1)])
     return res
 
-@pytest.mark.parametrize('case', range(25))
+@pytest.mark.parametrize('case', range(25), ids='seed {}'.format)
 def test_plan_equals_plain_python(case):
     rnd = random.Random(case)
     sizes = [[rnd.randint(1, 40) for _ in range(rnd.randint(1, 8))] for _ in range(rnd.randint(1, 3))]
     gen = np.random.default_rng(case)
     lens = [gen.integers(0, rnd.choice([3, 50, 300]), (sum(o), 2)).astype(np.uint16) for o in sizes]
-    budget, max_len, window, seed, epoch = rnd.choice([2, 64, 768, 4096]), rnd.choice([2, 20, 256]), rnd.choice([1, 33, 1000]), rnd.randint(0, 9), rnd.randint(0, 3)
+    budget = rnd.choice([2, 64, 768, 4096])
+    max_len = rnd.choice([2, 20, 256])
+    window = rnd.choice([1, 33, 1000])
+    seed = rnd.randint(0, 9)
+    epoch = rnd.randint(0, 3)
     p = EpochPlan(lens, sizes, budget, max_len, window, seed)
     base = np.cumsum([0] + [len(o) for o in lens])
     ours = []
@@ -118,8 +286,11 @@ def test_shuffle_is_even():
     early = np.zeros(400)
     for e in range(200):
         p = EpochPlan(lens, [[20]*20], 256, 64, 100, seed=1)
-        flat = np.concatenate([np.concatenate([g[:, 2].repeat(20) + np.tile(np.arange(20), len(g))])[b] for w, g in enumerate(p.windows(e)) for b in p.batches(g, e, w)])
-        early[flat[:200]] += 1
+        order = []
+        for w, g in enumerate(p.windows(e)):
+            rows = np.concatenate([first + np.arange(20) for first in g[:, 2]])
+            order += [rows[b] for b in p.batches(g, e, w)]
+        early[np.concatenate(order)[:200]] += 1
     assert 70 < early.min() and early.max() < 130                  # binomial(200, 1/2): sd 7
     assert abs(np.corrcoef(early, lens[0].sum(1))[0, 1]) < 0.2
 
@@ -215,8 +386,9 @@ def test_forever(mk):
     s = mk(n_epochs=None)
     assert len(list(islice(s, n + 3))) == n + 3 and s.state_dict()['epoch'] == 2
 
-@pytest.mark.parametrize('field,kw', [('seed', dict(seed=1)), ('budget_tok', dict(budget_tok=151)), ('max_len', dict(max_len=25)),
-                                      ('window_rows', dict(window=61)), ('shuffle', dict(shuffle=False))])
+@pytest.mark.parametrize('field,kw', [
+    ('seed', dict(seed=1)), ('budget_tok', dict(budget_tok=151)), ('max_len', dict(max_len=25)),
+    ('window_rows', dict(window=61)), ('shuffle', dict(shuffle=False))])
 def test_state_of_other_dials_is_refused(mk, field, kw):
     with pytest.raises(ValueError, match=f'saved with {field}='): mk(**kw).load_state_dict(mk().state_dict())
 
@@ -224,7 +396,8 @@ def test_state_of_other_files_or_tokenizer_is_refused(mk, two_files):
     state = mk().state_dict()
     with pytest.raises(ValueError, match='saved with fingerprint='): mk(files=two_files[::-1]).load_state_dict(state)
     with pytest.raises(ValueError, match='saved with tokenizer='): mk(tok=make_tok(CHARS[::-1])).load_state_dict(state)
-    with pytest.raises(ValueError, match="has no 'seed'"): mk().load_state_dict({k: v for k, v in state.items() if k != 'seed'})
+    less = {k: v for k, v in state.items() if k != 'seed'}
+    with pytest.raises(ValueError, match="has no 'seed'"): mk().load_state_dict(less)
     with pytest.raises(ValueError, match='three integers'): mk().load_state_dict({**state, 'batch': -1})
     with pytest.raises(ValueError, match='three integers'): mk().load_state_dict({**state, 'window': 'x'})
 
@@ -233,7 +406,8 @@ def test_state_survives_a_copied_file(mk, two_files, tmp_path):
     (tmp_path/'copy').mkdir()
     copies = [tmp_path/'copy'/o.name for o in two_files]
     for a, b in zip(two_files, copies): b.write_bytes(a.read_bytes())
-    moved = mk(files=copies); moved.load_state_dict(state)
+    moved = mk(files=copies)
+    moved.load_state_dict(state)
     assert moved.state_dict() == state
 
 def test_position_beyond_the_plan_is_refused(mk):
@@ -256,14 +430,18 @@ def prefetch_threads(): return [t for t in threading.enumerate() if t.name == 'p
 
 def test_no_thread_is_left_behind(mk):
     for _ in mk(n_epochs=None): break
-    it = iter(mk(n_epochs=None)); next(it); assert prefetch_threads(); it.close()
+    it = iter(mk(n_epochs=None))
+    next(it)
+    assert prefetch_threads()
+    it.close()
     with pytest.raises(RuntimeError, match='stop'):
         for _ in mk(n_epochs=None): raise RuntimeError('stop')
     assert prefetch_threads() == []
 
 def test_error_in_the_thread_reaches_the_consumer(mk, two_files):
     s = mk(window=1)
-    it = iter(s); next(it)
+    it = iter(s)
+    next(it)
     two_files[0].unlink()
     with pytest.raises(FileNotFoundError, match='a.parquet has gone'): list(it)
     assert prefetch_threads() == []
@@ -276,7 +454,9 @@ def test_file_cut_short_is_named(mk, two_files):
 def test_prefetch_runs_ahead_but_not_far():
     made = []
     def items():
-        for i in range(100): made.append(i); yield i
+        for i in range(100):
+            made.append(i)
+            yield i
     it = prefetched(items(), 4)
     assert next(it) == 0
     end = time.monotonic() + 5
@@ -297,12 +477,16 @@ def test_prefetch_loses_nothing_before_an_error(n):
 
 def test_python_leaves_with_a_stream_open(two_files, tok, tmp_path):
     tok.save_pretrained(tmp_path/'tok')
-    code = f'''
+    code = '''
+import sys
 from transformers import PreTrainedTokenizerFast
 from scclm.dataset import PairStream
-it = iter(PairStream({[str(o) for o in two_files]!r}, PreTrainedTokenizerFast.from_pretrained({str(tmp_path/'tok')!r}), index_dir={str(tmp_path/'i')!r}))
-next(it); print('read')'''
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+folder, index_dir, *files = sys.argv[1:]
+it = iter(PairStream(files, PreTrainedTokenizerFast.from_pretrained(folder), index_dir=index_dir))
+next(it)
+print('read')'''
+    command = [sys.executable, '-c', code, *map(str, (tmp_path/'tok', tmp_path/'i', *two_files))]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (out.returncode, out.stdout.strip()) == (0, 'read') and 'Traceback' not in out.stderr
 
 
@@ -326,7 +510,8 @@ def test_damaged_index_is_built_again(two_files, tok, tmp_path, damage):
         if damage == 'flip': raw[-30] ^= 4
         if damage == 'garbage': raw = bytearray(b'no index at all' * 9)
         if damage == 'empty': raw = bytearray()
-        path.unlink(); path.write_bytes(raw)
+        path.unlink()
+        path.write_bytes(raw)
         if damage == 'shape': np.save(path, np.zeros((3, 2), np.uint16))
         if damage == 'dtype': np.save(path, np.zeros((len(good[0]) + 1, 2), np.int32))
         if damage == 'pickle': np.save(path, np.array([{}], dtype=object), allow_pickle=True)
@@ -334,15 +519,18 @@ def test_damaged_index_is_built_again(two_files, tok, tmp_path, damage):
     assert all(np.array_equal(a, b) for a, b in zip(good, again, strict=True)) and len(index_files(tmp_path)) == 2
 
 def test_another_file_or_tokenizer_gets_another_index(two_files, tok, tmp_path):
-    length_index(two_files[0], tok, tmp_path/'idx'); length_index(two_files[0], make_tok(CHARS[1:]), tmp_path/'idx')
+    length_index(two_files[0], tok, tmp_path/'idx')
+    length_index(two_files[0], make_tok(CHARS[1:]), tmp_path/'idx')
     write(two_files[0], ['春'], ['眠'], 9)
     assert length_index(two_files[0], tok, tmp_path/'idx')[0].tolist() == [[1, 1]] and len(index_files(tmp_path)) == 3
 
 def test_a_rank_waits_for_the_builder(two_files, tok, tmp_path):
     "Rank 1 builds nothing and returns what rank 0 writes."
     res = []
-    t = threading.Thread(target=lambda: res.extend(length_index(two_files, tok, tmp_path/'idx', rank=1, patience_s=60)))
-    t.start(); time.sleep(0.5)
+    def wait(): res.extend(length_index(two_files, tok, tmp_path/'idx', rank=1, patience_s=60))
+    t = threading.Thread(target=wait)
+    t.start()
+    time.sleep(0.5)
     assert t.is_alive() and not index_files(tmp_path)
     built = length_index(two_files, tok, tmp_path/'idx', rank=0)
     t.join(30)
@@ -359,16 +547,25 @@ def test_bad_files(tok, tmp_path):
     pq.write_table(pa.table(dict(prompt=['春'])), tmp_path/'half.parquet')
     pq.write_table(pa.table(dict(prompt=[1], response=[2])), tmp_path/'int.parquet')
     write(tmp_path/'none.parquet', pa.array([], 'string'), pa.array([], 'string'), 1)
-    (tmp_path/'zero.parquet').touch(); (tmp_path/'text.parquet').write_text('prompt,response\n' * 9)
-    for name, err, words in [('half', ValueError, "half.parquet: no column 'response'"), ('int', ValueError, 'int64: expected text'), ('none', ValueError, 'has no rows'),
-                             ('zero', ValueError, 'not a parquet'), ('text', ValueError, 'not a parquet'), ('gone', FileNotFoundError, 'gone.parquet is missing'),
-                             ('null', ValueError, 'null.parquet: row group 1')]:
+    (tmp_path/'zero.parquet').touch()
+    (tmp_path/'text.parquet').write_text('prompt,response\n' * 9)
+    faults = [
+        ('half', ValueError, "half.parquet: no column 'response'"),
+        ('int', ValueError, 'int64: expected text'),
+        ('none', ValueError, 'has no rows'),
+        ('zero', ValueError, 'not a parquet'),
+        ('text', ValueError, 'not a parquet'),
+        ('gone', FileNotFoundError, 'gone.parquet is missing'),
+        ('null', ValueError, 'null.parquet: row group 1')]
+    for name, err, words in faults:
         with pytest.raises(err, match=words): PairStream(tmp_path/f'{name}.parquet', tok, index_dir=tmp_path/'idx')
     with pytest.raises(FileNotFoundError, match='is missing'): check_files(tmp_path)
     with pytest.raises(ValueError, match='files is empty'): check_files([])
 
-@pytest.mark.parametrize('kw,words', [(dict(max_len=1), 'max_len=1'), (dict(budget_tok=1), 'budget_tok=1'), (dict(window=0), 'window=0'), (dict(seed=-1), 'seed=-1'),
-                                      (dict(rank=2, world=2), 'rank=2'), (dict(rank=-1), 'rank=-1'), (dict(prefetch=-1), 'prefetch=-1')])
+@pytest.mark.parametrize('kw,words', [
+    (dict(max_len=1), 'max_len=1'), (dict(budget_tok=1), 'budget_tok=1'), (dict(window=0), 'window=0'),
+    (dict(seed=-1), 'seed=-1'), (dict(rank=2, world=2), 'rank=2'), (dict(rank=-1), 'rank=-1'),
+    (dict(prefetch=-1), 'prefetch=-1')])
 def test_bad_dials(mk, kw, words):
     with pytest.raises(ValueError, match=words): mk(**kw)
 
@@ -380,9 +577,13 @@ def test_tokenizer_with_other_special_ids(mk, two_files):
 def test_other_column_types_and_extra_columns(tok, tmp_path):
     p, r = texts(50, 3)
     plain = write(tmp_path/'p.parquet', p, r, 20)
-    odd = pa.table(dict(source=range(50), response=pa.array(r, pa.large_string()), prompt=pa.array(p).dictionary_encode()))
+    prompts = pa.array(p).dictionary_encode()
+    odd = pa.table(dict(source=range(50), response=pa.array(r, pa.large_string()), prompt=prompts))
     pq.write_table(odd, tmp_path/'o.parquet', row_group_size=20)
-    a, b = [[rows_of(x) for x in PairStream(tmp_path/f, tok, index_dir=tmp_path/'idx', n_epochs=1)] for f in ('p.parquet', 'o.parquet')]
+    def rows(name):
+        stream = PairStream(tmp_path/name, tok, index_dir=tmp_path/'idx', n_epochs=1)
+        return [rows_of(x) for x in stream]
+    a, b = rows('p.parquet'), rows('o.parquet')
     assert a == b and plain.exists()
 
 
@@ -392,16 +593,19 @@ def test_other_column_types_and_extra_columns(tok, tmp_path):
 def test_collate_equals_the_library(tok, seed):
     p, r = texts(9, seed)
     pairs = encode_pairs(p, r, tok, 30)
-    theirs = dict(DataCollatorForSeq2Seq(tok)([dict(input_ids=a, attention_mask=[1]*len(a), labels=b) for a, b in pairs]))
+    rows = [dict(input_ids=a, attention_mask=[1]*len(a), labels=b) for a, b in pairs]
+    theirs = dict(DataCollatorForSeq2Seq(tok)(rows))
     ours = collate(pairs)
     assert same(ours, theirs) and all(v.dtype == torch.int64 for v in ours.values())
     real = sum(len(a) + len(b) for a, b in pairs)
-    assert padding_share(ours) == pytest.approx(1 - real / (9 * (max(len(a) for a, _ in pairs) + max(len(b) for _, b in pairs))))
+    cells = 9 * (max(len(a) for a, _ in pairs) + max(len(b) for _, b in pairs))
+    assert padding_share(ours) == pytest.approx(1 - real/cells)
 
 def test_memory_and_datasets_paths_hold_the_same_samples(two_files, tok, tmp_path):
     want = expected_rows(tok, two_files, 24)
     mem, hf = PairDataset.from_parquet(two_files, tok, 24), hf_dataset(two_files, tok, 24, tmp_path/'hf')
-    assert [tuple(map(tuple, mem[i])) for i in range(len(mem))] == want and tuple(map(tuple, mem[-1])) == want[-1]
+    assert [tuple(map(tuple, mem[i])) for i in range(len(mem))] == want
+    assert tuple(map(tuple, mem[-1])) == want[-1] and isinstance(mem[0], PairIds)
     assert [(tuple(o['input_ids']), tuple(o['labels'])) for o in hf] == want
     assert all(o['length'] == len(o['input_ids']) + len(o['labels']) and set(o['attention_mask']) == {1} for o in hf)
     assert hf_dataset(two_files, tok, 24, tmp_path/'hf').cache_files == hf.cache_files

@@ -1,14 +1,25 @@
-"Chapter 03 against independent truths: a formula, a bucket loop, plain transformers in another process, SIGKILL."
-import json, math, os, random, shutil, subprocess, sys, time
+"Chapter 03 against independent truths: a formula, a bucket loop, slow decoding, plain transformers, SIGKILL."
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import pytest, torch
+import pytest
+import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, processors
+from transformers import (BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel,
+    PreTrainedTokenizerFast)
 
-from scclm.model import (PRESETS, aim_heads_, bias_bucket, build_model, check_vocab, default_init, load_model, match_same_, meta_model,
-                         model_config, n_params, param_table, pass_through_, save_model)
+from chat_toys import toy_model
+from scclm.model import (PRESETS, aim_heads_, bias_bucket, build_model, check_vocab, default_init, load_model,
+    match_same_, meta_model, model_config, most_likely, n_params, param_table, pass_through_, save_model,
+    write_tokens)
 
 SPECIALS = ['[PAD]', '[EOS]', '[SEP]', '[BOS]', '[CLS]', '[MASK]', '[UNK]']
 
@@ -21,6 +32,22 @@ def char_tok(n=300):
 
 
 def small(n=300, **kw): return build_model(model_config('tiny', n, d_model=64, num_heads=2, d_ff=64, **kw))
+
+
+def bart_parts(**kw):
+    "A model whose special ids are not T5's: pad 1, eos 2, decoder start 2; its tokenizer writes <s> … </s>."
+    vocab = {t: i for i, t in enumerate(['<s>', '<pad>', '</s>', '<unk>', *(chr(0x4e00 + i) for i in range(20))])}
+    core = Tokenizer(models.BPE(vocab, [], unk_token='<unk>'))
+    core.decoder = decoders.Fuse()
+    core.post_processor = processors.TemplateProcessing('<s> $A </s>', None, [('<s>', 0), ('</s>', 2)])
+    tok = PreTrainedTokenizerFast(tokenizer_object=core, bos_token='<s>', pad_token='<pad>', eos_token='</s>',
+                                  unk_token='<unk>')
+    config = BartConfig(vocab_size=len(tok) + 5, d_model=32, encoder_layers=2, decoder_layers=2,
+                        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
+                        decoder_ffn_dim=64, max_position_embeddings=64, init_std=.5, forced_eos_token_id=None)
+    with torch.random.fork_rng():
+        torch.manual_seed(kw.get('seed', 0))
+        return BartForConditionalGeneration(config).eval(), tok
 
 
 @pytest.fixture
@@ -65,11 +92,14 @@ def test_bucket_against_a_search():
 
 
 def test_seed_alone_decides():
-    torch.manual_seed(5); expected = torch.rand(3)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
     for init in ('stock', 'mimetic'):
-        torch.manual_seed(5); a = build_model(model_config('tiny', 100), init)
+        torch.manual_seed(5)
+        a = build_model(model_config('tiny', 100), init)
         assert torch.equal(torch.rand(3), expected)                  # the global state did not move
-        torch.manual_seed(6); b = build_model(model_config('tiny', 100), init)
+        torch.manual_seed(6)
+        b = build_model(model_config('tiny', 100), init)
         assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
 
 
@@ -79,7 +109,7 @@ def test_mimetic_at_any_number_of_heads(heads):
     stock = build_model(model_config('tiny', 100, num_heads=heads), 'stock')
     assert n_params(model) == n_params(stock)
     attn = model.decoder.block[1].layer[1].EncDecAttention
-    for h in range(heads):                                           # per head: query of a position finds itself among others
+    for h in range(heads): # a position's query finds itself among others
         w = attn.k.weight[h*32:(h+1)*32]
         assert torch.allclose(w @ w.T, torch.eye(32), atol=1e-5)
         assert torch.allclose(attn.o.weight[:, h*32:(h+1)*32], attn.v.weight[h*32:(h+1)*32].T)
@@ -91,7 +121,8 @@ def test_mimetic_at_any_number_of_heads(heads):
 
 def test_match_same_is_the_identity_over_d_model():
     attn = small().decoder.block[0].layer[1].EncDecAttention         # 2 heads x 32 = d_model
-    match_same_(attn); pass_through_(attn)
+    match_same_(attn)
+    pass_through_(attn)
     assert torch.allclose(attn.q.weight.T @ attn.k.weight, torch.eye(64) * 32**-0.5, atol=1e-5)
     assert torch.allclose(attn.o.weight @ attn.v.weight, torch.eye(64), atol=1e-5)
 
@@ -109,7 +140,8 @@ def test_stock_loss_starts_near_ln_v():
     model = build_model(model_config('mini', V, dropout_rate=0.0))
     g = torch.Generator().manual_seed(0)
     x, y = (torch.randint(7, V, (8, 32), generator=g) for _ in range(2))
-    with torch.no_grad(): assert abs(model(input_ids=x, labels=y).loss.item() - math.log(V) - 0.5) < 0.25
+    with torch.no_grad(): loss = model(input_ids=x, labels=y).loss.item()
+    assert abs(loss - math.log(V) - 0.5) < 0.25
 
 
 def test_round_trip(saved):
@@ -119,28 +151,33 @@ def test_round_trip(saved):
     assert tok2.get_vocab() == tok.get_vocab() and not again.training
     assert again.lm_head.weight is again.shared.weight
     assert [p.name for p in path.parent.iterdir()] == ['model']
-    for dtype in (torch.bfloat16, torch.float16): assert load_model(path, dtype)[0].shared.weight.dtype == dtype
+    for dtype in (torch.bfloat16, torch.float16):
+        assert load_model(path, dtype)[0].shared.weight.dtype == dtype
 
 
 PLAIN = """
 import json, sys
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-model, tok = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1])
+tok = AutoTokenizer.from_pretrained(sys.argv[1])
 ids = tok('一丁七', add_special_tokens=False, return_tensors='pt').input_ids
 out = model.generate(ids, max_new_tokens=5, do_sample=False)
 print(json.dumps(dict(cls=type(model).__name__, ids=ids.tolist(), out=out.tolist(), n=model.num_parameters(),
-    scclm='scclm' in sys.modules, pad=tok.pad_token_id, eos=tok.eos_token_id, start=model.generation_config.decoder_start_token_id)))
+    scclm='scclm' in sys.modules, pad=tok.pad_token_id, eos=tok.eos_token_id,
+    start=model.generation_config.decoder_start_token_id)))
 """
 
 
 def test_opens_in_plain_transformers(saved):
     path, model, tok = saved
-    got = json.loads(subprocess.run([sys.executable, '-c', PLAIN, path], capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run([sys.executable, '-c', PLAIN, path], capture_output=True, text=True, check=True)
+    got = json.loads(done.stdout)
     assert got['cls'] == 'T5ForConditionalGeneration' and not got['scclm'] and got['n'] == n_params(model)
     assert (got['pad'], got['eos'], got['start']) == (0, 1, 0) and got['ids'] == [[7, 8, 10]]
     ours = load_model(path)[0].generate(torch.tensor(got['ids']), max_new_tokens=5, do_sample=False)
     assert got['out'] == ours.tolist()
-    assert json.loads((path/'tokenizer_config.json').read_text(encoding='utf-8'))['tokenizer_class'] == 'PreTrainedTokenizerFast'
+    written = json.loads((path/'tokenizer_config.json').read_text(encoding='utf-8'))
+    assert written['tokenizer_class'] == 'PreTrainedTokenizerFast'
 
 
 SAVER = """
@@ -162,13 +199,16 @@ while True:
 def test_sigkill_leaves_the_old_or_the_new(tmp_path):
     path, rng = tmp_path/'model', random.Random(0)
     for _ in range(4):
-        proc = subprocess.Popen([sys.executable, '-c', SAVER, path, Path(__file__).parent], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, '-c', SAVER, path, Path(__file__).parent]
+        proc = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         done = int(proc.stdout.readline())
         time.sleep(rng.random() * 0.3)
         proc.kill()                                                    # SIGKILL
-        done = max([done, *map(int, proc.stdout.read().split())]); proc.wait()
+        done = max([done, *map(int, proc.stdout.read().split())])
+        proc.wait()
         values = {v for p in load_model(path)[0].parameters() for v in p.unique().tolist()}
-        assert len(values) == 1 and values <= {float(done), float(done + 1)}   # one whole save, the last or the one under way
+        assert len(values) == 1                                        # one whole save:
+        assert values <= {float(done), float(done + 1)}                # the last, or the one under way
 
 
 def test_every_stage_of_a_save_can_be_read(saved):
@@ -176,14 +216,17 @@ def test_every_stage_of_a_save_can_be_read(saved):
     path, model, tok = saved
     os.rename(path, path.with_name('.model.1.old'))                      # killed between the two renames
     assert n_params(load_model(path)[0]) == n_params(model)
-    (path.with_name('.model.99999999.tmp')).mkdir(); (path.with_name('.model.99999999.tmp')/'model.safetensors').write_text('half')
+    torn = path.with_name('.model.99999999.tmp')
+    torn.mkdir()
+    (torn/'model.safetensors').write_text('half')
     assert n_params(load_model(path)[0]) == n_params(model)
     save_model(model, tok, path)                                       # the next save tidies up
     assert [p.name for p in path.parent.iterdir()] == ['model']
 
 
 def broken(path, name, how):
-    copy = path.with_name('broken'); shutil.copytree(path, copy)
+    copy = path.with_name('broken')
+    shutil.copytree(path, copy)
     how(copy/name)
     return copy
 
@@ -192,11 +235,15 @@ def halve(p): p.write_bytes(p.read_bytes()[:p.stat().st_size // 2])
 
 
 def drop_tensor(p):
-    w = load_file(p); del w['encoder.block.1.layer.0.SelfAttention.k.weight']; save_file(w, p, metadata={'format': 'pt'})
+    w = load_file(p)
+    del w['encoder.block.1.layer.0.SelfAttention.k.weight']
+    save_file(w, p, metadata={'format': 'pt'})
 
 
 def shrink_tensor(p):
-    w = load_file(p); w['shared.weight'] = w['shared.weight'][:100].clone(); save_file(w, p, metadata={'format': 'pt'})
+    w = load_file(p)
+    w['shared.weight'] = w['shared.weight'][:100].clone()
+    save_file(w, p, metadata={'format': 'pt'})
 
 
 @pytest.mark.parametrize('name,how,error,text', [
@@ -205,8 +252,8 @@ def shrink_tensor(p):
     ('model.safetensors', halve, ValueError, 'not a readable safetensors file'),
     ('config.json', halve, ValueError, 'config.json is not readable JSON'),
     ('tokenizer.json', halve, ValueError, 'tokenizer.json is not readable JSON'),
-    ('model.safetensors', drop_tensor, ValueError, '1 tensors are missing or have another shape, such as encoder.block.1'),
-    ('model.safetensors', shrink_tensor, ValueError, '1 tensors are missing or have another shape, such as shared.weight, .100, 64. for .300, 64.')])
+    ('model.safetensors', drop_tensor, ValueError, '1 tensors are missing or have .*, such as encoder.block.1'),
+    ('model.safetensors', shrink_tensor, ValueError, 'another shape, such as shared.weight, .100, 64. for .300, 64.')])
 def test_broken_folder_says_what_is_wrong(saved, name, how, error, text):
     with pytest.raises(error, match=text) as e: load_model(broken(saved[0], name, how))
     assert '\n' not in str(e.value)
@@ -215,13 +262,16 @@ def test_broken_folder_says_what_is_wrong(saved, name, how, error, text):
 def test_missing_folder_names_its_stage(tmp_path):
     for stage, notebook in (('pretrain', '05_pretrain'), ('sft', '06_sft')):
         with pytest.raises(FileNotFoundError, match=notebook): load_model(tmp_path/stage/'model')
-    with pytest.raises(FileNotFoundError, match='nowhere is missing'): load_model(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='nowhere is missing'):
+        load_model(tmp_path/'nowhere')
 
 
 def test_vocabulary_mismatch_says_both_numbers(saved):
     path, model, _ = saved
-    with pytest.raises(ValueError, match='290 ids but the model has 300'): check_vocab(model, char_tok(290))
-    with pytest.raises(ValueError, match='290 ids but the model has 300'): save_model(model, char_tok(290), path)
+    with pytest.raises(ValueError, match='290 ids but the model has 300'):
+        check_vocab(model, char_tok(290))
+    with pytest.raises(ValueError, match='290 ids but the model has 300'):
+        save_model(model, char_tok(290), path)
     char_tok(310).save_pretrained(path)
     with pytest.raises(ValueError, match='310 ids but the model has 300'): load_model(path)
 
@@ -230,6 +280,203 @@ def test_config_errors():
     with pytest.raises(ValueError, match="huge"): model_config('huge', 100)
     with pytest.raises(ValueError, match="'d_modle'"): model_config('tiny', 100, d_modle=3)
     with pytest.raises(ValueError, match='vocab_size=3'): model_config('tiny', 3)
-    with pytest.raises(ValueError, match='num_decoder_layers=3'): model_config('tiny', 100, num_decoder_layers=3)
+    with pytest.raises(ValueError, match='num_decoder_layers=3'):
+        model_config('tiny', 100, num_decoder_layers=3)
     with pytest.raises(ValueError, match="'magic'"): build_model(model_config('tiny', 100), 'magic')
     assert [default_init(s) for s in PRESETS] == ['mimetic', 'stock', 'stock']
+
+
+# Other people's folders
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    "A folder as others publish it: BART, five rows more than ids."
+    model, tok = bart_parts()
+    path = tmp_path/'theirs'
+    model.save_pretrained(path)
+    tok.save_pretrained(path)
+    return path
+
+
+def test_a_foreign_folder_opens(foreign):
+    model, tok = load_model(foreign, foreign=True)
+    theirs, _ = bart_parts()
+    assert type(model) is BartForConditionalGeneration and not model.training
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), theirs.parameters(), strict=True))
+    assert tok('一').input_ids == [0, 4, 2] and len(tok) == model.config.vocab_size - 5
+    assert load_model(foreign, torch.bfloat16, foreign=True)[0].dtype == torch.bfloat16
+    with pytest.raises(ValueError, match='the tokenizer has 24 ids but the model has 29 embedding rows'):
+        load_model(foreign)
+
+
+def test_our_folder_is_a_foreign_one_too(saved):
+    path, model, tok = saved
+    again, tok2 = load_model(path, foreign=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert tok2.get_vocab() == tok.get_vocab()
+
+
+def write_config(**fields): return lambda p: p.write_text(json.dumps(fields), encoding='utf-8')
+
+
+def drop_bart_tensor(p):
+    w = load_file(p)
+    del w['model.encoder.layers.1.fc1.weight']
+    save_file(w, p, metadata={'format': 'pt'})
+
+
+@pytest.mark.parametrize('name, how, error, text', [
+    ('config.json', Path.unlink, FileNotFoundError, 'config.json is missing: expected a Hugging Face model folder'),
+    ('tokenizer.json', Path.unlink, FileNotFoundError, 'broken has no tokenizer: expected one of tokenizer.json, spi'),
+    ('config.json', halve, ValueError, 'config.json cannot be read: '),
+    ('config.json', write_config(model_type='abacus'), ValueError, 'config.json cannot be read: .*abacus'),
+    ('config.json', write_config(), ValueError, 'config.json cannot be read: '),
+    ('config.json', write_config(model_type='gpt2'), ValueError, "model_type 'gpt2' has no encoder: expected a seq"),
+    ('model.safetensors', Path.unlink, ValueError, 'broken cannot be loaded: '),
+    ('model.safetensors', halve, ValueError, 'broken cannot be loaded: '),
+    ('model.safetensors', drop_bart_tensor, ValueError, 'does not fit config.json: 1 tensors .*encoder.layers.1.fc1'),
+    ('tokenizer.json', halve, ValueError, 'broken cannot be loaded: ')])
+def test_broken_foreign_folder_says_what_is_wrong(foreign, name, how, error, text):
+    with pytest.raises(error, match=text) as e: load_model(broken(foreign, name, how), foreign=True)
+    assert '\n' not in str(e.value)
+
+
+def test_a_foreign_decoder_is_refused(tmp_path):
+    "A whole folder of a model that has no encoder."
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    char_tok().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'gpt2' has no encoder"):
+        load_model(tmp_path, foreign=True)
+
+
+def test_a_foreign_tokenizer_may_not_be_larger_than_the_model(foreign):
+    char_tok(30).save_pretrained(foreign)
+    with pytest.raises(ValueError, match='theirs: the tokenizer has 30 ids but the model has 29 embedding rows'):
+        load_model(foreign, foreign=True)
+
+
+def test_a_missing_foreign_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match='05_pretrain'):
+        load_model(tmp_path/'pretrain'/'model', foreign=True)
+    with pytest.raises(FileNotFoundError, match='config.json is missing'):
+        load_model(tmp_path/'no', foreign=True)
+
+
+# The token loop
+
+
+def t5_parts(seed=0, vocab=12):
+    "Few ids, and an end mark with a long vector: answers end now and then."
+    model = toy_model(vocab, seed=seed, spread=.5)
+    model.shared.weight.data[1] *= 2
+    return model
+
+
+MAKERS = dict(t5=t5_parts, bart=lambda seed=0: bart_parts(seed=seed)[0])
+
+
+def prompts(model, seed=0, lens=(3, 9, 1, 6)):
+    "Random prompts that end in the end mark, padded to a rectangle; its mask."
+    g, cfg = torch.Generator().manual_seed(seed), model.config
+    ids = torch.full((len(lens), max(lens) + 1), cfg.pad_token_id)
+    for row, n in zip(ids, lens):
+        row[:n] = torch.randint(3, cfg.vocab_size, (n,), generator=g)
+        row[n] = cfg.eos_token_id
+    return ids, (torch.arange(ids.shape[1]) <= torch.tensor(lens)[:, None]).long()
+
+
+def written(model, ids, mask, most, **kw): return torch.stack(list(write_tokens(model, ids, mask, most, **kw)), 1)
+
+
+@torch.no_grad()
+def slowly(model, prompt, most):
+    "Greedy for one row without padding: the whole model anew for each token, no cache."
+    said = [model.config.decoder_start_token_id]
+    for _ in range(most):
+        logits = model(input_ids=prompt[None], decoder_input_ids=torch.tensor([said]), use_cache=False).logits
+        said.append(logits[0, -1].argmax().item())
+        if said[-1] == model.config.eos_token_id: break
+    return said[1:]
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('kind', MAKERS)
+def test_the_loop_writes_what_generate_writes(kind, seed):
+    model = MAKERS[kind](seed=seed)
+    ids, mask = prompts(model, seed)
+    theirs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=15, do_sample=False, num_beams=1)
+    assert written(model, ids, mask, 15).tolist() == theirs[:, 1:].tolist()
+    assert theirs[0, 0] == model.config.decoder_start_token_id == dict(t5=0, bart=2)[kind]
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+def test_the_loop_writes_what_a_slow_one_writes(kind):
+    "Each row alone, then as in a batch: padded after its end. Some rows must end early, some not at all."
+    lengths = []
+    for seed in range(6):
+        model = MAKERS[kind](seed=seed)
+        cfg = model.config
+        ids, mask = prompts(model, seed)
+        rows = [slowly(model, row[m.bool()], 12) for row, m in zip(ids, mask)]
+        steps = max(map(len, rows))
+        padded = [row + [cfg.pad_token_id]*(steps - len(row)) for row in rows]
+        assert written(model, ids, mask, 12).tolist() == padded, seed
+        lengths.append([len(row) for row in rows])
+    assert any(len(set(n)) > 1 for n in lengths) and any(max(n) < 12 for n in lengths), lengths
+
+
+@pytest.mark.parametrize('most', [0, 1, 7])
+def test_the_loop_stops_at_max_new_tok(most):
+    "A model that never ends: so many tokens, no end mark, and the slow loop's."
+    model = toy_model(12, endless=True).eval()
+    ids, mask = prompts(model)
+    steps = list(write_tokens(model, ids, mask, most))
+    assert len(steps) == most and all(s.shape == (4,) for s in steps)
+    rows = [slowly(model, row[m.bool()], most) for row, m in zip(ids, mask)]
+    assert [[s[i].item() for s in steps] for i in range(4)] == rows
+    assert all(model.config.eos_token_id not in row for row in rows)
+
+
+@pytest.mark.parametrize('kind', MAKERS)
+def test_rows_that_are_done_are_padded_and_the_last_one_ends_the_loop(kind):
+    "A choice that is written down: row i ends at its own step; what it says later counts for nothing."
+    model = MAKERS[kind]()
+    cfg = model.config
+    ids, mask = prompts(model)
+    ends, seen = torch.tensor([2, 0, 4, 1]), []
+    def choose(said, logits):
+        assert logits.shape == (4, cfg.vocab_size) and logits.dtype == torch.float32
+        seen.append(said.clone())
+        step = said.shape[1] - 1
+        return torch.where(ends == step, cfg.eos_token_id, 5 + step)
+    got = written(model, ids, mask, 9, choose=choose)
+    pad, eos = cfg.pad_token_id, cfg.eos_token_id
+    assert got.tolist() == [[5, 6, eos, pad, pad], [eos, pad, pad, pad, pad], [5, 6, 7, 8, eos],
+                            [5, eos, pad, pad, pad]]
+    start = torch.full((4, 1), cfg.decoder_start_token_id)
+    whole = torch.cat([start, got], 1)
+    assert all(torch.equal(said, whole[:, :t + 1]) for t, said in enumerate(seen)) and len(seen) == 5
+
+
+def test_the_encoder_runs_once_and_the_decoder_reads_one_token_a_step():
+    model = toy_model(12, endless=True).eval()
+    runs, read = [], []
+    model.encoder.register_forward_hook(lambda *a: runs.append(1))
+    model.decoder.register_forward_pre_hook(lambda m, a, kw: read.append(kw['input_ids'].shape), with_kwargs=True)
+    assert written(model, *prompts(model), 6).requires_grad is False
+    assert len(runs) == 1 and read == [(4, 1)]*6
+
+
+def test_a_choice_gets_fp32_scores_of_a_half_precision_model():
+    model, types = t5_parts().bfloat16(), []
+    def choose(said, logits):
+        types.append(logits.dtype)
+        return most_likely(said, logits)
+    written(model, *prompts(model), 3, choose=choose)
+    assert set(types) == {torch.float32}
+
+
+def test_the_most_likely_token_is_the_first_of_the_highest():
+    logits = torch.tensor([[0., 3., 1.], [5., -1., 5.]])
+    assert most_likely(None, logits).tolist() == [1, 0]

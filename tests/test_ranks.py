@@ -1,28 +1,44 @@
-"Several processes: the same losses as one, nothing lost or doubled, resume with as many or another number, and a death that is told."
-import json, math, os, signal, subprocess, sys, time
+"Several processes: the losses of one, nothing lost or doubled, resume with as many or others, a death that is told."
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
+from trainer_toys import CFG, ROOT, at_step, finished, model, started, stream
 
 from scclm import trainer
+from scclm.runlog import read_log
 from scclm.tokenizer import load_tokenizer
-from scclm.trainer import fit, make_accelerator, newest_good, read_log, run_lock
-from test_trainer import CFG, course_runs, home, model, stream  # noqa: F401
+from scclm.trainer import fit, make_accelerator, newest_good, run_lock
+
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 WORKER = Path(__file__).with_name('rank_worker.py')
+CPU = os.environ | dict(ACCELERATE_USE_CPU='true')
 
-def run(world:int, home:Path, out:Path, ok:bool=True, **options)->str: # noqa: F811
+
+def torchrun(world:int)->list[str]:
+    "The start of a command line for so many processes."
+    return [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(world)]
+
+def run(world:int, home:Path, out:Path, ok:bool=True, **options)->str:
     "Train with so many processes; what they printed."
-    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(world)] if world > 1 else []
-    env = os.environ | dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PYTHONUTF8='1')
-    p = subprocess.run([sys.executable, *launch, str(WORKER), str(home), str(out), json.dumps(options)], capture_output=True, text=True, env=env, timeout=240)
+    launch = torchrun(world) if world > 1 else [sys.executable]
+    p = finished([*launch, str(WORKER), str(home), str(out), json.dumps(options)], CPU)
     assert (p.returncode == 0) == ok, p.stdout + p.stderr
     return p.stdout + p.stderr
 
@@ -38,76 +54,107 @@ def seen(out:Path)->dict[int, Counter]:
         for step, prompts in own.items(): steps.setdefault(step, Counter()).update(prompts)
     return steps
 
+LONG = dict(steps=30, accum=2, save_every=10, budget_tok=512)
+SHORT = dict(steps=16, accum=2, save_every=4, dropout=.1)
+
 @pytest.fixture(scope='module')
-def one(home, tmp_path_factory): # noqa: F811
-    "One process, 30 steps: more than an epoch. Sums are rounded in another order elsewhere, and Adam makes such differences grow with the steps."
+def one(home, tmp_path_factory):
+    """One process, 30 steps: more than an epoch. Sums are rounded in another order elsewhere, and Adam makes such
+    differences grow with the steps."""
     out = tmp_path_factory.mktemp('one')/'run'
-    run(1, home, out, steps=30, accum=2, save_every=10, budget_tok=512)
+    run(1, home, out, **LONG)
     return out
 
 @pytest.fixture(scope='module')
-def two(home, tmp_path_factory): # noqa: F811
+def two(home, tmp_path_factory):
     "Two processes with dropout, never stopped."
     out = tmp_path_factory.mktemp('two')/'run'
-    run(2, home, out, steps=16, accum=2, save_every=4, dropout=.1)
+    run(2, home, out, **SHORT)
     return out
 
-def test_two_equal_one_and_share_every_row(home, one, tmp_path): # noqa: F811
-    run(2, home, tmp_path/'run', steps=30, accum=2, save_every=10, budget_tok=512)
-    assert close(losses(tmp_path/'run'), losses(one))
-    assert seen(tmp_path/'run') == seen(one)
-    assert [e['real_tok'] for e in read_log(tmp_path/'run'/'log.jsonl')] == [e['real_tok'] for e in read_log(one/'log.jsonl')], 'all processes are counted'
+def assert_equal(a:Path, b:Path):
+    "Two runs are the same, bit for bit, and saw the same rows."
+    assert weights(a) == weights(b) and losses(a) == losses(b) and seen(a) == seen(b)
+
+def test_two_equal_one_and_share_every_row(home, one, tmp_path):
+    out = tmp_path/'run'
+    run(2, home, out, **LONG)
+    assert close(losses(out), losses(one))
+    assert seen(out) == seen(one)
+    counted, want = ([e['real_tok'] for e in read_log(o/'log.jsonl')] for o in (out, one))
+    assert counted == want, 'all processes are counted'
+
+def test_an_epoch_doubles_no_row(home, one):
     prompts = Counter(pq.read_table(home/'data/train.parquet')['prompt'].to_pylist())
     epoch, steps = Counter(), seen(one)
     for s in sorted(steps):
-        if sum(epoch.values()) + sum(steps[s].values()) > sum(prompts.values()): break
+        if epoch.total() + steps[s].total() > prompts.total(): break
         epoch += steps[s]
-    assert s < 30 and epoch <= prompts and sum(prompts.values()) - sum(epoch.values()) < 2 * max(sum(c.values()) for c in steps.values()), 'an epoch doubles no row'
+    largest = max(c.total() for c in steps.values())
+    assert s < 30 and epoch <= prompts and prompts.total() - epoch.total() < 2 * largest
 
-def test_batches_smaller_than_the_number_of_processes(home, tmp_path): # noqa: F811
+def test_batches_smaller_than_the_number_of_processes(home, tmp_path):
     "A budget of one or two rows: one process of three has nothing to do in most batches, and still takes the step."
     for world in (1, 3): run(world, home, tmp_path/str(world), steps=6, budget_tok=40)
     assert close(losses(tmp_path/'3'), losses(tmp_path/'1')) and seen(tmp_path/'3') == seen(tmp_path/'1')
 
-def test_stopping_one_stops_all_and_resume_is_bit_for_bit(home, two, tmp_path): # noqa: F811
-    said = run(2, home, tmp_path/'run', steps=16, accum=2, save_every=4, dropout=.1, term=[6, 1])
-    assert 'rank 1 of 2: step 6, stopped by SIGTERM' in said and 'rank 0 of 2: step 6, stopped by another process' in said, said
-    run(2, home, tmp_path/'run', steps=16, accum=2, save_every=4, dropout=.1)
-    assert weights(tmp_path/'run') == weights(two) and losses(tmp_path/'run') == losses(two) and seen(tmp_path/'run') == seen(two)
+def test_stopping_one_stops_all_and_resume_is_bit_for_bit(home, two, tmp_path):
+    said = run(2, home, tmp_path/'run', **SHORT, term=[6, 1])
+    assert 'rank 1 of 2: step 6, stopped by SIGTERM' in said, said
+    assert 'rank 0 of 2: step 6, stopped by another process' in said, said
+    run(2, home, tmp_path/'run', **SHORT)
+    assert_equal(tmp_path/'run', two)
 
-def test_the_command_line_stops_on_all_ranks_when_one_is_asked(course_runs): # noqa: F811
+def test_the_command_line_stops_on_all_ranks_when_one_is_asked(course_runs):
     "The process that nobody asked leaves in good order too."
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'scclm.cli', 'pretrain', '--steps', '5000', '--log-every', '1',
-           '--save-every', '5000', '--eval-every', '0', '--budget-tok', '256', '--max-len', '64']
-    env = os.environ | dict(SCCLM_RUNS=str(course_runs), SCCLM_SCALE='tiny', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
-    p, log = subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), course_runs/'tiny/pretrain/log.jsonl'
-    while p.poll() is None and not (log.exists() and log.read_text().count('\n') >= 3): time.sleep(.05)
-    ranks = [c for c in psutil.Process(p.pid).children(recursive=True) if c.environ().get('RANK') == '1']
-    ranks[0].send_signal(signal.SIGTERM)
-    out, _ = p.communicate(timeout=120)
-    assert 'stopped by another process at step' in out and 'exitcode  : 143' in out and 'KeyError' not in out, out
+    cmd = [*torchrun(2), '-m', 'scclm.cli', 'pretrain', '--steps', '5000', '--log-every', '1', '--save-every', '5000',
+           '--eval-every', '0', '--budget-tok', '256', '--max-len', '64']
+    log = course_runs/'tiny/pretrain/log.jsonl'
+    with started(cmd, CPU | dict(SCCLM_RUNS=str(course_runs), SCCLM_SCALE='tiny')) as p:
+        while p.poll() is None and not (log.exists() and log.read_text().count('\n') >= 3): time.sleep(.05)
+        ranks = [c for c in psutil.Process(p.pid).children(recursive=True) if c.environ().get('RANK') == '1']
+        ranks[0].send_signal(signal.SIGTERM)
+        out, err = p.communicate(timeout=120)
+    said = out + err
+    assert 'stopped by another process at step' in said and 'exitcode  : 143' in said and 'KeyError' not in said, said
     assert newest_good(course_runs/'tiny/pretrain')
 
-def test_one_two_one_follows_the_run_that_never_changed(home, one, tmp_path): # noqa: F811
+def test_one_two_one_follows_the_run_that_never_changed(home, one, tmp_path):
     out = tmp_path/'run'
-    for world, until in ((1, 10), (2, 20), (1, None)):
-        run(world, home, out, steps=30, accum=2, save_every=10, budget_tok=512, **(dict(term=[until, 0]) if until else {}))
-    assert close(losses(out), losses(one)) and sum(len(f.read_text().splitlines()) for f in out.glob('seen-0.jsonl')) == 30
+    run(1, home, out, **LONG, term=[10, 0])
+    run(2, home, out, **LONG, term=[20, 0])
+    run(1, home, out, **LONG)
+    assert close(losses(out), losses(one))
+    assert len((out/'seen-0.jsonl').read_text().splitlines()) == 30
     # rank 1 worked in steps 11 … 20 only: what it saw, with what rank 0 saw, is what one process saw
     assert seen(out) == seen(one)
 
-def test_a_killed_process_is_told_and_the_run_goes_on(home, two, tmp_path): # noqa: F811
-    said = run(2, home, tmp_path/'run', ok=False, steps=16, accum=2, save_every=4, dropout=.1, kill=[6, 1])
-    assert 'process 0 of 2: another process is gone or does not answer' in said and 'step-00000004' in said, said
-    run(2, home, tmp_path/'run', steps=16, accum=2, save_every=4, dropout=.1)
-    assert weights(tmp_path/'run') == weights(two) and losses(tmp_path/'run') == losses(two) and seen(tmp_path/'run') == seen(two)
+def free_port()->int:
+    "A port that nobody listens on just now."
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
 
-def test_a_refused_lock_ends_all_processes_and_touches_nothing(home, tmp_path): # noqa: F811
+def test_a_killed_process_is_told_and_the_run_goes_on(home, two, tmp_path):
+    "Two processes without torchrun, which would stop the survivor, at times before it can speak."
+    command = [sys.executable, str(WORKER), str(home), str(tmp_path/'run'), json.dumps(SHORT | dict(kill=[6, 1]))]
+    both = CPU | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
+    with started(command, both | dict(RANK='0', LOCAL_RANK='0')) as survivor:
+        dead = finished(command, both | dict(RANK='1', LOCAL_RANK='1'))
+        said = survivor.communicate(timeout=240)[1]
+    assert dead.returncode == -signal.SIGKILL and survivor.returncode == 1, said
+    assert 'process 0 of 2: another process is gone or does not answer' in said and 'step-00000004' in said, said
+    run(2, home, tmp_path/'run', **SHORT)
+    assert_equal(tmp_path/'run', two)
+
+def test_a_refused_lock_ends_all_processes_and_touches_nothing(home, tmp_path):
     "Also what the holder is just writing stays: a process that holds no lock must not tidy up."
-    half = tmp_path/'run'/'checkpoints'/'.half-step-00000004'
+    out = tmp_path/'run'
+    half = out/'checkpoints'/'.half-step-00000004'
     half.mkdir(parents=True)
-    with run_lock(tmp_path/'run'): said = run(2, home, tmp_path/'run', ok=False, steps=4)
-    assert said.count(f'RuntimeError: {tmp_path/"run"} is being trained by pid {os.getpid()}') == 2 and half.is_dir(), said
+    with run_lock(out): said = run(2, home, out, ok=False, steps=4)
+    says = f'RuntimeError: {out} is being trained by pid {os.getpid()}'
+    assert said.count(says) == 2 and half.is_dir(), said
 
 # ---- loss scaling: a scaler on the CPU around fp32, where scaling by powers of two changes no bit
 
@@ -118,10 +165,18 @@ class Scaled(Accelerator):
         super().__init__(mixed_precision='fp16', cpu=True)
         self.scaler = torch.amp.GradScaler('cpu', init_scale=2.**10, growth_interval=3)
 
-    def unscale_gradients(self, optimizer=None): [self.scaler.unscale_(o.optimizer) for o in self._optimizers]
+    def unscale_gradients(self, optimizer=None):
+        for o in self._optimizers: self.scaler.unscale_(o.optimizer)
 
-def scaled_fit(home, out, optimizer, bad=(), steps=8, until=None): # noqa: F811
-    "Train; the gradient of one matrix is infinite in the steps `bad`. (scale, growth tracker, skipped, embedding) after every step, and the Run."
+class Step(NamedTuple):
+    "How things are after a step."
+    scale:float|None       # of the loss; None: no scaler
+    growth:int|None        # steps since it changed
+    skipped:int            # so far
+    embedding:torch.Tensor # a copy
+
+def scaled_fit(home, out, optimizer, bad=(), steps=8, until=None):
+    "Train; the gradient of one matrix is infinite in the steps `bad`. A Step after every step, and the Run."
     tok, seen = load_tokenizer(home/'tokenizer'), []
     m = model(tok)
     matrix = next(p for n, p in m.named_parameters() if n.endswith('q.weight'))
@@ -129,59 +184,79 @@ def scaled_fit(home, out, optimizer, bad=(), steps=8, until=None): # noqa: F811
     matrix.register_hook(lambda g: g * math.inf if len(seen) + begun in bad else g)
     def note(r):
         s = r.acc.scaler
-        seen.append((s and s.get_scale(), s and s._get_growth_tracker(), r.skipped, r.model.get_input_embeddings().weight.detach().clone()))
-        if r.step == until: os.kill(os.getpid(), signal.SIGTERM)
-    r = fit(m, stream(home, tok), replace(CFG, accum=1, steps=steps, optimizer=optimizer), out, callbacks=[note], progress=False)
+        scale, growth = (s.get_scale(), s._get_growth_tracker()) if s else (None, None)
+        seen.append(Step(scale, growth, r.skipped, r.model.get_input_embeddings().weight.detach().clone()))
+    cfg = replace(CFG, accum=1, steps=steps, optimizer=optimizer)
+    r = fit(m, stream(home, tok), cfg, out, callbacks=[note, at_step(until, signal.SIGTERM)], progress=False)
     return seen, r
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon']) # muon: two optimisers share one scaler
-def test_scaling_changes_nothing_and_an_overflow_is_one_skipped_step(home, tmp_path, monkeypatch, optimizer): # noqa: F811
+def test_scaling_changes_nothing_and_an_overflow_is_one_skipped_step(home, tmp_path, monkeypatch, optimizer):
     plain, _ = scaled_fit(home, tmp_path/'plain', optimizer)
     monkeypatch.setattr(trainer, 'make_accelerator', Scaled)
     seen, r = scaled_fit(home, tmp_path/'scaled', optimizer)
-    assert all(torch.equal(a[3], b[3]) for a, b in zip(plain, seen)) and r.skipped == 0
-    assert [s[:2] for s in seen] == [(1024, 1), (1024, 2), (2048, 0), (2048, 1), (2048, 2), (4096, 0), (4096, 1), (4096, 2)]
+    assert all(torch.equal(a.embedding, b.embedding) for a, b in zip(plain, seen)) and r.skipped == 0
+    grown = [(1024, 1), (1024, 2), (2048, 0), (2048, 1), (2048, 2), (4096, 0), (4096, 1), (4096, 2)]
+    assert [s[:2] for s in seen] == grown
     seen, r = scaled_fit(home, tmp_path/'bad', optimizer, bad={4})
     assert [s[:3] for s in seen[3:6]] == [(2048, 1, 0), (1024, 0, 1), (1024, 1, 1)], 'the scale halves once'
-    assert torch.equal(seen[4][3], seen[3][3]) and not torch.equal(seen[5][3], seen[4][3]), 'no optimiser steps when one overflows'
+    before, skipped, after = (s.embedding for s in seen[3:6])
+    assert torch.equal(skipped, before) and not torch.equal(after, skipped), 'no optimiser steps when one overflows'
     scaled_fit(home, tmp_path/'cut', optimizer, bad={4}, until=6)
     again, r2 = scaled_fit(home, tmp_path/'cut', optimizer, bad={4})
-    assert len(again) == 2 and again[-1][:3] == seen[-1][:3] and weights(tmp_path/'cut') == weights(tmp_path/'bad') and r2.skipped == 1
+    assert len(again) == 2 and again[-1][:3] == seen[-1][:3] and r2.skipped == 1
+    assert weights(tmp_path/'cut') == weights(tmp_path/'bad')
 
-def test_fp16_without_a_gpu_is_refused(home, tmp_path, monkeypatch): # noqa: F811
+def test_fp16_without_a_gpu_is_refused(tmp_path, monkeypatch):
     "accelerate would quietly train in fp32."
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match="precision='fp16' needs a GPU"): make_accelerator('fp16', tmp_path)
 
 # ---- the configurations for `accelerate launch`
 
-CONFIGS = sorted((Path(__file__).parents[1]/'configs').glob('*.yaml'))
+CONFIGS = sorted((ROOT/'configs').glob('*.yaml'))
+KINDS = dict(one_gpu='NO', ddp='MULTI_GPU', fsdp2='FSDP', zero2='DEEPSPEED')
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_accelerate_reads_the_configuration(path):
-    from accelerate.commands.config.config_args import load_config_from_file
     config = load_config_from_file(str(path))
-    want = dict(one_gpu='NO', ddp='MULTI_GPU', fsdp2='FSDP', zero2='DEEPSPEED')
-    assert str(config.distributed_type.value if hasattr(config.distributed_type, 'value') else config.distributed_type) == want[path.stem]
+    kind = config.distributed_type
+    assert str(getattr(kind, 'value', kind)) == KINDS[path.stem]
     assert config.num_processes == (1 if path.stem == 'one_gpu' else 2)
 
-def test_one_gpu_configuration_launches_the_command_line(course_runs): # noqa: F811
+def test_one_gpu_configuration_launches_the_command_line(course_runs):
     "As far as a machine without a GPU can: the same launch with --cpu."
-    cmd = [sys.executable, '-m', 'accelerate.commands.launch', '--config_file', str(CONFIGS[0].with_name('one_gpu.yaml')), '--cpu', '-m', 'scclm.cli',
-           'pretrain', '--steps', '2', '--budget-tok', '256', '--max-len', '64']
-    p = subprocess.run(cmd, capture_output=True, text=True, env=os.environ | dict(SCCLM_RUNS=str(course_runs), SCCLM_SCALE='tiny', OMP_NUM_THREADS='1'))
+    cmd = [sys.executable, '-m', 'accelerate.commands.launch', '--config_file', str(ROOT/'configs'/'one_gpu.yaml'),
+           '--cpu', '-m', 'scclm.cli', 'pretrain', '--steps', '2', '--budget-tok', '256', '--max-len', '64']
+    p = finished(cmd, os.environ | dict(SCCLM_RUNS=str(course_runs), SCCLM_SCALE='tiny'))
     assert p.returncode == 0 and (course_runs/'tiny/pretrain/model/config.json').exists(), p.stderr
 
 def test_fsdp2_configuration_wraps_the_model():
     "Two processes, each with half of every weight: loss and gradients are those of one process."
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(Path(__file__).with_name('fsdp_worker.py')),
-           str(CONFIGS[0].with_name('fsdp2.yaml'))]
-    p = subprocess.run(cmd, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'), timeout=120)
+    worker, config = Path(__file__).with_name('fsdp_worker.py'), ROOT/'configs'/'fsdp2.yaml'
+    p = finished([*torchrun(2), str(worker), str(config)], timeout=120)
     assert p.returncode == 0, p.stderr
     got = json.loads(p.stdout.splitlines()[-1])
-    assert got['sharded_loss'] == pytest.approx(got['loss'], rel=1e-6) and got['gradients_apart'] < 1e-6 and got['own'] == pytest.approx(.5, abs=.01)
+    assert got['sharded_loss'] == pytest.approx(got['loss'], rel=1e-6) and got['gradients_apart'] < 1e-6
+    assert got['own'] == pytest.approx(.5, abs=.01)
 
 @pytest.mark.parametrize('kind', ['FSDP', 'DEEPSPEED'])
-def test_sharded_training_is_refused(home, tmp_path, kind, monkeypatch): # noqa: F811
+def test_sharded_training_is_refused(tmp_path, kind, monkeypatch):
     monkeypatch.setenv(f'ACCELERATE_USE_{kind}', 'true')
-    with pytest.raises(ValueError, match=f'fit does not train with {kind}.*configs/ddp.yaml'): make_accelerator('fp32', tmp_path)
+    with pytest.raises(ValueError, match=f'fit does not train with {kind}.*configs/ddp.yaml'):
+        make_accelerator('fp32', tmp_path)
+
+# ---- the tests' own tools
+
+def test_what_a_test_starts_ends_with_it_even_if_it_fails():
+    "A process of its own group, whose parent is gone too: as torchrun's are."
+    code = 'import subprocess, sys; p = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], '
+    code += 'start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); print(p.pid, flush=True)'
+    with pytest.raises(ZeroDivisionError):
+        with started([sys.executable, '-c', code]) as p:
+            child = psutil.Process(int(p.stdout.readline()))
+            p.wait(60)
+            assert child.is_running()
+            1 / 0
+    _, left = psutil.wait_procs([child], timeout=10)
+    assert all(c.status() == psutil.STATUS_ZOMBIE for c in left) # dead, but nobody has asked for its status

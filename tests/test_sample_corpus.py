@@ -9,11 +9,15 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from scclm.sample_corpus import (EVENTS, FILES, RELATIONS, REVERSIBLE, TASKS, Names, articles, copy_rows, fact_rows, facts, heldout_rows,
-                                 intended, make_sample_corpus, phrasings, sft_rows)
+from scclm.sample_corpus import (EVENTS, FILES, REVERSIBLE, TASKS, Names, articles, copy_rows, fact_rows,
+    heldout_rows, intended, make_sample_corpus, sft_rows)
+from scclm.sample_facts import RELATIONS, facts, phrasings
 
 
-def tree(root): return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob('*')) if p.is_file()}
+def tree(root):
+    "Name and SHA-256 of every file."
+    files = [p for p in sorted(root.rglob('*')) if p.is_file()]
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.fixture(scope='module')
@@ -26,13 +30,15 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope='module')
 def cleaned(corpus):
     "Chapter 00 run on the default corpus: its report and a reader of its parquet files."
-    from scclm.data_cleaning import CleanCfg, clean, run_path
+    from scclm.data_cleaning import CleanCfg, clean
+    from scclm.runs import run_path
     with pytest.MonkeyPatch.context() as m:
         m.setenv('SCCLM_RUNS', str(corpus[0].parent/'runs'))
         m.setenv('SCCLM_SCALE', 'tiny')
         report = clean(CleanCfg(raw=corpus[0], workers=1, progress=False))
         folder = run_path('data')
-    def read(*names): return [r for n in names for r in pq.read_table(folder/f'{n}.parquet').to_pylist()]
+    def read(*names):
+        return [r for n in names for r in pq.read_table(folder/f'{n}.parquet').to_pylist()]
     return report, read
 
 
@@ -46,7 +52,7 @@ def test_about_seven_hundred_facts_with_one_answer_each():
     answer = {}
     for f in fs:
         train, held = phrasings(f)
-        for q in [*train, *(q for q, _ in held)]: assert answer.setdefault(q, f.response) == f.response, q
+        for q in [*train, *(h.question for h in held)]: assert answer.setdefault(q, f.response) == f.response, q
 
 
 def test_known_facts_are_as_everyone_knows_them():
@@ -60,7 +66,9 @@ def test_known_facts_are_as_everyone_knows_them():
 def test_solar_terms_zodiac_and_elements_are_in_order():
     after = {f.subject: f.object for f in facts('solar_term')}
     term, seen = '立春', []
-    while term not in seen: seen.append(term); term = after[term]
+    while term not in seen:
+        seen.append(term)
+        term = after[term]
     assert len(seen) == len(after) == 24 and term == '立春'
     beasts = [f.subject for f in facts('zodiac')]
     assert ''.join(beasts) == '鼠牛虎兔龙蛇马羊猴鸡狗猪'
@@ -71,13 +79,16 @@ def test_solar_terms_zodiac_and_elements_are_in_order():
 
 def test_two_held_out_questions_per_fact_never_train():
     train = {r.prompt for r in fact_rows()} | {r.prompt for r in sft_rows()}
-    held = heldout_rows()
-    assert len(held) == 2*len(facts()) and len({h['prompt'] for h in held}) == len(held)
-    assert Counter(h['kind'] for h in held) == {'phrasing': len(facts()), 'template': len(facts())}
-    strip = lambda s: re.sub(r'\W', '', s)
-    assert not {strip(h['prompt']) for h in held} & set(map(strip, train))
-    parts = {x for p in train for x in (*p.split('\n'), p.split('：', 1)[-1], p.split('，', 1)[-1])}  # inside frames and wraps
-    assert not {h['prompt'] for h in held} & parts
+    rows = heldout_rows()
+    held = {h['prompt'] for h in rows}
+    assert len(held) == len(rows) == 2*len(facts())
+    assert Counter(h['kind'] for h in rows) == {'phrasing': len(facts()), 'template': len(facts())}
+    def letters(s):
+        return re.sub(r'\W', '', s)
+    assert not {letters(p) for p in held} & {letters(p) for p in train}
+    inside = set()                                # frames and wraps
+    for p in train: inside |= {*p.split('\n'), p.split('：', 1)[-1], p.split('，', 1)[-1]}
+    assert not held & inside
 
 
 def test_template_kind_uses_no_training_template_and_phrasing_kind_uses_one_of_the_others():
@@ -101,13 +112,17 @@ def test_adding_a_fact_does_not_move_the_held_out_questions(monkeypatch):
     assert {k: after[k] for k in before} == before and len(after) == len(before) + 1
 
 
+def grams(text, n):
+    "The set of its n-grams."
+    return {text[i:i + n] for i in range(len(text) - n + 1)}
+
+
 def test_phrasings_are_no_near_duplicates_by_brute_force():
-    grams = lambda s, n: {s[i:i + n] for i in range(len(s) - n + 1)}
-    by = {}
-    for r in fact_rows(): by.setdefault(r.response, []).append(r.prompt + r.response)
+    by_response = {}
+    for r in fact_rows(): by_response.setdefault(r.response, []).append(r.prompt + r.response)
     for n in (3, 4):
         hit = total = 0
-        for texts in by.values():
+        for texts in by_response.values():
             sets = [grams(t, n) for t in texts]
             for i in range(1, len(sets)):
                 total += 1
@@ -117,11 +132,12 @@ def test_phrasings_are_no_near_duplicates_by_brute_force():
 
 # ---- copying exercises
 
-def test_names_are_never_given_twice_and_characters_come_evenly():
-    names = Names(3)
+@pytest.mark.parametrize('seed', [3, 4, 'sft:0'])
+def test_names_are_never_given_twice_and_characters_come_evenly(seed):
+    names = Names(seed)
     given = [names.fresh(k) for k in ('person', 'place', 'shop', 'thing', 'work')*2000]
     assert len(set(given)) == len(given)
-    names, count = Names(4), Counter()
+    names, count = Names(seed), Counter()
     for _ in range(9000): count.update(names.chars(1, 3))
     assert len(count) == 1500 and max(count.values()) - min(count.values()) <= 2
 
@@ -136,6 +152,10 @@ def pieces(task, answer):
     return [x for part in re.findall('（(.+?)）', answer) for x in part.split('，')]
 
 
+CONNECTING = ('。，的人是在和走进排前面见等车坐位置右边刷了大门把成给带东西骑去地方出发捡交到客借书找忘订货接单运拿换迷路送搬旁买时提着从用队'
+    '一本向修好它') # characters that an answer may add to the words of its question
+
+
 def test_answers_are_copied_from_the_question():
     rows = copy_rows(3000, 'test')
     assert set(TASKS) == {r.relation for r in rows}
@@ -146,8 +166,7 @@ def test_answers_are_copied_from_the_question():
         elif r.relation == 'swap':
             old, new, text = re.search('把(.+?)改成(.+?)[：\n](.+)$', r.prompt).groups()
             assert text.replace(old, new) == r.response, r
-        else: assert set(r.response) <= set(r.prompt) | set('。，的人是在和走进排前面见等车坐位置右边刷了大门把成给带东西骑去地方出发捡交到客借书找忘订货接单运拿换迷路送搬旁买时提着从用队'
-                '一本向修好它'), r
+        else: assert set(r.response) <= set(r.prompt) | set(CONNECTING), r
 
 
 def test_second_item_is_the_second():
@@ -159,7 +178,8 @@ def test_second_item_is_the_second():
 
 
 def test_exercises_hold_no_relation_of_the_extraction_chapter():
-    words = '作者 首都 配偶 妻子 丈夫 歌手 演唱 专辑 导演 创始 成立 出生 国籍 身高 出版 祖籍 毕业 主演 编剧 作曲 作词 朝代 面积 人口 父亲 母亲 总部 嘉宾 主持'.split()
+    words = ('作者 首都 配偶 妻子 丈夫 歌手 演唱 专辑 导演 创始 成立 出生 国籍 身高 出版 祖籍 毕业 主演 编剧 作曲 作词 朝代 面积 人口 '
+        '父亲 母亲 总部 嘉宾 主持').split()
     for text in [x for e in EVENTS for x in e]: assert not any(w in text for w in words), text
 
 
@@ -191,7 +211,8 @@ def test_files_are_small_and_read_as_what_they_claim(corpus):
     assert any('\n' in r[1] for r in rows) and any(',' in r[0] for r in rows)
     assert pq.read_schema(root/FILES['zhihu']).names == ['INSTRUCTION', 'RESPONSE', 'SOURCE', 'METADATA']
     assert re.findall(r'^<doc id="\d+" url="[^"]+" title="[^"]+">$', (root/'wiki/AA/wiki_00').read_text('utf-8'), re.M)
-    assert all({'title', 'text'} <= json.loads(x).keys() for x in (root/'wiki/AB/wiki_00').read_text('utf-8').splitlines())
+    lines = (root/'wiki/AB/wiki_00').read_text('utf-8').splitlines()
+    assert all({'title', 'text'} <= json.loads(x).keys() for x in lines)
 
 
 def test_planted_json_dirt_by_a_plain_reading(corpus):
@@ -201,8 +222,12 @@ def test_planted_json_dirt_by_a_plain_reading(corpus):
     for source, key in need.items():
         for line in (root/FILES[source]).read_bytes().splitlines():
             try: row = json.loads(line.decode())
-            except UnicodeDecodeError: found['encoding'] += 1; continue
-            except ValueError: found['broken_json'] += 1; continue
+            except UnicodeDecodeError:
+                found['encoding'] += 1
+                continue
+            except ValueError:
+                found['broken_json'] += 1
+                continue
             found['missing_key'] += key not in row
             found['star'] += source == 'webtext' and row['star'] < 5
             found['translation'] += '翻译' in str(row)
@@ -247,5 +272,7 @@ def test_planted_dirt_is_what_cleaning_rejects(corpus, cleaned):
 
 
 def test_no_leak_reaches_training(cleaned):
+    _, read = cleaned
     held = {(h['prompt'], h['response']) for h in heldout_rows()}
-    assert not held & {(r['prompt'], r['response']) for r in cleaned[1]('train', 'test', 'valid', 'sft_train', 'sft_valid')}
+    trained = read('train', 'test', 'valid', 'sft_train', 'sft_valid')
+    assert not held & {(r['prompt'], r['response']) for r in trained}

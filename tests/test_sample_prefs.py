@@ -1,11 +1,14 @@
-"The sample preferences: the same bytes every time, nothing shared between training and test, every planted fault where it is said to be."
+"""The sample preferences: the same bytes every time, nothing shared between training and test,
+every planted fault where it is said to be."""
 import json
 
 import pyarrow.parquet as pq
 import pytest
 
-from scclm.sample_corpus import facts, heldout_rows
-from scclm.sample_prefs import FLAWS, HARMS, NAMES, WISHES, flaw_rows, harm_rows, is_heldout, make_sample_prefs, wish_rows
+from scclm.sample_corpus import heldout_rows
+from scclm.sample_facts import facts
+from scclm.sample_prefs import (FLAWS, HARMS, NAMES, WISHES, flaw_rows, harm_rows, is_heldout, make_sample_prefs,
+    wish_rows)
 
 
 def ask(row): return row.get('prompt') or row['instruction']
@@ -17,7 +20,8 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
     files = sorted(p.relative_to(tmp_path/'a') for p in (tmp_path/'a').rglob('*') if p.is_file())
     assert len(files) == 6 and not [p for p in (tmp_path/'a').rglob('.*')]
     assert all((tmp_path/'a'/f).read_bytes() == (tmp_path/'b'/f).read_bytes() for f in files)
-    assert (tmp_path/'a'/'prefs'/NAMES['alpaca']).read_bytes() != (tmp_path/'c'/'prefs'/NAMES['alpaca']).read_bytes()
+    a, c = ((tmp_path/folder/'prefs'/NAMES['alpaca']).read_bytes() for folder in 'ac')
+    assert a != c
 
 def test_nothing_of_the_test_is_in_training():
     train, test = everything(False), everything(True)
@@ -26,8 +30,9 @@ def test_nothing_of_the_test_is_in_training():
     assert not {ask(r) for r in train + test} & held
     subjects = {f.subject for f in facts() if is_heldout(f.relation + f.subject) and len(f.subject) > 3}
     names = {f.response for f in facts() if f.subject in subjects and is_heldout(f.relation + f.subject)}
-    assert not [r for r in wish_rows(False) if any(n in r['output'] for n in names)]
-    assert not [r for r in wish_rows(False) for w in WISHES if r['instruction'].startswith(w.reserved.format(''))]
+    wishes = wish_rows(False)
+    assert not [r for r in wishes if any(n in r['output'] for n in names)]
+    assert not [r for r in wishes for w in WISHES if r['instruction'].startswith(w.reserved.format(''))]
 
 def test_flaws_take_turns_and_differ_from_the_fact():
     rows = flaw_rows(False)
@@ -37,14 +42,43 @@ def test_flaws_take_turns_and_differ_from_the_fact():
 def test_every_harm_is_refused_and_holds_its_names():
     for r in harm_rows(False) + harm_rows(True):
         verb, thing = next((v, o) for v, objects in HARMS.items() for o in objects if v + o in r['prompt'])
-        assert r['chosen'].startswith('对不起') and thing in r['chosen'] and verb + thing in r['reject'] and '\\n' in r['reject'] and '\n' not in r['reject']
+        assert r['chosen'].startswith('对不起') and thing in r['chosen'], r
+        assert verb + thing in r['reject'], r
+        assert '\\n' in r['reject'] and '\n' not in r['reject'], r
 
 def test_files_have_the_real_formats(tmp_path):
     made = make_sample_prefs(tmp_path)
-    with pytest.raises(ValueError): json.loads((tmp_path/'prefs'/NAMES['alpaca']).read_text(encoding='utf-8'))    # dirt: broken objects
-    for name, keys in ((NAMES['alpaca'], {'instruction', 'input', 'output'}), (NAMES['huozi'], {'prompt', 'chosen', 'reject'})):
+    dirty = (tmp_path/'prefs'/NAMES['alpaca']).read_text(encoding='utf-8')
+    with pytest.raises(ValueError): json.loads(dirty)                           # dirt: broken objects
+    wanted = {NAMES['alpaca']: {'instruction', 'input', 'output'}, NAMES['huozi']: {'prompt', 'chosen', 'reject'}}
+    for name, keys in wanted.items():
         rows = json.loads((tmp_path/'prefs'/'heldout'/name).read_text(encoding='utf-8'))
         assert all(set(r) == keys for r in rows)
     table = pq.read_table(tmp_path/'prefs'/NAMES['reward'])
     assert table.column_names == ['prompt', 'chosen', 'rejected'] and len(table) == made['rows']['reward'] + 25
     assert sum(v is None for v in table['chosen'].to_pylist()) == 5
+
+def test_dirt_is_as_counted(tmp_path):
+    "Every planted fault found again by reading the files line by line, with nothing from the library."
+    made = make_sample_prefs(tmp_path)
+    found = dict.fromkeys(made['dirt'], 0)
+    answers = dict(alpaca=('output', None), huozi=('chosen', 'reject'), reward=('chosen', 'rejected'))
+    for source, (good, bad) in answers.items():
+        path = tmp_path/'prefs'/NAMES[source]
+        rows = []
+        if source == 'reward': rows = pq.read_table(path).to_pylist()
+        else:
+            for line in path.read_text(encoding='utf-8').splitlines()[1:-1]:
+                try: rows.append(json.loads(line.removesuffix(',')))
+                except ValueError: found['broken_json'] += 1
+        seen = set()
+        for row in rows:
+            if good not in row: fault = 'missing_key'
+            elif row[good] is None: fault = 'bad_type'
+            elif not row[good].strip(): fault = 'empty'
+            elif len(row[good]) > 512: fault = 'too_long'
+            elif bad and row[good] == row[bad]: fault = 'same'
+            else: fault = 'duplicate' if str(row) in seen else ''
+            seen.add(str(row))
+            if fault: found[fault] += 1
+    assert found == made['dirt']

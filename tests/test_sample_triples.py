@@ -7,18 +7,41 @@ from collections import Counter
 import pytest
 
 from scclm.sample_corpus import intended
-from scclm.sample_triples import (DIRT, KINDS, RELATIONS, Fact, Speaker, bad_lines, bigrams, course_text, duie_record, make_sample_triples, make_splits,
-                                  make_world, name_pool, spoil)
+from scclm.sample_triples import (DIRT, Fact, KINDS, RELATIONS, Speaker, bad_lines, bigrams, course_text,
+    duie_record, make_sample_triples, make_splits, make_world, name_pool, spoil)
+from scclm.tokenizer import ALWAYS
 
 FILES = ['test_combination', 'test_entity', 'test_pattern', 'test_sentence', 'train', 'valid']
 
 
-def tree(root): return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob('*')) if p.is_file()}
+def tree(root):
+    "Files and their SHA-256."
+    files = sorted(p for p in root.rglob('*') if p.is_file())
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def triples(record):
     "Read a row with nothing from the library."
-    return [(x['subject'], x['predicate'], x['object'] if isinstance(x['object'], str) else x['object']['@value']) for x in record['spo_list']]
+    got = []
+    for x in record['spo_list']:
+        value = x['object'] if isinstance(x['object'], str) else x['object']['@value']
+        got.append((x['subject'], x['predicate'], value))
+    return got
+
+
+def names_in(rows): return {e for _, facts in rows for f in facts for e in (f.s, f.o)}
+
+def facts_in(rows): return {tuple(f) for _, facts in rows for f in facts}
+
+
+def readable_rows(path):
+    "The rows of a file that are whole and have labels."
+    rows = []
+    for line in path.read_bytes().splitlines():
+        try: row = json.loads(line)
+        except ValueError: continue
+        if row.get('spo_list'): rows.append(row)
+    return rows
 
 
 @pytest.fixture(scope='module')
@@ -26,12 +49,7 @@ def sample(tmp_path_factory):
     "The default sample: its folder, its report, its readable rows per file."
     root = tmp_path_factory.mktemp('triples')
     report = make_sample_triples(root)
-    def read(name):
-        for line in (root/'duie'/f'{name}.json').read_bytes().splitlines():
-            try: row = json.loads(line)
-            except ValueError: continue
-            if row.get('spo_list'): yield row
-    return root, report, {name: list(read(name)) for name in FILES}
+    return root, report, {name: readable_rows(root/'duie'/f'{name}.json') for name in FILES}
 
 
 @pytest.fixture(scope='module')
@@ -41,8 +59,9 @@ def splits(): return make_splits()
 def test_the_same_seed_writes_the_same_bytes_another_writes_others(tmp_path):
     small = dict(n_train=80, n_test=10, n_names=30)
     for name, seed in (('a', 0), ('b', 0), ('c', 1)): make_sample_triples(tmp_path/name, seed, **small)
-    assert tree(tmp_path/'a') == tree(tmp_path/'b')
-    assert tree(tmp_path/'a').keys() == tree(tmp_path/'c').keys() and not set(tree(tmp_path/'a').values()) & set(tree(tmp_path/'c').values())
+    a, b, c = (tree(tmp_path/name) for name in 'abc')
+    assert a == b
+    assert a.keys() == c.keys() and not set(a.values()) & set(c.values())
 
 
 def test_files_and_sizes(sample):
@@ -50,7 +69,8 @@ def test_files_and_sizes(sample):
     assert sorted(p.name for p in (root/'duie').iterdir()) == [f'{n}.json' for n in FILES]
     for name in FILES: assert report['rows'][name] == len((root/'duie'/f'{name}.json').read_bytes().splitlines())
     assert all(len(rows[n]) == 300 for n in FILES if n != 'train')
-    assert report['rows']['train'] == 6000 + sum(report['dirt'][k] for k in ('broken_json', 'encoding', 'missing_key', 'no_triples', 'all_absent', 'duplicate_row'))
+    added = ('broken_json', 'encoding', 'missing_key', 'no_triples', 'all_absent', 'duplicate_row')
+    assert report['rows']['train'] == 6000 + sum(report['dirt'][k] for k in added)
 
 
 def test_both_versions_of_the_format(sample):
@@ -90,43 +110,44 @@ def test_no_sentence_comes_twice(splits):
 
 
 def test_what_is_unseen_in_each_test(splits):
-    names = lambda rows: {e for _, fs in rows for f in fs for e in (f.s, f.o)}
-    facts = lambda rows: {tuple(f) for _, fs in rows for f in fs}
-    known, world = names(splits.train), facts(splits.train)
-    assert not facts(splits.tests['combination']) & world
-    assert not names(splits.tests['entity']) & known
-    assert names(splits.tests['combination']) <= known
-    for kind in ('sentence', 'pattern', 'valid'): assert facts(splits.tests[kind]) <= world, kind
+    known, world = names_in(splits.train), facts_in(splits.train)
+    assert not facts_in(splits.tests['combination']) & world
+    assert not names_in(splits.tests['entity']) & known
+    assert names_in(splits.tests['combination']) <= known
+    for kind in ('sentence', 'pattern', 'valid'): assert facts_in(splits.tests[kind]) <= world, kind
 
 
-def _shape(text, facts):
+def shape(text, facts):
     "A sentence with its names replaced by a mark, longest names first."
     for e in sorted({e for f in facts for e in (f.s, f.o)}, key=len, reverse=True): text = text.replace(e, '#')
     return text
 
 
 def test_pattern_sentences_are_made_of_reserved_clauses_only(splits):
-    clause = lambda cs: [re.escape(c.replace('{s}', '#').replace('{o}', '#')) for c in cs]
-    kept = '|'.join(c for r in RELATIONS.values() for c in clause(r.reserved + r.reserved_tails))
+    clauses = [c for r in RELATIONS.values() for c in r.reserved + r.reserved_tails]
+    kept = '|'.join(re.escape(c.replace('{s}', '#').replace('{o}', '#')) for c in clauses)
     whole = re.compile(f'(据了解，|资料显示，)?({kept})([，；]({kept}))*(，很受欢迎|，值得一看)?。')
-    for text, facts in splits.tests['pattern']: assert whole.fullmatch(_shape(text, facts)), text
-    shapes = {_shape(*r) for r in splits.train}
-    assert not shapes & {_shape(*r) for r in splits.tests['pattern']}
+    for text, facts in splits.tests['pattern']: assert whole.fullmatch(shape(text, facts)), text
+    shapes = {shape(*r) for r in splits.train}
+    assert not shapes & {shape(*r) for r in splits.tests['pattern']}
 
 
 def test_no_name_occurs_in_the_course_corpus(splits):
     clean = intended(0)
-    corpus = '\n'.join([*(r.title + '\n' + r.body + '\n' + r.response for r in clean.pretrain + clean.sft), *(h['prompt'] + '\n' + h['response'] for h in clean.heldout)])
-    names = {e for rows in (splits.train, *splits.tests.values()) for _, fs in rows for f in fs for e in (f.s, f.o)}
+    texts = ['\n'.join((r.title, r.body, r.response)) for r in clean.pretrain + clean.sft]
+    texts += ['\n'.join((h['prompt'], h['response'])) for h in clean.heldout]
+    corpus = '\n'.join(texts)
+    names = set().union(*map(names_in, (splits.train, *splits.tests.values())))
     assert [n for n in names if n in corpus] == []
     assert len(names) > 1500
 
 
 def test_every_character_is_known_to_the_course(splits):
-    from scclm.tokenizer import ALWAYS
     known = set(course_text()) | set(ALWAYS)
-    assert {c for rows in (splits.train, *splits.tests.values()) for t, fs in rows for c in t + ''.join(f.p for f in fs)} - known == set()
-    assert set('请抽取出给定句子中的所有三元组。给定句子：') <= known
+    used = set('请抽取出给定句子中的所有三元组。给定句子：')
+    for rows in (splits.train, *splits.tests.values()):
+        for text, facts in rows: used.update(text, *(f.p for f in facts))
+    assert used - known == set()
 
 
 def test_names_never_come_twice_and_avoid_what_is_taken():
@@ -146,30 +167,42 @@ def test_another_world_has_other_facts():
     for e, fs in make_world(pool, 0).items(): assert all(e in (f.s, f.o) for f in fs)
 
 
+def damage(row, want):
+    "The kind of dirt in a row that should state `want`; '' for none."
+    got = triples(row)
+    if len(got) > len(want) and got[-1] == got[0] and got[:-1] == want: return 'duplicate'
+    if any('《' in s for s, _, _ in got): return 'title_marks'
+    if any(o not in row['text'] for _, _, o in got): return 'not_in_text'
+    if len(got) > len(want): return 'song_album'
+    return 'cut_title' if got != want else ''
+
+
+def fault(line):
+    "The row of a line, and what makes it unusable; '' for nothing."
+    try: row = json.loads(line.decode('utf-8'))
+    except UnicodeDecodeError: return None, 'encoding'
+    except ValueError: return None, 'broken_json'
+    if 'spo_list' not in row: return row, 'missing_key'
+    if not row['spo_list']: return row, 'no_triples'
+    return row, 'all_absent' if all(o not in row['text'] for _, _, o in triples(row)) else ''
+
+
 def test_dirt_is_as_counted(sample, splits):
     "Every kind of dirt found again by reading the file line by line."
     root, report, _ = sample
-    lines = (root/'duie'/'train.json').read_bytes().splitlines()
     found, texts = Counter(), Counter()
-    for i, line in enumerate(lines):
-        try: row = json.loads(line.decode('utf-8'))
-        except UnicodeDecodeError: found['encoding'] += 1; continue
-        except ValueError: found['broken_json'] += 1; continue
-        texts[row['text']] += 1
-        if 'spo_list' not in row: found['missing_key'] += 1; continue
-        if not row['spo_list']: found['no_triples'] += 1; continue
-        got = triples(row)
+    for i, line in enumerate((root/'duie'/'train.json').read_bytes().splitlines()):
+        row, kind = fault(line)
+        if row: texts[row['text']] += 1
         if i < 6000:
-            want = [tuple(f) for f in splits.train[i][1]]
-            if len(got) > len(want) and got[-1] == got[0] and got[:-1] == want: found['duplicate'] += 1
-            elif any('《' in s for s, _, _ in got): found['title_marks'] += 1
-            elif any(o not in row['text'] for _, _, o in got): found['not_in_text'] += 1
-            elif len(got) > len(want): found['song_album'] += 1
-            elif got != want: found['cut_title'] += 1
-        elif all(o not in row['text'] for _, _, o in got): found['all_absent'] += 1
+            assert not kind, (i, kind)
+            kind = damage(row, [tuple(f) for f in splits.train[i].facts])
+        if kind: found[kind] += 1
     found['duplicate_row'] = sum(n - 1 for n in texts.values())
     assert found == Counter(report['dirt'])
-    assert all(report['dirt'][k] == n for k, (_, n) in DIRT.items() if k != 'song_album') and report['dirt']['song_album'] >= 5
+    asked = {kind: n for kind, (_, n) in DIRT.items()}
+    assert all(report['dirt'][k] == n for k, n in asked.items() if k != 'song_album')
+    assert report['dirt']['song_album'] >= 5
 
 
 def test_commas_and_brackets_stand_in_a_few_names(splits):
@@ -178,9 +211,12 @@ def test_commas_and_brackets_stand_in_a_few_names(splits):
 
 
 def test_spoil_and_bad_lines_leave_the_input_usable():
-    rec = duie_record('《甲乙丙丁》由王山演唱，收录在专辑《戊己》中。', [Fact('甲乙丙丁', '歌手', '王山'), Fact('甲乙丙丁', '所属专辑', '戊己')])
+    facts = [Fact('甲乙丙丁', '歌手', '王山'), Fact('甲乙丙丁', '所属专辑', '戊己')]
+    rec = duie_record('《甲乙丙丁》由王山演唱，收录在专辑《戊己》中。', facts)
     before = json.dumps(rec)
-    for change, _ in DIRT.values(): assert (dirty := change(rec)) is None or dirty != rec
+    for change, _ in DIRT.values():
+        dirty = change(rec)
+        assert dirty is None or dirty != rec, change.__name__
     assert json.dumps(rec) == before
     lines, n = bad_lines([rec]*12, 2)
     assert len(lines) == n.total() == 12

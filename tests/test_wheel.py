@@ -1,10 +1,17 @@
 """The built packages: the wheel works outside the checkout, and the sdist builds the same wheel."""
-import shutil, subprocess, sys, sysconfig, tarfile, zipfile
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+OUTSIDE = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}    # it may name the checkout
 
 def build(kind, src, out):
     "Build a wheel or an sdist of `src`; no build isolation, so nothing is downloaded."
@@ -30,12 +37,17 @@ def venv(packages, tmp_path_factory):
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(home)], check=True)
     bin_ = home/('Scripts' if sys.platform == 'win32' else 'bin')
     python = next(p for p in (bin_/'python.exe', bin_/'python') if p.exists())
-    subprocess.run([sys.executable, '-m', 'pip', '--python', str(python), 'install', '-q', '--no-deps', '--no-index', str(packages[0])], check=True)
-    site = Path(subprocess.run([str(python), '-c', "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True).stdout.strip())
-    (site/'borrowed.pth').write_text('\n'.join(sorted({sysconfig.get_path('purelib'), sysconfig.get_path('platlib')})), encoding='utf-8')
+    pip = [sys.executable, '-m', 'pip', '--python', str(python)]
+    subprocess.run([*pip, 'install', '-q', '--no-deps', '--no-index', str(packages[0])], check=True)
+    ask = [str(python), '-c', "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
+    borrowed = sorted({sysconfig.get_path('purelib'), sysconfig.get_path('platlib')})
+    (site/'borrowed.pth').write_text('\n'.join(borrowed), encoding='utf-8')
     return python
 
-def names(wheel): return sorted(n for n in zipfile.ZipFile(wheel).namelist() if not n.endswith('RECORD'))
+def names(wheel):
+    "Files of a wheel, its list of hashes left out."
+    return sorted(n for n in zipfile.ZipFile(wheel).namelist() if not n.endswith('RECORD'))
 
 def test_wheel_holds_the_library_and_the_licence(packages):
     inside = names(packages[0])
@@ -52,13 +64,18 @@ def test_sdist_builds_the_same_wheel(packages, tmp_path):
 
 def test_every_module_imports_outside_the_checkout(venv, tmp_path):
     mods = sorted(p.stem for p in (ROOT/'scclm').glob('*.py') if not p.stem.startswith('_'))
-    code = f"import importlib, scclm; [importlib.import_module('scclm.'+m) for m in {mods}]; print(scclm.__file__)"
-    done = subprocess.run([str(venv), '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    code = """if True:
+        import importlib, sys, scclm
+        for m in sys.argv[1:]: importlib.import_module('scclm.' + m)
+        print(scclm.__file__)"""
+    command = [str(venv), '-c', code, *mods]
+    done = subprocess.run(command, cwd=tmp_path, env=OUTSIDE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip().splitlines()[-1]).resolve().is_relative_to(venv.parents[1].resolve())
 
 def test_the_command_line_works_outside_the_checkout(venv, tmp_path):
     scclm = next(p for p in (venv.with_name('scclm'), venv.with_name('scclm.exe')) if p.exists())
-    done = subprocess.run([str(scclm), '--help'], cwd=tmp_path, capture_output=True, text=True, encoding='utf-8')
+    command = [str(scclm), '--help']
+    done = subprocess.run(command, cwd=tmp_path, env=OUTSIDE, capture_output=True, text=True, encoding='utf-8')
     assert done.returncode == 0, done.stderr
     assert all(stage in done.stdout for stage in ('clean', 'tokenizer', 'pretrain', 'sft', 'chat'))
