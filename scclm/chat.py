@@ -370,10 +370,16 @@ class ChatCfg(Decoding):
 def pick_device(
     name:str='auto', # a device, or auto
 )->str: # cuda, mps or cpu if auto
-    "The device to run on."
-    if name != 'auto': return name
-    if torch.cuda.is_available(): return 'cuda'
-    return 'mps' if torch.backends.mps.is_available() else 'cpu'
+    "The device to run on. Raises ValueError for one that this machine does not have."
+    best = 'cpu'
+    if torch.backends.mps.is_available(): best = 'mps'
+    if torch.cuda.is_available(): best = 'cuda'
+    if name == 'auto': return best
+    try: torch.ones(1, device=name).item()
+    except Exception: # each backend has an exception of its own
+        usable = ' or '.join(dict.fromkeys(['auto', 'cpu', best]))
+        raise ValueError(f'device={name!r} cannot be used on this machine: expected {usable}') from None
+    return name
 
 # %% ../nbs/08_chat.ipynb #97a92229
 def _pipe_lines()->Iterator[str]:

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCHEMAS', 'EXPECTED', 'LATER', 'SEP', 'TEXT_RULES', 'Cols', 'QUESTIONS', 'PAIR_OF', 'KEPT', 'CHUNK', 'find_sources',
-           'on_joined', 'strip_invisible', 'strip_html', 'half_width', 'chinese_punct', 'collapse_runs', 'tidy_spaces',
-           'balance', 'fix_brackets', 'simplify', 'clean_prose', 'clean_texts', 'cut_at_sentence', 'is_truncated',
-           'mend_end', 'dice', 'merge_title', 'CleanCfg', 'clean_cfg', 'near_cfg', 'Pairs', 'pair_webtext',
-           'pair_baike', 'pair_medical', 'pair_belle', 'wiki_question', 'wiki_variants', 'pair_wiki', 'pair_plain',
-           'min_lengths', 'judge', 'clean_columns', 'Kept', 'spool_block', 'n_workers', 'fill_spool', 'mark_rows',
-           'write_rejects', 'count_rows', 'make_report', 'clean', 'report_table', 'plot_report']
+           'left_out', 'on_joined', 'strip_invisible', 'strip_html', 'half_width', 'chinese_punct', 'collapse_runs',
+           'tidy_spaces', 'balance', 'fix_brackets', 'simplify', 'clean_prose', 'clean_texts', 'cut_at_sentence',
+           'is_truncated', 'mend_end', 'dice', 'merge_title', 'CleanCfg', 'clean_cfg', 'near_cfg', 'Pairs',
+           'pair_webtext', 'pair_baike', 'pair_medical', 'pair_belle', 'wiki_question', 'wiki_variants', 'pair_wiki',
+           'pair_plain', 'min_lengths', 'judge', 'clean_columns', 'Kept', 'spool_block', 'n_workers', 'fill_spool',
+           'mark_rows', 'write_rejects', 'count_rows', 'count_files', 'make_report', 'clean', 'report_table',
+           'plot_report']
 
 # %% ../nbs/00_data_cleaning.ipynb #203f603a
 import html
@@ -35,8 +36,9 @@ from tqdm import tqdm
 
 from .duplicates import (KEPT_ROW, ROLES, STATUS, Chunk, NearCfg, Spool, mark_exact,
     mark_near, normal_form, read_arrow, row_keys, write_arrow)
-from .readers import (HAN, REJECTS, Block, Reject, Row, Schema, Source, map_ordered,
-    plan_blocks, read_block, rejects_table, sniff)
+from .readers import (HAN, REJECTS, Block, Reject, Row, Schema, Source, as_text,
+    explain, file_parts, map_ordered, one_exchange, plan_blocks, read_block, read_turns,
+    rejects_table, shown_name, sniff, walk_files)
 from .runs import folder_aside, raw_dir, run_path, scale_name, write_json
 from .sample_corpus import make_sample_corpus
 from .splits import Shares, mark_sft_leaks, write_splits
@@ -51,6 +53,7 @@ SCHEMAS = (
     Schema('alpaca', ('zh_instruction', 'zh_output'), ('zh_input',), True),
     Schema('question', ('question', 'std_answer'), (), True),
     Schema('chat', ('conversations',), (), True),
+    Schema('chat', ('messages',), (), True),
     Schema('wiki', ('title', 'text')),
     Schema('pair', ('prompt', 'response'), ('kind',)),
 )
@@ -80,19 +83,37 @@ def find_sources(
     files = _raw_files(root)
     found, unknown = [], []
     for p in files:
-        kind = sniff(p, SCHEMAS) # container and schema
-        if kind: found.append(Source(p, *kind, _role(p, root), p.relative_to(root).as_posix()))
-        else: unknown.append(p)
+        parts = file_parts(p) # more than one in a zip archive
+        kinds = [sniff(p, SCHEMAS, part.member) for part in parts] # container and schema
+        if not any(kinds): parts, kinds = parts[:1], [None]
+        for part, kind in zip(parts, kinds):
+            at = p/part.name if any(kinds) else p
+            if kind: found.append(Source(p, *kind, _role(at, root), shown_name(at.relative_to(root)), part.member))
+            else: unknown.append(at)
     if not found:
-        some = ', '.join(p.name for p in files[:3])
+        some = ', '.join(f'{shown_name(p.name)}: {explain(p)}' for p in files[:3])
         raise ValueError(f"no readable file among the {len(files)} in {root} ({some}): expected {EXPECTED}")
     return sorted(found, key=lambda s: ROLES.index(s.role)), unknown
 
 def _raw_files(root:Path)->list[Path]:
     "Every file that this chapter may read, in name order."
-    later = [root/name for name in LATER]
-    files = [p for p in root.rglob('*') if p.is_file() and not p.name.startswith('.')]
-    return sorted(p for p in files if not any(folder in p.parents for folder in later))
+    return [p for p in walk_files(root) if not _passed_over(p, root)]
+
+# %% ../nbs/00_data_cleaning.ipynb #q13left0
+def _passed_over(path:Path, root:Path)->str:
+    "Why this chapter does not read a file; '' if it does."
+    folders = path.relative_to(root).parts[:-1]
+    if path.is_dir(): return 'a folder that is read under another name, or cannot be opened'
+    if folders and folders[0] in LATER: return f'for another chapter: {folders[0]}/'
+    if path.name.startswith('.'): return 'a hidden file'
+    return '' if path.is_file() else 'a broken link, or no regular file'
+
+def left_out(
+    root:Path, # folder of raw files
+)->dict[str, str]: # name below it -> why it is not read here
+    "The files that `find_sources` passes over."
+    reasons = {shown_name(p.relative_to(root)): _passed_over(p, root) for p in walk_files(Path(root))}
+    return {name: why for name, why in reasons.items() if why}
 
 # %% ../nbs/00_data_cleaning.ipynb #f91e138a
 SEP = '\x01' # joins rows; no rule may match across it, and it never stays in a text
@@ -623,12 +644,10 @@ def _mend(response:str, max_chars:int)->str:
     return mend_end(response, max_chars)
 
 # %% ../nbs/00_data_cleaning.ipynb #05c305a2
-def _chat_fields(row:Mapping)->Mapping|None:
-    "The single turn of a conversation as instruction and output; None if there are several turns."
-    turns = row.get('conversations')
-    if not isinstance(turns, list) or len(turns) != 2: return None
-    if not all(isinstance(t, Mapping) for t in turns): return None
-    return dict(instruction=turns[0].get('value'), input='', output=turns[1].get('value'))
+def _chat_fields(row:Mapping, column:str)->tuple[Mapping, str]:
+    "The question and the answer of a conversation as instruction and output, or the rule that rejects it."
+    ask, answer, rule = one_exchange(read_turns(row[column]))
+    return dict(instruction=ask, input='', output=answer), rule
 
 # %% ../nbs/00_data_cleaning.ipynb #e6e62c86
 def _fields(schema:Schema)->tuple[str, ...]:
@@ -637,14 +656,15 @@ def _fields(schema:Schema)->tuple[str, ...]:
 
 # %% ../nbs/00_data_cleaning.ipynb #05d82b9a
 def _values(row:Mapping, schema:Schema)->tuple[tuple[str, ...]|None, str]:
-    "The fields of one record as text, or the rule that rejects it."
+    """The fields of one record as text, or the rule that rejects it.
+    What is no text is empty where a field may be absent."""
     if any(c not in row for c in schema.need): return None, 'missing_column'
     if schema.name == 'chat':
-        row = _chat_fields(row)
-        if row is None: return None, 'multi_turn'
-    values = [row.get(c) for c in _fields(schema)]
-    if any(isinstance(v, (dict, list)) for v in values): return None, 'bad_value'
-    return tuple('' if v is None else str(v) for v in values), ''
+        row, rule = _chat_fields(row, schema.need[0])
+        if rule: return None, rule
+    texts = {c: as_text(row.get(c)) for c in _fields(schema)}
+    if any(text is None and c not in schema.may for c, text in texts.items()): return None, 'bad_value'
+    return tuple(text or '' for text in texts.values()), ''
 
 # %% ../nbs/00_data_cleaning.ipynb #bd3a6c89
 KEPT = pa.schema([('prompt', pa.string()), ('response', pa.string()),
@@ -857,6 +877,24 @@ def count_rows(
         counts['unrecognised'] = dict(rows_in=n, kept=0, rejected=dict(unknown_format=n))
     return counts
 
+# %% ../nbs/00_data_cleaning.ipynb #q13file0
+def count_files(
+    spool:Spool, # the rows
+    status:np.ndarray, # (rows,) uint8
+    sources:list[Source], # recognised files
+    others:Mapping[str, str], # files that were not read, and why
+)->dict[str, dict]: # file → source, format, rows_in, kept, rejected; or a note
+    "What was done with every file; one without rows is there too."
+    files = {}
+    for s in sources: files[s.file] = dict(source=s.schema.name, format=s.container, rows_in=0, kept=0, rejected=0)
+    for chunk, start, block in zip(spool.chunks, spool.starts, spool.blocks):
+        n = chunk.rows + chunk.rejected.total()
+        kept = int((status[start:start + chunk.rows] == KEPT_ROW).sum())
+        count = files[block.file]
+        for what, k in dict(rows_in=n, kept=kept, rejected=n - kept).items(): count[what] += k
+    for name, why in others.items(): files[name] = dict(note=why)
+    return dict(sorted(files.items()))
+
 # %% ../nbs/00_data_cleaning.ipynb #c70adfe1
 def make_report(
     sources:dict[str, dict], # from `count_rows`
@@ -864,6 +902,7 @@ def make_report(
     unknown:Iterable[str], # names of files that were not recognised
     cfg:CleanCfg, # what was asked
     own_sft:bool=False, # did SFT rows come from an sft/ folder? Else sft_train repeats rows of train
+    files:dict[str, dict]|None=None, # from `count_files`
 )->dict: # what report.json holds
     "Put the figures together and assert that no row is lost."
     rules = sum((Counter(c['rejected']) for c in sources.values()), Counter())
@@ -877,7 +916,7 @@ def make_report(
     config = {k: v for k, v in asdict(cfg).items() if k not in ('raw', 'workers', 'progress')}
     return dict(rows_in=rows_in, kept=kept, rejected=rules.total(), duplicates=duplicates,
                 leaks=rules['leak'], rules=dict(rules.most_common()), sources=sources,
-                splits=splits, unrecognised=list(unknown), config=config)
+                splits=splits, files=files or {}, unrecognised=list(unknown), config=config)
 
 # %% ../nbs/00_data_cleaning.ipynb #d5a94839
 def _raw_of(cfg:CleanCfg)->Path:
@@ -896,16 +935,14 @@ def clean(
     cfg = cfg or clean_cfg()
     raw = _raw_of(cfg)
     sources, others = find_sources(raw)
-    unknown = {}
-    for p in others:
-        why = f'expected {EXPECTED}' if p.stat().st_size else 'empty file'
-        unknown[p.relative_to(raw).as_posix()] = why
+    unknown = {shown_name(p.relative_to(raw)): f'{explain(p)}; expected {EXPECTED}' for p in others}
     with folder_aside(run_path('data')) as tmp:
         spool = fill_spool(sources, cfg, tmp/'spool')
         status, shares = mark_rows(spool, cfg, n_workers(cfg, _raw_bytes(sources)))
         splits = write_splits(spool, status, shares, cfg.seed, tmp)
         write_rejects(spool, status, unknown, tmp/'rejects.parquet')
-        report = make_report(count_rows(spool, status, unknown), splits, unknown, cfg, shares.own_sft)
+        files = count_files(spool, status, sources, unknown | left_out(raw))
+        report = make_report(count_rows(spool, status, unknown), splits, unknown, cfg, shares.own_sft, files)
         write_json(tmp/'report.json', report)
         for work in ('spool', 'buckets'): shutil.rmtree(tmp/work)
     return report

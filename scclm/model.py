@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PRESETS', 'KINDS', 'SEARCHES', 'model_config', 'meta_model', 'n_params', 'param_table', 'build_model', 'bias_bucket',
            'aim_heads_', 'pass_through_', 'match_same_', 'mimetic_', 'default_init', 'check_vocab', 'save_model',
-           'load_model', 'most_likely', 'write_tokens', 'TextToTextModel']
+           'first_not_finite', 'load_model', 'most_likely', 'write_tokens', 'TextToTextModel']
 
 # %% ../nbs/03_model.ipynb #caa0fc79
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -225,6 +225,7 @@ def _check_json(
     try: json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f"{path} is not readable JSON: {e}") from None
 
+# %% ../nbs/03_model.ipynb #09f3795e
 def _check_files(
     path:Path, # folder that `save_model` wrote
 ):
@@ -264,6 +265,29 @@ def _check_foreign(
                      "expected a sequence-to-sequence model such as t5")
 
 # %% ../nbs/03_model.ipynb #ed462baa
+@torch.no_grad()
+def first_not_finite(
+    tensors:Iterable[tuple[str, Tensor]], # (name, tensor), as `named_parameters` gives them
+)->str|None: # the first name with a NaN or an infinity; None: there is none
+    """Find broken weights. A sum is one pass and finite unless something is broken or it overflows;
+    only then every number is looked at."""
+    for name, t in tensors:
+        if not t.is_floating_point() or t.sum(dtype=torch.float32).isfinite(): continue
+        if not t.isfinite().all(): return name
+
+# %% ../nbs/03_model.ipynb #de6a1843
+def _check_finite(
+    model:nn.Module, # loaded
+    path:Path, # its folder
+    dtype:torch.dtype, # of the weights
+):
+    "Raise ValueError that names the first tensor with a NaN or an infinity: such a model writes nonsense, silently."
+    name = first_not_finite([*model.named_parameters(), *model.named_buffers()])
+    if name is None: return
+    raise ValueError(f"{path}: tensor {name} holds numbers that are not finite as {str(dtype).removeprefix('torch.')}: "
+                     "the file is damaged, the training went wrong, or the dtype is too narrow")
+
+# %% ../nbs/03_model.ipynb #142f2fc9
 def _check_loaded(
     info:dict, # what `from_pretrained` reports
     path:Path, # the folder
@@ -289,6 +313,7 @@ def _read_folder(
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         raise ValueError(f'{path} cannot be loaded: {first_line(e)}') from None
     _check_loaded(info, path)
+    _check_finite(model, path, dtype)
     return model, tok
 
 # %% ../nbs/03_model.ipynb #b09b187e

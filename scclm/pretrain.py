@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from .dataset import PairStream, hf_dataset, read_pairs
 from .model import build_model, default_init, model_config
 from .runs import raw_dir, require, run_path, scale_name
-from .stage import finish_stage, stage_eval, stage_figures, stage_stream, watch_callbacks
+from .stage import (finish_stage, long_figures, stage_eval, stage_figures, stage_stream,
+    watch_callbacks)
 from .tokenizer import load_tokenizer
 from .trainer import Run, TrainCfg, fit, lr_factor, make_optimizers, probe_precision, set_lr
 
@@ -33,6 +34,7 @@ class PretrainCfg(TrainCfg):
     files:tuple[str, ...] = ()    # parquet files with prompt and response; none: data/train.parquet of this scale
     budget_tok:int = 768          # padded tokens per batch
     max_len:int = 128             # longest prompt and answer, tokens
+    too_long:str = 'cut'          # rows longer than max_len: cut, drop, close (chapter 02)
     window:int = 16384            # rows shuffled and sorted together
     out:str = ''                  # stage folder; none: pretrain/ of this scale
 
@@ -40,13 +42,13 @@ class PretrainCfg(TrainCfg):
 PRESETS = dict(
     tiny=PretrainCfg(steps=3200, lr=1e-3, emb_lr=6., budget_tok=512, precision='fp32',
                      eval_every=800, save_every=500, log_every=25),
-    mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=256, window=65_536,
+    mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=513, window=65_536,
                      eval_every=2000, save_every=1000, log_every=50),
     base=PretrainCfg(scale='base', steps=300_000, lr=5e-4, schedule='cosine', weight_decay=0.01,
-                     budget_tok=8192, accum=4, max_len=320, window=65_536,
+                     budget_tok=8192, accum=4, max_len=513, window=65_536,
                      eval_every=5000, save_every=1000, log_every=50))
 
-TINY_REAL = dict(steps=6000, budget_tok=2048, max_len=256) # tiny on real text: longer texts, more of them
+TINY_REAL = dict(steps=6000, budget_tok=2048, max_len=257) # tiny on real text: as long as chapter 00 leaves it
 
 # %% ../nbs/05_pretrain.ipynb #226e7a55
 def pretrain_cfg(
@@ -125,12 +127,14 @@ def pretrain(
     files = cfg.files or [require(run_path('data', 'train.parquet'), 'clean')]
     init = default_init(cfg.scale) if cfg.init == 'auto' else cfg.init
     model = build_model(model_config(cfg.scale, len(tok)), init=init, seed=cfg.seed)
-    run = fit(model, stage_stream(files, tok, cfg), cfg, out, eval_fn=stage_eval(tok, cfg.max_len),
+    stream = stage_stream(files, tok, cfg)
+    run = fit(model, stream, cfg, out, eval_fn=stage_eval(tok, cfg.max_len, too_long=cfg.too_long),
               resume=resume, progress=progress, callbacks=watch_callbacks(tok, watch, cfg.steps))
     if not run.done: return finish_stage(run, tok)
     test = read_pairs(run_path('data', 'test.parquet'), 2000)
     floors = baseline_bits(read_pairs(files[0], 200_000), test)
-    return finish_stage(run, tok, stage_figures(run, tok, cfg.max_len) | floors)
+    long = long_figures(stream.long, cfg.max_len, cfg.too_long)
+    return finish_stage(run, tok, stage_figures(run, tok, cfg.max_len) | floors | long)
 
 # %% ../nbs/05_pretrain.ipynb #15da53f5
 def rows_per_batch(
@@ -191,7 +195,7 @@ def hf_fit(
     model:nn.Module, # trained in place; frozen parameters stay frozen
     tok:PreTrainedTokenizerBase, # tokenizer
     files:Path|str|list[Path], # parquet files with prompt and response
-    cfg:TrainCfg, # gives steps, optimizer, schedule, clip, seed, precision, log_every; and max_len
+    cfg:TrainCfg, # gives steps, optimizer, schedule, clip, seed, precision, log_every; max_len, too_long
     out:Path, # folder of the Hugging Face trainer's checkpoints
     batch_size:int, # rows per batch
     resume:bool=False, # True: go on from its newest checkpoint
@@ -203,8 +207,9 @@ def hf_fit(
     from transformers.trainer_callback import PrinterCallback
     settings = _hf_settings(cfg, out, batch_size) | overrides
     make = _hf_trainer(cfg)
+    data = hf_dataset(files, tok, cfg.max_len, too_long=getattr(cfg, 'too_long', 'close'))
     trainer = make(one_table_(model), Seq2SeqTrainingArguments(**settings), DataCollatorForSeq2Seq(tok, model),
-                   train_dataset=hf_dataset(files, tok, cfg.max_len))
+                   train_dataset=data)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)
     return [dict(step=e['step'], loss=e['loss']) for e in trainer.state.log_history if 'loss' in e]

@@ -21,7 +21,7 @@ def read_log(
     "Read a run's log. A last line cut short by a crash is left out."
     if isinstance(log, list): return log
     entries = []
-    for line in Path(log).read_text(encoding='utf-8').splitlines():
+    for line in Path(log).read_text(encoding='utf-8').split('\n'):
         try: entries.append(json.loads(line))
         except ValueError: break
     return entries

@@ -90,9 +90,10 @@ def pair_eval(
     tok:PreTrainedTokenizerBase, # tokenizer
     max_len:int=256, # longest prompt and answer, tokens
     n_bleu:int=64, # pairs answered for BLEU-4; 0: loss only
+    too_long:str='close', # close: a cut answer is scored with an end mark; cut: without, as it is trained
 )->Callable[[nn.Module], dict]: # model -> dict(loss_valid, bleu4)
     "An `eval_fn` for `fit` on a set of pairs."
-    batches = pair_batches(encode_pairs(*columns(pairs), tok, max_len), budget_tok=8192)
+    batches = pair_batches(encode_pairs(*columns(pairs), tok, max_len, too_long), budget_tok=8192)
     def figures(model:nn.Module)->dict:
         "Figures of one model."
         found = dict(loss_valid=eval_loss(model, batches))
@@ -118,12 +119,14 @@ def bits_per_char(
     tok:PreTrainedTokenizerBase, # its tokenizer
     pairs:list[tuple[str, str]], # (prompt, response)
     max_len:int=256, # longest prompt and answer, tokens; longer answers are cut and only what is scored is counted
+    too_long:str='close', # close: a cut answer is scored with an end mark; cut: without, as it is trained
 )->float: # bits per character of the answers, [EOS] counted as one
     "Cross-entropy of the answers in bits per character: comparable across tokenizers, as perplexity per token is not."
-    encoded = encode_pairs(*columns(pairs), tok, max_len)
+    encoded = encode_pairs(*columns(pairs), tok, max_len, too_long)
     batches = pair_batches(encoded, budget_tok=8192)
     n_tok = sum(map(count_labels, batches))
     n_char = sum(scored_chars(tok, text, ids.response, max_len) for (_, text), ids in zip(pairs, encoded))
+    n_char -= sum(ids.response[-1] != tok.eos_token_id for ids in encoded) # no end was scored, so none is counted
     return eval_loss(model, batches) * n_tok / n_char / math.log(2)
 
 # %% ../nbs/appendix/scores.ipynb #27f70527

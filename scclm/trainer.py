@@ -6,8 +6,8 @@
 __all__ = ['CURVES', 'OPTIMIZERS', 'PRECISIONS', 'log', 'LossFn', 'EvalFn', 'Callback', 'FREE_FIELDS', 'HALF_WRITTEN',
            'shift_right', 'lm_loss', 'answer_logits', 'seq2seq_loss', 'chunked_loss', 'count_labels', 'TrainCfg',
            'lr_factor', 'plot_schedules', 'param_groups', 'make_optimizers', 'set_lr', 'probe_precision', 'StopSignals',
-           'write_manifest', 'check_folder', 'checkpoints', 'newest_good', 'named_weights', 'save_weights',
-           'load_weights', 'step_seed', 'Run', 'phase', 'in_phase', 'empty_tally', 'Writer', 'snapshot',
+           'write_manifest', 'check_folder', 'checkpoints', 'newest_good', 'start_over', 'named_weights',
+           'save_weights', 'load_weights', 'step_seed', 'Run', 'phase', 'in_phase', 'empty_tally', 'Writer', 'snapshot',
            'write_checkpoint', 'save_checkpoint', 'check_same_cfg', 'restore', 'processes', 'make_accelerator',
            'run_lock', 'start_run', 'trim_log', 'append_log', 'log_step', 'train_step', 'fit', 'lock_stage', 'is_due',
            'count_tokens', 'phase_table', 'log_eval']
@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .fast_dropout import fast_dropout_
+from .model import first_not_finite
 from .runlog import Progress, read_log
 from .runs import folder_aside, write_aside
 
@@ -340,12 +341,20 @@ def newest_good(
     """The newest checkpoint that matches its manifest. Damaged ones are passed over aloud; RuntimeError if all are
     damaged."""
     found = checkpoints(out)
+    faults = []
     for path in reversed(found):
         wrong = check_folder(path)
         if not wrong: return path
         log.warning('checkpoint passed over: %s', wrong)
-    if found: raise RuntimeError(f'{out}: none of the {len(found)} checkpoints is readable; the newest: {wrong}. '
-                                 'Restore one, or start over with resume=False')
+        faults.append(wrong)
+    if found: raise RuntimeError(f'{out}: none of the {len(found)} checkpoints is readable; the newest: {faults[0]}. '
+                                 f'Restore one, or {start_over(out)}')
+
+def start_over(
+    out:Path, # a stage's folder
+)->str: # the end of a sentence
+    "What to do where a run cannot go on, in a terminal or in a notebook."
+    return f"start over: delete {Path(out)/'checkpoints'}, or give another --out (in a notebook: resume=False)"
 
 log = logging.getLogger('scclm')
 
@@ -371,8 +380,11 @@ def load_weights(
     model:nn.Module, # filled in place
     path:Path, # written by `save_weights`
 ):
-    "Fill a model. Raises ValueError naming the first tensor that is missing, unknown or of another shape."
+    """Fill a model. Raises ValueError naming the first tensor that is missing, unknown, of another shape,
+    or not finite."""
     saved = load_file(str(path))
+    broken = first_not_finite(saved.items())
+    if broken: raise ValueError(f'{path}: tensor {broken} holds numbers that are not finite')
     own = named_weights(model)
     for n in sorted(saved.keys() | own.keys()):
         a = tuple(saved[n].shape) if n in saved else None
@@ -580,7 +592,8 @@ def _remove_checkpoint(path:Path):
     shutil.rmtree(gone, ignore_errors=True)
 
 # %% ../nbs/04_trainer.ipynb #fcc125d9
-FREE_FIELDS = ('log_every', 'save_every', 'keep_last', 'trackers', 'eval_every', 'act_ckpt', 'out')
+FREE_FIELDS = ('log_every', 'save_every', 'keep_last', 'trackers', 'eval_every', 'act_ckpt', 'out',
+               'too_long') # the stream refuses another one where there are rows that it changes
 
 # %% ../nbs/04_trainer.ipynb #feb01cb4
 def check_same_cfg(
@@ -593,7 +606,7 @@ def check_same_cfg(
     fields = [k for k in sorted(now | saved) if k not in FREE_FIELDS]
     diff = [f'{k} was {saved.get(k)!r}, is {now.get(k)!r}' for k in fields if saved.get(k) != now.get(k)]
     if diff: raise ValueError(f"{where} was made with another configuration: {'; '.join(diff)}. "
-                              'Give the old values, or start over with resume=False')
+                              f'Give the old values, or {start_over(Path(where).parent.parent)}')
 
 # %% ../nbs/04_trainer.ipynb #fd6bea4e
 def restore(

@@ -1,4 +1,5 @@
 "Preference optimisation against hand computation and TRL, bad files, kills, and resume bit for bit."
+import gzip
 import json
 import math
 import os
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import partial
@@ -21,7 +23,7 @@ import torch
 from chat_toys import char_tok, toy_model
 from scclm.dpo import (AnswerCfg, DpoCfg, MergeCfg, Pref, PrefStream, VARIANTS, add_lora, answer_lens, collate_prefs,
     count_pairs, dpo, dpo_cfg, dpo_loss, encode_prefs, fill_own, logp_table, merge, no_dropout_, own_answers, pair_logp,
-    pref_files, pref_scores, read_prefs, reference, split_prefs)
+    pref_files, pref_scores, prepare_prefs, read_prefs, reference, split_prefs)
 from scclm.model import build_model, load_model, model_config, save_model
 from scclm.runlog import read_log
 from scclm.scores import greedy_answers, sequence_logp
@@ -177,6 +179,85 @@ def test_formats_are_known_by_content_and_every_row_is_counted(tmp_path):
         ('two', 4, 'empty'), ('two', 5, 'duplicate'), ('two', 6, 'same'), ('two', 7, 'too_long')]
     assert sum(v for (s, what), v in count.items() if what == 'in') == len(kept) + len(rejects) - 1
     assert 'nothing' not in str(kept)
+
+def turn(role:str, text:str)->dict:
+    "One turn of a conversation."
+    return dict(role=role, content=text)
+
+ASK, GOOD, BAD = turn('user', '问'), turn('assistant', '好'), turn('assistant', '坏')
+SAME_PAIR = dict(
+    a_third_column=dict(instruction='问', input='', output='好', rejected='坏'),
+    a_third_and_input=dict(instruction='问', input=float('nan'), output='好', rejected='坏'),
+    two_outputs=dict(instruction='问', input='', output=['好', '坏']),
+    chosen_of_instruction=dict(instruction='问', input='', chosen='好', rejected='坏'),
+    turns=dict(prompt=[ASK], chosen=[GOOD], rejected=[BAD]),
+    system=dict(prompt=[turn('system', '规矩'), ASK], chosen=[GOOD], rejected=[BAD]),
+    half_turns=dict(prompt='问', chosen=[GOOD], rejected=[BAD]),
+    repeated=dict(prompt='问', chosen=[ASK, GOOD], rejected=[ASK, BAD]),
+    implicit=dict(chosen=[ASK, GOOD], rejected=[ASK, BAD]),
+    one_turn=dict(conversations=[{'from': 'human', 'value': '问'}], chosen={'from': 'gpt', 'value': '好'},
+                  rejected={'from': 'gpt', 'value': '坏'}),
+    messages=dict(messages=[ASK], chosen=GOOD, rejected='坏'))
+
+@pytest.mark.parametrize('way', SAME_PAIR)
+@pytest.mark.parametrize('as_list', [True, False])
+def test_every_way_of_writing_a_pair(tmp_path, way, as_list):
+    row = json.dumps(SAME_PAIR[way], ensure_ascii=False)
+    write(tmp_path/'a.json', f'[{row}]' if as_list else row + '\n')
+    kept, rejects, _ = read_prefs(pref_files((str(tmp_path),)))
+    assert [(p.prompt, p.chosen, p.rejected) for p in kept] == [('问', '好', '坏')] and not rejects
+
+@pytest.mark.parametrize('row, rule', [
+    (dict(prompt=[ASK, GOOD, ASK], chosen=[GOOD], rejected=[BAD]), 'multi_turn'),
+    (dict(chosen=[ASK, GOOD], rejected=[turn('user', '另问'), BAD]), 'two_questions'),
+    (dict(chosen=[ASK], rejected=[ASK, BAD]), 'no_answer'),
+    (dict(prompt='问', chosen=[turn('tool', '3')], rejected=[BAD]), 'tool_turn'),
+    (dict(prompt='问', chosen=[], rejected=[BAD]), 'no_answer'),
+    (dict(instruction='问', output=['好']), 'bad_type'), (dict(instruction='问', output=['好', None]), 'bad_type'),
+    (dict(instruction='问', output=float('nan')), 'bad_type'),
+    (dict(prompt='问', chosen=True, rejected='坏'), 'bad_type')])
+def test_what_is_no_pair_is_named(tmp_path, row, rule):
+    write(tmp_path/'a.jsonl', json.dumps(row, ensure_ascii=False) + '\n')
+    kept, rejects, count = read_prefs(pref_files((str(tmp_path),)))
+    assert not kept and [r.rule for r in rejects] == [rule]
+    assert sum(n for (_, what), n in count.items() if what == 'in') == 1
+
+def test_an_alpaca_row_without_a_worse_answer_waits_for_our_own(tmp_path):
+    rows = [dict(instruction='问一', output='好'), dict(instruction='问二', output='好', rejected=None),
+            dict(instruction='问三', output='好', rejected=' ')]
+    write(tmp_path/'a.jsonl', ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows))
+    assert [p.rejected for p in read_prefs(pref_files((str(tmp_path),)))[0]] == [None]*3
+
+def test_packed_linked_and_oddly_named_preferences(tmp_path):
+    rows = [dict(prompt=f'问{k}', chosen='好', rejected='坏') for k in range(4)]
+    lines = [json.dumps(r, ensure_ascii=False).encode() + b'\n' for r in rows]
+    (tmp_path/'raw').mkdir()
+    (tmp_path/'else').mkdir()
+    (tmp_path/'else'/'a.jsonl').write_bytes(lines[0])
+    (tmp_path/'raw'/'link').symlink_to(tmp_path/'else')
+    (tmp_path/'raw'/'b.gz').write_bytes(gzip.compress(lines[1]))
+    with zipfile.ZipFile(tmp_path/'raw'/'c.zip', 'w') as z:
+        z.writestr('a/leak.jsonl', lines[2])
+        z.writestr('heldout/c.jsonl', lines[2])
+        z.writestr('notes', 'nothing')
+    (tmp_path/'raw'/os.fsdecode('偏好.jsonl'.encode('gbk'))).write_bytes(lines[3] + b'{')
+    (tmp_path/'raw'/'x.pdf').write_bytes(b'%PDF-1.4\r\r')
+    kept, rejects, _ = read_prefs(pref_files((str(tmp_path/'raw'),)))
+    assert {(p.file, p.held) for p in kept} == {
+        ('link/a.jsonl', False), ('b.gz', False), ('c.zip/heldout/c.jsonl', True), ('偏好.jsonl', False)}
+    assert {(r.file, r.rule) for r in rejects} == {
+        ('c.zip/notes', 'unknown_format'), ('c.zip/a/leak.jsonl', 'leak'),
+        ('偏好.jsonl', 'broken_json'), ('x.pdf', 'unknown_format')}
+    assert 'PDF' in next(r.text for r in rejects if r.file == 'x.pdf')
+
+def test_nothing_left_still_writes_report_and_rejects(tmp_path, monkeypatch):
+    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
+    write(tmp_path/'raw'/'a.jsonl', json.dumps(dict(prompt='问', chosen='同', rejected='同')) + '\n')
+    cfg = replace(dpo_cfg('tiny'), data=(str(tmp_path/'raw'),), pairs=str(tmp_path/'pairs'))
+    with pytest.raises(ValueError, match='no train pairs among 0'): prepare_prefs(cfg, None, None, '')
+    report = json.loads((tmp_path/'pairs'/'report.json').read_text(encoding='utf-8'))
+    assert report['reward']['in'] == 1 and report['reward']['rejected'] == dict(same=1)
+    assert pq.read_table(tmp_path/'pairs'/'rejects.parquet')['rule'].to_pylist() == ['same']
 
 def test_literal_newlines_come_before_the_comparison(tmp_path):
     "Two answers that differ only in how the newline is written are the same answer."

@@ -1,6 +1,8 @@
 """Triple extraction: the answer format against random strings, repair rules against hand-made rows,
 scores against set counts, the stage end to end."""
+import gzip
 import json
+import os
 import random
 import signal
 from collections import Counter
@@ -110,8 +112,55 @@ def test_of_a_complex_object_only_the_value_is_taken():
     assert duie_triples(r) == [('王', '饰演', '李')]
 
 
+def test_sentences_in_tables_numbers_and_nulls():
+    label = dict(subject='春', predicate='上映时间', object={'@value': 1998})
+    record = dict(text={'@value': '《春》1998年上映'}, spo_list=[label])
+    assert duie_triples(record) == [('春', '上映时间', '1998')]
+    assert duie_triples(dict(text='x', spo_list=None)) == []
+
+
+def test_odd_rows_are_read_or_named(tmp_path):
+    label = dict(subject='春', predicate='上映时间', object=1998)
+    rows = [dict(text='没有标注的第一行'), dict(text={'@value': '《春》1998年上映'}, spo_list=[label]),
+            dict(text='空的标注', spo_list=None), dict(text=3, spo_list=[]),
+            dict(text='x', spo_list=[label | dict(object=True)]),
+            dict(text='x', spo_list='abc'), dict(text='x', spo_list=[label | dict(object=float('nan'))])]
+    for as_list in (False, True):
+        f = write(tmp_path/'duie_train.json', ['[' + ',\n'.join(map(json.dumps, rows)) + ']'] if as_list else rows)
+        rejects = Rejects()
+        kept = list(read_duie(f, 'train', rejects))
+        assert [(s.text, s.triples) for s in kept] == [('《春》1998年上映', [('春', '上映时间', '1998')])]
+        assert [r.rule for r in rejects.rows] == ['missing_key', 'no_triples'] + ['bad_value']*4
+        assert rejects.report['train']['rows'] == Counter(rows=7, kept=1, missing_key=1, no_triples=1, bad_value=4)
+
+
+@pytest.mark.parametrize('name, part', [
+    ('contest', 'train'), ('latest', 'train'), ('testament', 'train'), ('invalid', 'train'), ('device', 'train'),
+    ('v1.0_test', 'test'), ('test', 'test'), ('Test1', '1'), ('DuIE_TEST', 'test'), ('myTest_entity', 'entity'),
+    ('测试test', 'test'), ('testset_b', 'b'), ('validation', 'valid'),
+    ('devset', 'valid'), ('duieDev', 'valid'), ('train.dev', 'valid')])
+@pytest.mark.parametrize('end', ['.json', '.jsonl.gz'])
+def test_test_and_valid_are_words(tmp_path, name, part, end):
+    assert part_of(tmp_path/f'{name}{end}') == part
+
+
+def test_packed_and_linked_files_are_found(tmp_path):
+    line = (json.dumps(row('王写春', ('春', '作者', '王'))) + '\n').encode()
+    (tmp_path/'raw').mkdir()
+    (tmp_path/'else').mkdir()
+    (tmp_path/'else'/'dev.json').write_bytes(line)
+    (tmp_path/'raw'/'link').symlink_to(tmp_path/'else')
+    (tmp_path/'raw'/'train.json.gz').write_bytes(gzip.compress(line))
+    (tmp_path/'raw'/os.fsdecode('训练_train.json'.encode('gbk'))).write_bytes(line + b'{"text": 1\n')
+    parts, _ = find_duie([tmp_path/'raw'])
+    assert {k: len(v) for k, v in parts.items()} == dict(train=2, valid=1)
+    rejects = Rejects()
+    assert sum(len(list(read_duie(f, part, rejects))) for part, files in parts.items() for f in files) == 3
+    assert [(r.file, r.line) for r in rejects.rows] == [('训练_train.json', 2)]
+
+
 @pytest.mark.parametrize('record', [
-    dict(spo_list=[]), dict(text='x'), dict(text=3, spo_list=[]), dict(text='x', spo_list=None),
+    dict(spo_list=[]), dict(text='x'), dict(text=3, spo_list=[]), dict(text={}, spo_list=[]),
     dict(text='x', spo_list=[dict(subject='a', predicate='p')]),
     dict(text='x', spo_list=[dict(subject='a', predicate='p', object={})]),
     dict(text='x', spo_list=[dict(subject=None, predicate='p', object='b')]),
