@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCHEMAS', 'EXPECTED', 'LATER', 'SEP', 'TEXT_RULES', 'Cols', 'QUESTIONS', 'PAIR_OF', 'KEPT', 'CHUNK', 'find_sources',
-           'left_out', 'on_joined', 'strip_invisible', 'strip_html', 'half_width', 'chinese_punct', 'collapse_runs',
-           'tidy_spaces', 'balance', 'fix_brackets', 'simplify', 'clean_prose', 'clean_texts', 'cut_at_sentence',
-           'is_truncated', 'mend_end', 'dice', 'merge_title', 'CleanCfg', 'clean_cfg', 'near_cfg', 'Pairs',
-           'pair_webtext', 'pair_baike', 'pair_medical', 'pair_belle', 'wiki_question', 'wiki_variants', 'pair_wiki',
-           'pair_plain', 'min_lengths', 'judge', 'clean_columns', 'Kept', 'spool_block', 'n_workers', 'fill_spool',
-           'mark_rows', 'write_rejects', 'count_rows', 'count_files', 'make_report', 'clean', 'report_table',
-           'plot_report']
+           'left_out', 'on_joined', 'strip_invisible', 'strip_html', 'half_width', 'tidy_spaces', 'hug_marks',
+           'chinese_punct', 'collapse_runs', 'balance', 'fix_brackets', 'simplify', 'clean_prose', 'is_code',
+           'clean_texts', 'cut_at_sentence', 'is_truncated', 'mend_end', 'dice', 'merge_title', 'CleanCfg', 'clean_cfg',
+           'near_cfg', 'Pairs', 'pair_webtext', 'pair_baike', 'pair_medical', 'pair_belle', 'wiki_question',
+           'wiki_variants', 'wiki_brackets', 'pair_wiki', 'pair_plain', 'min_lengths', 'judge', 'clean_columns', 'Kept',
+           'spool_block', 'n_workers', 'fill_spool', 'mark_rows', 'write_rejects', 'count_rows', 'count_files',
+           'make_report', 'clean', 'report_table', 'plot_report']
 
 # %% ../nbs/00_data_cleaning.ipynb #203f603a
 import html
@@ -133,135 +133,285 @@ def on_joined(
     return out
 
 # %% ../nbs/00_data_cleaning.ipynb #6805e7c7
-_TAG = re.compile(r'</?(?:p|br|div|span|a|b|i|u|em|strong|img|font|ul|ol|li|h[1-6]|table|thead|tbody'
-                  r'|tr|td|th|center|blockquote|sup|sub|ref|small|nowiki)'
-                  r'(?:\s+[a-zA-Z:-]+\s*=[^<>\x01\n]{0,300})?\s*/?>', re.I)
-_BREAK = re.compile(r'<(?:br|/p|/div|/li|/tr|/h[1-6])\s*/?>', re.I)
-_ENTITY = re.compile(r'&(?:[a-zA-Z]{2,8}|#\d{2,6}|#x[0-9a-fA-F]{2,5});')
-_INVISIBLE = re.compile('[\x00\x02-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e'
-                        '\u2060\ufeff\ufffe\uffff\ud800-\udfff]')
+_UNSEEN = re.compile('[\x00\x02-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufffe\uffff'
+                     '\ud800-\udfff]')
+_EMOJI = re.compile('[\u2600-\u27bf\U0001f000-\U0001faff]')
 
 # %% ../nbs/00_data_cleaning.ipynb #7f8bb900
 def strip_invisible(
     text:str, # one row, or many joined
-)->str: # without carriage returns and characters nobody sees
-    "Line ends become newlines; control characters, zero-width characters and halves of surrogate pairs go."
-    return _INVISIBLE.sub('', text.replace('\r\n', '\n').replace('\r', '\n'))
+)->str: # without odd line ends and characters nobody sees
+    """Every kind of line end becomes a newline, a control character that parts fields becomes a space.
+    Other control characters, zero-width characters, soft hyphens and halves of surrogate pairs go."""
+    return _UNSEEN.sub(_seen, text.replace('\r\n', '\n'))
+
+def _seen(m:re.Match)->str:
+    "What is to be seen of an invisible character."
+    c = m[0]
+    if c in '\r\x0b\x0c\x85\u2028\u2029': return '\n'
+    if '\x1c' <= c <= '\x1f': return ' '
+    return c if c == '\u200d' and _EMOJI.match(m.string, m.end()) else '' # an emoji of several
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000002
+_BLOCKS = frozenset('p div li tr ul ol h1 h2 h3 h4 h5 h6 table thead tbody tfoot caption blockquote center '
+                    'dl dt dd section article header footer hr br'.split()) # a line of their own
+_CELLS = frozenset(('td', 'th', 'ref')) # a space on either side
+_INLINE = frozenset('span a b i u em strong img font small big s del ins mark nowiki sup sub'.split())
+_VOID = frozenset(('br', 'hr', 'img')) # never closed
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000003
+_ATTRIBUTE = (r'\s+(?:(?:class|style|href|id|src|color|size|face|align|valign|width|height|target|rel|title|alt|name'
+              r'|border|bgcolor|cellpadding|cellspacing|colspan|rowspan|lang|dir)\s*=|[a-z:@_-]+\s*=\s*["\'])'
+              r'[^<>\x01-\x04\n]{0,2000}')
+_TAG = re.compile(rf'<(/?)({"|".join(sorted(_BLOCKS | _CELLS | _INLINE, reverse=True))})({_ATTRIBUTE})?\s*(/?)>', re.I)
+_COMMENT = re.compile(r'<!--[^\x01-\x04]*?-->')
+_ABOUT_TAGS = re.compile('标签|html|xml', re.I)
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000004
+def _real_tags(row:str)->list[tuple[re.Match, re.Match|None]]:
+    "The tags of a row that are tags: every opening (or lone) one, with its closing one where it has that."
+    opened = {} # name -> opening tags without a partner so far
+    pairs = []
+    for m in _TAG.finditer(row):
+        closing, name, lone = m[1], m[2].lower(), m[4]
+        if name in _VOID or lone: pairs.append((m, None))
+        elif not closing: opened.setdefault(name, []).append(m)
+        elif opened.get(name): pairs.append((opened[name].pop(), m))
+    return pairs + [(m, None) for waiting in opened.values() for m in waiting if m[3]]
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000005
+_PLAIN_SCRIPT = re.compile(r'[-+]?(?:[0-9A-Za-z]+|[^\x00-\x7f]+)')
+
+def _script(row:str, first:re.Match, last:re.Match|None)->tuple[str, str]:
+    "What stands for <sup> or <sub> and for its end: ^ or _, in braces where the rest could be taken for a part of it."
+    sign = '^' if first[2].lower() == 'sup' else '_'
+    if last is None: return sign, ''
+    inside, after = row[first.end():last.start()], row[last.end():last.end() + 1]
+    if not inside.strip(): return ' ', ''
+    if inside.startswith('['): return '', '' # a footnote
+    joined = after.isascii() and after.isalnum()
+    formula = sign == '_' and len(inside) == 1 and inside.isdigit() and after.isalpha() # H_2O
+    if _PLAIN_SCRIPT.fullmatch(inside) and (formula or not joined): return sign, ''
+    return sign + '{', '}'
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000006
+_BLANK = re.compile('\n(?:[ \t]*\n)+')
+_BREAKS = re.compile('[ \t\n]*\x03[ \t\n\x03]*')
+_ONLY_MARKUP = re.compile(r'\s*(?:<!--.*-->|<img[^<>]*>|<(h[1-6])>[^<]*</\1>)\s*', re.S) # the markup is the text
+
+def _strip_tags(row:str)->str:
+    "One row without its tags; what they parted stays apart."
+    if _ABOUT_TAGS.search(row) or _ONLY_MARKUP.fullmatch(row): return row
+    row = _COMMENT.sub('', row)
+    instead = {} # place of a tag -> what stands there
+    for first, last in _real_tags(row):
+        name = first[2].lower()
+        both = ('', '')
+        if name == 'br': both = ('\n', '')
+        elif name in _BLOCKS: both = ('\x03', '\x03')
+        elif name in _CELLS: both = (' ', ' ')
+        elif name in ('sup', 'sub'): both = _script(row, first, last)
+        instead[first.start()] = both[0]
+        if last: instead[last.start()] = both[1]
+    row = _TAG.sub(lambda m: instead.get(m.start(), m[0]), row)
+    return _BREAKS.sub(_line_break, row)
+
+def _line_break(m:re.Match)->str:
+    "One line end where blocks meet; a blank line between paragraphs stays."
+    return '\n\n' if _BLANK.search(m[0]) else '\n'
 
 # %% ../nbs/00_data_cleaning.ipynb #40b97d77
+_ENTITY = re.compile(r'&(?:[a-zA-Z]{2,8}[0-9]{0,2}|#\d{2,6}|#x[0-9a-fA-F]{2,5});')
+
 def _entity(m:re.Match)->str:
-    "An HTML entity as the character it stands for; never an invisible one."
-    return _INVISIBLE.sub('', html.unescape(m[0])).replace(SEP, '')
+    "An HTML entity as the character it stands for; never an invisible one. Unknown names stay."
+    known = m[0][1] == '#' or m[0][1:] in html.entities.html5
+    if not known: return m[0]
+    return strip_invisible(html.unescape(m[0])).replace(SEP, '').replace('\ufffd', '')
 
 # %% ../nbs/00_data_cleaning.ipynb #c86a4751
+_MAY_BE_TAG = re.compile('<(?:!--|/?[a-zA-Z])')
+
+def _in_rows(rule:Callable[[str], str], sign:re.Pattern, text:str)->str:
+    "A rule for single rows, applied to those of many joined that hold a sign."
+    out, done = [], 0
+    for m in sign.finditer(text):
+        if m.start() < done: continue
+        start = text.rfind(SEP, 0, m.start()) + 1
+        end = text.find(SEP, m.start())
+        if end < 0: end = len(text)
+        out += [text[done:start], rule(text[start:end])]
+        done = end
+    return ''.join(out) + text[done:]
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000008
 def strip_html(
     text:str, # one row, or many joined
 )->str: # without HTML tags and entities
-    "Remove what the web left behind; <br> and </p> become newlines."
-    if '&' in text: text = _ENTITY.sub(_entity, text)
-    if '<' in text: text = _TAG.sub('', _BREAK.sub('\n', text))
-    return text
+    """Remove what the web left behind: known tags and comments, then entities, decoded once.
+    Blocks part lines, cells part words, sup and sub keep their meaning."""
+    if '<' in text: text = _in_rows(_strip_tags, _MAY_BE_TAG, text)
+    return _ENTITY.sub(_entity, text) if '&' in text else text
 
 # %% ../nbs/00_data_cleaning.ipynb #90f3f575
 _FORMS = str.maketrans('｡､﹐﹑﹔﹕﹖﹗「」『』〝〞\u3000\xa0', '。、，、；：？！“”‘’“”  ')
 _FORMS |= {c: c - 0xFEE0 for c in map(ord, '０１２３４５６７８９＋－＝％＃＆＠＊／．')}
 _FORMS |= {c: c - 0xFEE0 for a in (0xFF21, 0xFF41) for c in range(a, a + 26)}
+_FORMS |= dict.fromkeys([*range(0x2002, 0x200B), 0x202F, 0x205F], ord(' ')) # narrow, thin and wide spaces
 _FORM = re.compile(f"[{''.join(map(chr, _FORMS))}]+")
+_WIDE_INDENT = re.compile('\n[ \t\xa0]*\u3000[ \t\xa0\u3000]*')
 
 # %% ../nbs/00_data_cleaning.ipynb #12bf02a7
 def half_width(
     text:str, # one row, or many joined
 )->str: # letters and digits in ASCII, variants of punctuation in their usual form
-    "Full-width letters and digits become ASCII; rare variants of punctuation become the common ones."
+    """Full-width letters and digits become ASCII; rare variants of punctuation and spaces become the common ones.
+    The wide spaces that begin a paragraph go."""
+    if '\u3000' in text: text = _WIDE_INDENT.sub('\n', text)
     return _FORM.sub(lambda m: m[0].translate(_FORMS), text)
 
+# %% ../nbs/00_data_cleaning.ipynb #p0000011
+_GAPS = (re.compile(' [ \t]+'), re.compile('\t[ \t]*'))
+_ONE_SPACE = re.compile(r'\n (?![ \t*+•>-]|\d)')
+_ROW_START = re.compile(f'{SEP}[ \t\n]+')
+
+def _at_row_starts(pattern:re.Pattern, rule:Callable[[re.Match], str], text:str)->str:
+    "A pattern that begins with a separator, applied to every row, the first one too."
+    if text[:1] not in '，。、；：！？ \t\n': return pattern.sub(rule, text)
+    return pattern.sub(rule, SEP + text)[1:]
+
+def _one_space(m:re.Match)->str:
+    "White space inside a line is one space; the indentation of a line stays."
+    at = m.start()
+    begins_line = at == 0 or m.string[at - 1] in '\n' + SEP
+    return m[0] if begins_line else ' '
+
+def _first_indent(m:re.Match)->str:
+    "The first line of a row keeps its indentation if another line has one."
+    indent = m[0].rpartition('\n')[2].lstrip(SEP)
+    end = m.string.find(SEP, m.end())
+    row = m.string[m.end():] if end < 0 else m.string[m.end():end]
+    alone = indent in ('', ' ') or ('\n  ' not in row and '\n\t' not in row)
+    return SEP if alone else SEP + indent
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000012
+def tidy_spaces(
+    text:str, # one row, or many joined
+)->str: # with one space where there were many, at most one blank line
+    "One space between words, none at line ends; indentation stays, and one blank line between paragraphs."
+    for gap in _GAPS: text = gap.sub(_one_space, text)
+    text = _BLANK.sub('\n\n', text.rstrip(' ').replace(' \n', '\n').replace(' ' + SEP, SEP))
+    return _at_row_starts(_ROW_START, _first_indent, _ONE_SPACE.sub('\n', text))
+
+# %% ../nbs/00_data_cleaning.ipynb #05834b80
+_MARK = '，。！？；：、（）《》“”【】…'
+_HUG = re.compile(rf' (?<![\n\x01 \t] )(?<!^ )(?:(?<=[{_MARK}] )|(?=[{_MARK}]))')
+
+# %% ../nbs/00_data_cleaning.ipynb #69984a31
+def hug_marks(
+    text:str, # one row, or many joined
+)->str: # with no space beside Chinese punctuation
+    "Spaces beside a Chinese mark go: the mark itself keeps the words apart. Spaces between words stay."
+    return _HUG.sub('', text)
+
 # %% ../nbs/00_data_cleaning.ipynb #47685196
-_L, _R = f'[{HAN}）》”]', f'[{HAN}《“（]' # what makes a mark on its right, or on its left, Chinese
+_L, _R = f'[{HAN}）》”]', f'(?:[{HAN}]| ?[《“（])' # what makes a mark on its right, or on its left, Chinese
 _CHINESE = dict(zip(',;:!?', '，；：！？'))
+_PAREN = re.compile(rf'\((?<![A-Za-z_\]]\()(?=[^()\[\]\n\x01]{{0,200}}[{HAN}])([^()\[\]\n\x01]{{1,300}})\)')
+_NESTED = re.compile(r'\([^()\n\x01]*（')
+_PAREN_LATIN = re.compile(rf'\((?<=[{HAN}]\()([^()\[\]\n\x01]{{1,60}})\)(?= ?[{HAN}，。；：！？、,;:!?]|[\n\x01]|$)')
+_QUOTE = re.compile(rf'"(?<![=:,\[{{(“”]")(?<![^\W{HAN}]")(?<![=:,] ")(?![ “”，。、；：！？）,.;:!?)])'
+                    rf'(?=[^"“”\n\x01]{{0,200}}[{HAN}])([^"“”\n\x01]{{1,300}})"(?<![ （(：，]")(?! ?[:,\]}}=])')
 _AFTER_QUOTE = re.compile('”[,;:!?]')
-_SAME = re.compile(r'([,;!?])\1+')
-_STOP = re.compile(rf'\.(?<={_L}\.)(?:(?![.\w/])|(?=[{HAN}]))')
-_PAREN = re.compile(rf'\((?=[^()\n\x01]{{0,200}}[{HAN}])([^()\n\x01]{{1,300}})\)')
-_PAREN_LATIN = re.compile(rf'\((?<=[{HAN}]\()([^()\n\x01]{{1,60}})\)(?=[{HAN}，。；：！？、\n\x01]|$)')
-_QUOTE = re.compile(rf'"(?<![=:,\[{{(A-Za-z0-9]")(?<![=:,] ")(?=[^"\n\x01]{{0,200}}[{HAN}])'
-                    r'([^"\n\x01]{1,300})"(?! ?[:,\]}=])')
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000020
+_NAME = ('阿埃艾安奥巴贝本比彼波伯博布查茨达戴丹德登迪狄蒂丁顿多朵厄恩尔法凡梵菲费芬弗佛夫福盖戈格根哈海汉翰赫亨霍基吉加杰金卡凯坎康柯科克'
+         '昆拉莱兰朗劳勒雷里利丽莉列林琳卢鲁伦罗洛马玛迈曼梅门蒙米密敏明姆穆纳娜奈南内尼妮涅诺欧帕佩皮珀普浦齐恰乔切琼热茹瑞萨塞森桑沙莎舍'
+         '圣施史斯司丝苏索塔泰坦特汀廷图托瓦娃威韦维温文沃乌西希夏肖谢辛休逊雅娅亚扬耶伊因茵英尤于约泽扎詹珍朱兹佐') # foreign names: 约翰.史密斯
+_NUMERAL = '[一二三四五六七八九十]'
+_STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/])|(?:(?<=[）》”]\.)|(?<=[{HAN}]{{5}}\.))(?=[{HAN}])'
+                   rf'(?!(?<=[{_NAME}]\.)[{_NAME}]))'
+                   rf'(?<![\n\x01]{_NUMERAL}\.)(?<!^{_NUMERAL}\.)(?<![\n\x01]十{_NUMERAL}\.)(?<!^十{_NUMERAL}\.)')
 
 # %% ../nbs/00_data_cleaning.ipynb #243a44da
-def _beside_han(mark:str)->re.Pattern:
-    "The pattern of an ASCII mark with a Chinese character before it (perhaps a space between) or behind it."
-    mark = re.escape(mark)
-    return re.compile(f'{mark}(?:(?={_R})|(?<={_L}{mark})|(?<={_L} {mark}))')
+def _beside_han(mark:str, after:str='')->re.Pattern:
+    """The pattern of an ASCII mark, or a run of it, with a Chinese character before it (perhaps a space between)
+    or behind it; never where `after`, a pattern, follows."""
+    one, run = re.escape(mark), '' if mark == ':' else re.escape(mark) + '*'
+    behind = rf'(?<![0-9A-Za-z)]{one})' if mark == '!' else '' # 5!种 is a factorial
+    return re.compile(f'{one}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{behind}{run}(?={_R})){after}')
 
-_MARKS = [(_beside_han(ascii_mark), mark) for ascii_mark, mark in _CHINESE.items()]
+_AFTER = {'?': r'(?![A-Za-z_]\w*=)', '!': '(?!=)'} # a query in an address, the sign !=
+_MARKS = [(_beside_han(ascii_mark, _AFTER.get(ascii_mark, '')), mark) for ascii_mark, mark in _CHINESE.items()]
+_BEFORE_QUOTE = [(re.compile(f'[{ascii_mark}](?<![0-9A-Za-z)]!)[{ascii_mark}]* ?(?=“)'), mark)
+                 for ascii_mark, mark in _CHINESE.items()]
 
 # %% ../nbs/00_data_cleaning.ipynb #aa76c77d
 def chinese_punct(
     text:str, # one row, or many joined
 )->str: # with Chinese punctuation next to Chinese characters
-    """ASCII punctuation that touches a Chinese character becomes Chinese;
-    numbers, addresses and English sentences keep theirs."""
+    """ASCII punctuation that touches a Chinese character becomes Chinese, a run of one mark a single one.
+    Numbers, addresses, formulas, foreign names and English sentences keep theirs."""
     if '(' in text:
-        text = _PAREN.sub(r'（\1）', text)
+        text = _PAREN.sub(r'（\1）', text) # the inner ones first
+        found = 1
+        while found and _NESTED.search(text): text, found = _PAREN.subn(r'（\1）', text)
         text = _PAREN_LATIN.sub(r'（\1）', text)
-    text = _SAME.sub(r'\1', text)
     for pattern, mark in _MARKS: text = pattern.sub(mark, text)
-    if '"' in text:
-        text = _QUOTE.sub(r'“\1”', text)
-        text = _AFTER_QUOTE.sub(lambda m: '”' + _CHINESE[m[0][1]], text)
-    return _STOP.sub('。', text)
+    return _STOP.sub('。', _chinese_quotes(text) if '"' in text else text)
+
+def _chinese_quotes(text:str)->str:
+    "Straight quotes around Chinese become curly, and so do the marks beside them."
+    text = _QUOTE.sub(r'“\1”', hug_marks(text))
+    text = _AFTER_QUOTE.sub(lambda m: '”' + _CHINESE[m[0][1]], text)
+    for pattern, mark in _BEFORE_QUOTE: text = pattern.sub(mark, text)
+    return text
 
 # %% ../nbs/00_data_cleaning.ipynb #278a6daf
-_RUN = re.compile('[，、；：。！？~～·]{2,}')
-_LONG_RUN = re.compile(r'([-=_*#…—.])\1{3,}')
-_LEAD = re.compile(f'{SEP}[，。、；：！？\\s]+')
+_RUN = re.compile('[，、；：。！？][，、；：。！？]+(?![）（])') # not into ：） and ；（
+_LONG_RUN = re.compile(r'([-=_*…—.])\1{3,}')
+_LEAD = re.compile(rf'{SEP}([ \t\n]*)[，。、；：！？][，。、；：！？ \t\n]*')
+_FACE_OR_COMMAND = re.compile('[：；][）（]|[：！][A-Za-z]') # ：） ！important ：wq
 
 # %% ../nbs/00_data_cleaning.ipynb #8fc57362
 def _one_mark(m:re.Match)->str:
     "A run of punctuation: each sentence end once, in order; without any, the first mark."
+    if m[0][0] in '：；' and m.string[m.start() - 1:m.start()] == '（': return m[0] # a face
     ends = dict.fromkeys(c for c in m[0] if c in '。！？')
     return ''.join(ends) or m[0][0]
 
 def _short_run(m:re.Match)->str:
-    "A long run of one mark: two of an ellipsis or dash, three of any other."
+    "A long run of one mark: two of an ellipsis or dash, three of any other. 138****5678 stays."
+    before, after = m.string[m.start() - 1:m.start()], m.string[m.end():m.end() + 1]
+    if (before + after).isascii() and before.isalnum() and after.isalnum(): return m[0]
     return m[1]*(2 if m[1] in '…—' else 3)
 
 # %% ../nbs/00_data_cleaning.ipynb #45ee93f7
 def collapse_runs(
     text:str, # one row, or many joined
 )->str: # with one mark where there were many
-    """One mark for a run of the same; of two different ones the stronger; none at the start.
-    Ellipses and dashes keep two."""
+    """One mark for a run of commas and full stops: of two different ones the stronger; none at the start.
+    Ellipses and dashes keep two; a sign that calculates only goes where the same one comes again and again."""
     text = _RUN.sub(_one_mark, text)
+    for mark in '~～·':
+        if mark*2 in text: text = re.sub(f'{mark}{mark}+', mark, text)
     text = _LONG_RUN.sub(_short_run, text)
-    return _LEAD.sub(SEP, text).lstrip('，。、；：！？ \t\n')
+    return _at_row_starts(_LEAD, _no_lead, text)
 
-# %% ../nbs/00_data_cleaning.ipynb #05834b80
-_MARK = '，。！？；：、（）《》“”…'
-_SPACES = re.compile('  +')
-_HAN_GAP = re.compile(rf' (?:(?<=[{HAN}] )(?=[{HAN}])|(?<=[{_MARK}] )|(?=[{_MARK}]))')
-_BLANK = re.compile('\n[ \n]+')
-
-# %% ../nbs/00_data_cleaning.ipynb #69984a31
-def tidy_spaces(
-    text:str, # one row, or many joined
-)->str: # with no space between Chinese characters, one elsewhere, no blank line
-    "Spaces inside Chinese go, one stays beside Latin letters and digits; blank lines go."
-    text = _SPACES.sub(' ', text.replace('\t', ' '))
-    text = _HAN_GAP.sub('', text)
-    return _BLANK.sub('\n', text.replace(' \n', '\n'))
+def _no_lead(m:re.Match)->str:
+    "The beginning of a row without its marks."
+    meant = _FACE_OR_COMMAND.match(m.string, m.end() - 1)
+    return SEP + m[1] + (meant[0][0] if meant else '')
 
 # %% ../nbs/00_data_cleaning.ipynb #3341acab
-_EMPTY = re.compile(r'（[，、；：。\s]*）|《》|“”|【】|‘’')
-_LEAD_IN = re.compile('（[，、；： \n]+')
-_TAIL_IN = re.compile('[，、；： \n]+）')
 _NOT_BRACKET = re.compile(f'[^（）《》“”【】{SEP}]+')
 _PAIRS = {'）': '（', '》': '《', '”': '“', '】': '【'}
+_ENDS = frozenset('，。、！？…')
+_ENDS_OF = {c: _ENDS if c in '（）' else _ENDS | {'：', '；'} for c in '（《“【）》”】'} # ：） is a face
 
 # %% ../nbs/00_data_cleaning.ipynb #3562782b
-def balance(
-    text:str, # one row
-)->str: # without brackets and quotes that lack their partner
-    "Drop every （《“【 or ）》”】 that has no partner."
+def _unpaired(text:str)->list[int]:
+    "Places of brackets and quotes that have no partner."
     opened, odd = [], [] # (bracket, position) still open; positions without a partner
     for i, c in enumerate(text):
         if c in '（《“【': opened.append((c, i))
@@ -272,22 +422,56 @@ def balance(
                 continue
             odd += [at for _, at in opened[same[-1] + 1:]] # opened inside, never closed
             del opened[same[-1]:]
-    drop = {*odd, *(at for _, at in opened)}
-    if not drop: return text
-    return ''.join(c for i, c in enumerate(text) if i not in drop)
+    return odd + [at for _, at in opened]
+
+def _is_debris(text:str, i:int)->bool:
+    """Can the unpaired bracket at `i` go? Only at the edge of a line or beside a mark,
+    and not if it may mean something."""
+    before, after = (text[:i].rstrip(' \t')[-1:] or '\n'), (text[i + 1:i + 2] or '\n')
+    if before.isdigit() and text[i] in '“”': return False # 6.5”, 4'33”
+    ends = _ENDS_OF[text[i]]
+    line_or_sentence = before == '\n' or before in ends
+    if text[i] in _PAIRS: return line_or_sentence
+    if after == '\n': return text[i] != '（' or before not in '：；:;' # not a face
+    return after in ends or (line_or_sentence and _HAN_CHAR.match(after) is not None)
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000030
+_HAN_CHAR = re.compile(f'[{HAN}]')
+
+def balance(
+    text:str, # one row
+)->str: # without brackets and quotes that were left over
+    "Drop every （《“【 or ）》”】 that has no partner and is surely debris."
+    debris = True
+    while debris:
+        odd = _unpaired(text)
+        quotes = Counter(text.count('\n', 0, i) for i in odd if text[i] in '“”') # line -> unpaired quotes
+        debris = {i for i in odd if _is_debris(text, i)
+                  and (text[i] not in '“”' or quotes[text.count('\n', 0, i)] == 1)} # ”安排“: one alone is worse
+        if debris: text = ''.join(c for i, c in enumerate(text) if i not in debris)
+    return _BLANK.sub('\n\n', text)
 
 # %% ../nbs/00_data_cleaning.ipynb #951a4518
 def fix_brackets(
     text:str, # one row, or many joined
-)->str: # with brackets that hold something and have their partner
-    "Empty brackets go, marks at their edges go, unpaired ones go."
-    text = _EMPTY.sub('', text)
-    text = _LEAD_IN.sub('（', text)
-    text = _TAIL_IN.sub('）', text)
+)->str: # without half of a pair that was left over
+    "Brackets and quotes without a partner go where they are surely debris."
     left = _NOT_BRACKET.sub('', text) # the brackets that no simple pair explains
     for pair in ('（）', '《》', '“”', '【】', '（）', '“”'): left = left.replace(pair, '')
-    rows = zip(text.split(SEP), left.split(SEP))
-    return SEP.join(balance(t) if odd else t for t, odd in rows)
+    odd = [k for k, brackets in enumerate(left.split(SEP)) if brackets]
+    if not odd: return text
+    rows = text.split(SEP)
+    for k in odd: rows[k] = _settle(rows[k])
+    return SEP.join(rows)
+
+def _settle(row:str)->str:
+    """A row without debris. Where some went, what it kept apart meets:
+    the rules for marks look again, until nothing changes."""
+    old, row = row, balance(row)
+    while row != old:
+        old = row
+        row = balance(collapse_runs(hug_marks(chinese_punct(row))))
+    return row
 
 # %% ../nbs/00_data_cleaning.ipynb #9f7990ee
 @lru_cache
@@ -304,32 +488,110 @@ def simplify(
     return _t2s()(text)
 
 # %% ../nbs/00_data_cleaning.ipynb #eb96ea97
-TEXT_RULES = (strip_invisible, strip_html, half_width, chinese_punct, tidy_spaces, fix_brackets, collapse_runs)
-_CODE = (r'```|(?i:<!doctype|</?(?:html|body|head|script|style)>)|\bdef \w+\(|#include ?<'
-         r'|\bpublic (?:static|class) |console\.log|\bSELECT .{1,80} FROM ')
+TEXT_RULES = (strip_invisible, strip_html, half_width, tidy_spaces, chinese_punct, hug_marks, fix_brackets,
+              collapse_runs)
+_INLINE_CODE = re.compile('`(?<!``)[^`\n\x01]{1,300}`(?!`)')
+_ADDRESS = re.compile(r'http(?:s|)://[!-~Ａ-Ｚａ-ｚ０-９]*[\w/=&#%+~-]', re.A)
+_HELD = {'\x02': _INLINE_CODE, '\x04': _ADDRESS} # what stands for a piece that no rule may touch
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000040
+_CODE_OF = dict( # signs of code, for RE2: \w is ASCII, ^ and $ are the edges of a line
+    markup=(r'```|^~~~|^[ \t]*/[/*]|\\begin\{|\[\^?(?:[A-Za-z]-[A-Za-z]|0-9)',
+            r'(?i:<!doctype|</?(?:html|body|head|script|style|code|pre|form|input|button)\b[^<>\n]*>)',
+            f'[!-~{HAN}]' + r'\s*\n[ \t]{2,}</?[a-z]|<[a-z]+ [a-z]+ ?=(?:[“‘]|["\'][^<>\n]*：)'), # the source of a page
+    sheet=(r'(?:^|[^\w=<>!])=[A-Za-z][A-Za-z.]+\(',), # =IF(…)
+    python=(r'\bdef \w+ ?\(|\bclass \w+ ?[(:{]|\blambda\b[^\n]*:|\bself\.|\bprint ?\(|\blen\(|\brange\(',
+            r'^>>> |^[ \t]*@\w+',
+            r'^[ \t]*(?:(?:for|while|if|elif|with|try|except|else|finally|async|match|case|default)\b[^\n，。？！]*'
+            r'|do|then):[ \t]*(?:#[^\n]*)?$|^[ \t]*(?:import [\w.]+|from [\w.]+ import )'),
+    c=(r'\bprintf ?\(|\bscanf ?\(|\bconsole\.log|System\.out|\bcout ?<<|\bcin ?>>|#include|#define|\bint main\b',
+       r'\bpublic (?:static|class|void|int) |\busing namespace|\bnew [A-Z]\w*\(|\bfunction \w*\(',
+       r'\breturn [^\n]*;|\bnull;|\bbreak;|\)[ \t]*;|\)[ \t]*\{|\};?[ \t]*$|\w\[["\'\w]+\] ?=',
+       r'^[ \t]*\w+(?:\.\w+)*\([^\n]*\)[ \t]*$',
+       r'\b(?:int|char|float|double|void|bool|boolean|long|var|let|const|auto|string|String) [*&]?\w+ ?'
+       r'(?:[=;(\[]|, ?\w+;)',
+       r'\b(?:for|while|if|switch|elif|foreach|catch) ?\([^\n]*[;<>=!&|:][^\n]*\)',
+       r'&&|\|\| ?\w|[\w)\]"\'] ?===? ?[\w("\'-]|\w ?!== ?|!=|\w ?[-+*/%|&]= ?\w|=>|\w::\w|\w->\w|\w(?:\+\+|--)[;)]'))
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000042
+_COMMANDS = ('sudo|git|pip3?|apt|apt-get|yum|npm|npx|yarn|docker|kubectl|conda|brew|ssh|scp|curl|wget|chmod|chown|mkdir'
+             '|cd|ls|rm|cp|mv|cat|echo|grep|sed|awk|export|python3?|node|tar|gcc|java|javac|ping|vim?')
+_CODE_OF |= dict(
+    shell=(r'^[ \t]*(?:[$#>] )?' + f'(?:{_COMMANDS})' + r' [-\w./~"\'$*]|^\$ \w|^#!|\$\{?\w+\}?/',
+           r'\b(?:git|pip|npm|docker|conda|apt|apt-get|kubectl) [a-z]+ [-\w./"\']|^[ \t]*(?:fi|done|esac|end)$',
+           r'[\w./"] --?[A-Za-z][\w-]*(?:[ =]["\'\w./$*]|$)'),
+    sql=(r'\b(?i:select)\b[^\n]{1,300}\b(?i:from)\b|\b(?i:update) \w+ (?i:set)\b',
+         r'\b(?i:insert into|create table|delete from|alter table|drop table|order by|group by)\b',
+         r'\b(?i:where) \w+ ?(?:[=<>]|(?i:in|like)\b)'),
+    data=(r'"[^"\n]{0,100}"[ \t]*:[ \t]*(?:["\[{\d-]|true|false|null)|^[ \t]*[\w-]+:[ \t]*\n[ \t]+[-\w"\']',
+          r'^[ \t]*- [a-zA-Z_][\w.-]*: |^[ \t]*[a-z_][\w.-]+: [^\n]*\n[ \t]*[a-z_][\w.-]+:(?:[ \n]|$)',
+          r'^[ \t]*[A-Za-z_][\w.]*(?: = \S| ?= ?["\'\[{])|^\[[\w.-]+\]\n[\w.]+ ?=',
+          r'^[ \t]*[.#]?[\w-]+ ?\{|[a-z-]+: ?[^;\n]+;[ \t]*\}'))
+_PARTS = (('markup', 'sheet', 'python', 'c'), ('shell', 'sql'), ('data',)) # RE2 slows down on one long pattern
+_CODE = ['(?m:' + '|'.join('|'.join(_CODE_OF[kind]) for kind in kinds) + ')' for kinds in _PARTS]
 
 # %% ../nbs/00_data_cleaning.ipynb #46ecd81c
 def clean_prose(
     text:str, # one row, or many joined
 )->str: # after every rule of `TEXT_RULES` but the first
-    "The chain of text rules for text whose invisible characters are gone."
+    "The chain of text rules for text whose invisible characters are gone. Inline code and addresses stay as they are."
+    held = {}
+    for instead, piece in _HELD.items():
+        held[instead] = piece.findall(text)
+        if held[instead]: text = piece.sub(instead, text)
     for rule in TEXT_RULES[1:]: text = rule(text)
+    for instead in reversed(_HELD): text = _put_back(text, instead, held[instead])
     return text
 
+def _put_back(text:str, instead:str, held:list[str])->str:
+    "The held pieces in the places of what stands for them."
+    pieces = text.split(instead)
+    assert len(pieces) == len(held) + 1, 'a rule dropped a held piece'
+    return ''.join(a + b for a, b in zip(pieces, [*held, '']))
+
 # %% ../nbs/00_data_cleaning.ipynb #6140faca
+_MAY_BE_CODE = r'(?m:[A-Za-z]{2}|[=&`~|;{}]|/[/*]|"[ \t]*:|^[#$>])' # one of these is in every line of code
+
+def _holds(texts:Sequence[str], pattern:str)->np.ndarray:
+    "Which texts hold a pattern of RE2."
+    return pc.match_substring_regex(pa.array(texts, pa.large_string()), pattern).to_numpy(zero_copy_only=False)
+
+def is_code(
+    texts:Sequence[str], # one string per row
+)->list[bool]: # does a row hold a line of code?
+    "Rows with a sign of code, in a fence or without one; `code` inside a sentence does not count."
+    found = _holds(texts, _MAY_BE_CODE)
+    at = np.flatnonzero(found)
+    rest = [_INLINE_CODE.sub('', texts[k]) if '`' in texts[k] else texts[k] for k in at]
+    found[at] = np.any([_holds(rest, signs) for signs in _CODE], axis=0)
+    return found.tolist()
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000041
 def clean_texts(
     texts:Sequence[str], # one string per row
 )->list[str]: # cleaned; rows of code keep everything one can see
     "The chain over a column; `strip_invisible` also cleans code."
+    return _clean_texts(texts)[0]
+
+def _clean_texts(texts:Sequence[str])->tuple[list[str], list[bool]]:
+    "The cleaned texts, and whether each is code."
     texts = on_joined(strip_invisible, texts)
-    is_code = pc.match_substring_regex(pa.array(texts, pa.large_string()), _CODE).to_pylist()
-    prose = [t for t, code in zip(texts, is_code) if not code]
-    cleaned = iter(on_joined(clean_prose, prose))
-    return [t.strip() if code else next(cleaned).strip() for t, code in zip(texts, is_code)]
+    code = is_code(texts)
+    cleaned = iter(on_joined(clean_prose, [t for t, keep in zip(texts, code) if not keep]))
+    texts = [t if keep else next(cleaned) for t, keep in zip(texts, code)]
+    return [_strip(t) if '\n ' in t or '\n\t' in t else t.strip() for t in texts], code
+
+_EMPTY_LINES = re.compile(r'\A(?:[ \t]*\n)+')
+
+def _strip(text:str)->str:
+    "A text without white space at its ends; the first line keeps its indentation if another line has one."
+    text = _EMPTY_LINES.sub('', text.rstrip())
+    indented = text.startswith(('  ', '\t')) and ('\n  ' in text or '\n\t' in text)
+    return text if indented else text.lstrip()
 
 # %% ../nbs/00_data_cleaning.ipynb #8cef3793
-_HAN_CHAR = re.compile(f'[{HAN}]')
-_LAST_END = re.compile(r'.*(?:[。！？!?…][”）》’]?|\.(?=\s|$))', re.S)
+_LAST_END = re.compile(r'.*(?:[。！？…][”）》’]?|[!?](?![A-Za-z0-9=/&])[”）》’]?|(?<!\s)\.(?=\n)'
+                       r'|(?<![0-9\s])(?<!\b[A-Za-z])\.(?=[ \t]))(?=.)', re.S)
 _OPEN_ENDS = ('，', '、', '；', '：', '（', '“', '《', ',')
 
 # %% ../nbs/00_data_cleaning.ipynb #a7f4d813
@@ -337,8 +599,9 @@ def cut_at_sentence(
     text:str, # an answer
     max_chars:int, # longest allowed
 )->str: # its longest beginning of whole sentences that fits; '' if not even one does
-    "Cut an answer back to the last sentence end within `max_chars`."
-    m = _LAST_END.match(text[:max_chars])
+    """Cut an answer back to the last sentence end within `max_chars`.
+    The point of 3.14 or of `2. ` and the marks of an address or of != end no sentence."""
+    m = _LAST_END.match((text + '\n')[:max_chars + 1]) # one character more than fits: what follows a mark counts
     return m[0] if m else ''
 
 # %% ../nbs/00_data_cleaning.ipynb #6245dc78
@@ -365,6 +628,8 @@ def mend_end(
     return cut if 2*len(cut) >= len(text) else text.rstrip('，、；：（“《,')
 
 # %% ../nbs/00_data_cleaning.ipynb #72645ebf
+_NUMBER_WORD_NOT = re.compile(r'\d+(?:[.:/,~-]\d+)*|[a-z]+|[不没无非未别]')
+
 def dice(
     a:str, # a text
     b:str, # another
@@ -381,11 +646,16 @@ def merge_title(
     alike:float, # Dice similarity at which they say the same
     keep:str='title', # which one stays then: title or desc
 )->str: # one question
-    "Title and description as one question, without saying it twice."
+    """Title and description as one question, without saying it twice.
+    Other numbers, Latin words or negations are other facts: then both stay."""
     if not desc.strip(): return title
-    if dice(title, desc) >= alike: return title if keep == 'title' else desc
+    if dice(title, desc) >= alike and _facts(title) == _facts(desc): return title if keep == 'title' else desc
     if not title.strip(): return desc
     return f'{title.rstrip()}\n{desc}'
+
+def _facts(text:str)->list[str]:
+    "What a set of characters cannot tell apart: numbers, Latin words and negations, in order."
+    return _NUMBER_WORD_NOT.findall(half_width(text).lower())
 
 # %% ../nbs/00_data_cleaning.ipynb #eda41167
 @dataclass(frozen=True)
@@ -527,6 +797,19 @@ def wiki_variants(
     if '-{' not in text: return text
     return _VARIANT.sub(lambda m: m[1] or m[2] or '', text)
 
+# %% ../nbs/00_data_cleaning.ipynb #p0000050
+_EMPTIED = re.compile(r'[（(](?<![A-Za-z_][（(])[，、；：。,;:\s]*[）)]|《》|“”|【】|‘’')
+_LEAD_IN = re.compile('（[，、；： \n]+')
+_TAIL_IN = re.compile('[，、；： \n]+）')
+
+def wiki_brackets(
+    text:str, # one row, or many joined
+)->str: # with brackets that hold something
+    """WikiExtractor drops foreign spellings and leaves their brackets empty, or with a mark in front.
+    In other sources, and after a Latin letter as in f（）, an empty bracket may mean something."""
+    text = _EMPTIED.sub('', text)
+    return _TAIL_IN.sub('）', _LEAD_IN.sub('（', text))
+
 # %% ../nbs/00_data_cleaning.ipynb #40ddd391
 def _lead(title:str, text:str, chars:int)->str:
     "The beginning of an article, without the line that repeats the title and without blank lines."
@@ -542,7 +825,7 @@ def pair_wiki(
     "Wikipedia in simplified Chinese: a question about the title, the beginning of the article."
     leads = [_lead(title, text, cfg.wiki_chars) for title, text in zip(cols['title'], cols['text'])]
     titles = on_joined(_mainland, cols['title'])
-    texts = clean_texts(on_joined(_mainland, leads))
+    texts = clean_texts(on_joined(wiki_brackets, on_joined(_mainland, leads)))
     asks = [wiki_question(t, cfg.seed) for t in titles]
     answers = [cut_at_sentence(t, cfg.wiki_chars) for t in texts]
     return Pairs(asks, answers, _when('no_title', (not t.strip() for t in titles)))
@@ -627,20 +910,17 @@ def clean_columns(
 )->Pairs: # cleaned prompts and responses, and the rule that rejects each row or ''
     "The whole rule chain of one source over one chunk of rows."
     raw = PAIR_OF[source](cols, cfg)
-    prompts, responses = _clean_both(raw.prompts, raw.responses)
-    mended = [_mend(r, cfg.max_response) for r in responses]
+    n = len(raw.prompts)
+    texts, code = _clean_texts([*raw.prompts, *raw.responses])
+    prompts, responses = texts[:n], texts[n:]
+    mended = [_mend(r, cfg.max_response, keep) for r, keep in zip(responses, code[n:])]
     too_long = _when('response_long', (r and not m for r, m in zip(responses, mended)))
     judged = judge(prompts, mended, min_lengths(source, cfg), cfg)
     return Pairs(prompts, mended, _first(raw.rules, too_long, judged))
 
-def _clean_both(prompts:list[str], responses:list[str])->tuple[list[str], list[str]]:
-    "Questions and answers through the chain of text rules, all at once."
-    cleaned = clean_texts([*prompts, *responses])
-    return cleaned[:len(prompts)], cleaned[len(prompts):]
-
-def _mend(response:str, max_chars:int)->str:
+def _mend(response:str, max_chars:int, code:bool)->str:
     "An answer without its unfinished end; code that fits stays as it is."
-    if '```' in response and len(response) <= max_chars: return response
+    if code and len(response) <= max_chars: return response
     return mend_end(response, max_chars)
 
 # %% ../nbs/00_data_cleaning.ipynb #05c305a2
@@ -722,7 +1002,7 @@ def _clean_values(values:list[tuple[str, ...]], block:Block, cfg:CleanCfg)->tupl
 
 def _heldout_columns(cols:Cols)->Pairs:
     "Held-out questions are cleaned like the others, but only an empty one is rejected."
-    prompts, responses = _clean_both(cols['prompt'], cols['response'])
+    prompts, responses = clean_texts(cols['prompt']), clean_texts(cols['response'])
     return Pairs(prompts, responses, _when('prompt_short', (not p for p in prompts)))
 
 # %% ../nbs/00_data_cleaning.ipynb #58226db3

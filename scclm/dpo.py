@@ -153,13 +153,24 @@ def _files_in(path:Path)->list[PrefFile]:
     return [PrefFile(x, shown_name(x.relative_to(path))) for x in found]
 
 # %% ../nbs/07_dpo.ipynb #3da21a3d
-_NEWLINE = re.compile(r'(?:\\r)?\\n(?!abla|eq|ot\b|u\b|leq|geq|parallel|exists)')
+_LATEX = ('abla|atural|ot|otin|e|eq|eqq|ewline|ewcommand|exists|i|u|leq|geq|less|gtr|mid|parallel|prec|succ|sim'
+          '|cong|subseteq|supseteq|subset|supset|earrow|warrow|oindent|onumber|olimits|ormalsize'
+          '|rightarrow|leftarrow|Rightarrow')
+_QUOTED = r"""(?<![\\"'`\[^“‘])(?<!quot;)(?<!\\r\?)""" # what stands before the escape of a program
+_NEWLINE = re.compile(_QUOTED + rf"""(?:\\r)?\\n(?!(?:{_LATEX})(?![A-Za-z])|["'`”’]|&quot;)""")
+_PATH = re.compile(r'\b[A-Za-z]:\\[^\s"<>|*?，。；：！？、（）]*')
 
 def literal_newlines(
     text:str, # may hold a backslash and an n where a newline was meant
 )->str: # with newlines
-    r"Literal `\n` becomes a newline; LaTeX commands such as \neq and \nabla stay."
-    return _NEWLINE.sub('\n', text)
+    r"""Literal `\n` becomes a newline. LaTeX commands such as \neq and \nabla stay, the folders of a path such as
+    C:\new, and the escapes of a program: "\n", [^\n]."""
+    if '\\n' not in text: return text
+    pieces, done = [], 0
+    for path in _PATH.finditer(text):
+        pieces += [_NEWLINE.sub('\n', text[done:path.start()]), path[0]]
+        done = path.end()
+    return ''.join(pieces) + _NEWLINE.sub('\n', text[done:])
 
 # %% ../nbs/07_dpo.ipynb #7748d3e6
 class Pref(NamedTuple):

@@ -10,6 +10,7 @@ __all__ = ['BANDS', 'BAND_ROWS', 'ROLES', 'STATUS', 'KEPT_ROW', 'LEAK', 'EXACT',
 
 # %% ../nbs/appendix/duplicates.ipynb #66157a25
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,15 +28,36 @@ from .readers import Block, map_ordered
 
 # %% ../nbs/appendix/duplicates.ipynb #4b3ca8f6
 _NOISE = ' \n\t，。！？；：、“”‘’（）《》…·~～,!?;"'
+_DIGITS = '0-9０-９'
+_NUMERALS = '一二三四五六七八九十百千万亿零〇两'
+_BEFORE_NUMBER = re.compile(rf'[{_NOISE}]+(?=[-+.±−]?[{_DIGITS}a-z{_NUMERALS}])|!(?==)')
+
+# %% ../nbs/appendix/duplicates.ipynb #p0d00001
+_SAME_MARK = dict(zip('，、。！？；：（）～《》', ',,.!?;:()~  '))
+_MARKS = ' ,.!?;:()~…·'
+_HELD = {mark: chr(0x0E + k) for k, mark in enumerate(_MARKS)} # what stands for a mark that counts, for a while
+
+def _between_numbers(m:re.Match)->str:
+    "Marks between two numbers stay, as what stands for them; other marks are left to the noise."
+    text = m.string
+    before, after = text[m.start() - 1:m.start()], text[m.end():m.end() + 2].lstrip('-+.±−')[:1]
+    marks = [_HELD[mark] for mark in (_SAME_MARK.get(c, c) for c in m[0]) if mark != ' ' and mark in _HELD]
+    if m[0] == '!': return _HELD['!'] # != is no =
+    if before in _NUMERALS or after in _NUMERALS: # 三~五克
+        return _HELD['~'] if _HELD['~'] in marks and before.isalnum() else m[0]
+    if before.isdigit() and after.isdigit(): return ''.join(marks) or _HELD[' ']
+    one_number = before.isascii() and before.isalnum() and (before.isdigit() or after.isdigit())
+    return _HELD[' '] if one_number and marks else m[0] # (1,a2) is not (1a,2)
 
 # %% ../nbs/appendix/duplicates.ipynb #15ee2ccb
 def normal_form(
     text:str, # one row, or many joined
 )->str: # what is compared
     """Lower case, without white space and punctuation that carries no meaning.
-    The point, the minus and the like stay: 3.14, 1-1."""
-    text = text.lower()
+    The point, the minus and the like stay, and so does every mark between two numbers: 3.14, 1-1, 3~5, 10:30."""
+    text = _BEFORE_NUMBER.sub(_between_numbers, text.lower())
     for c in _NOISE: text = text.replace(c, '')
+    for mark, held in _HELD.items(): text = text.replace(held, mark)
     return text
 
 # %% ../nbs/appendix/duplicates.ipynb #6a98cfd0

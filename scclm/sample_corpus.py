@@ -528,11 +528,11 @@ def _repeated(text:str, rng:random.Random)->str:
 
 # %% ../nbs/appendix/sample_corpus.ipynb #2c12c0c7
 def _spaces(text:str, rng:random.Random)->str:
-    "Spaces between two Chinese characters, else around the text."
+    "Spaces on either side of a mark, else around the text; between two words they would mean something."
     i = rng.randrange(1, len(text))
-    between = text[i - 1:i + 1]
-    chinese = '\u4e00' <= min(between) and max(between) <= '\u9fff'
-    return text[:i] + '   ' + text[i:] if chinese else f'  {text} '
+    at = next((k for k in range(i, len(text)) if text[k] in '，。；：？！、'), None)
+    if at is None: return f'  {text} '
+    return f'{text[:at]}   {text[at]} {text[at + 1:]}'
 
 # %% ../nbs/appendix/sample_corpus.ipynb #30173269
 def _html(text:str, rng:random.Random)->str:

@@ -81,7 +81,7 @@ def digest(folder:Path)->dict[str, str]:
 
 @pytest.mark.parametrize('rule, raw, want', [
     ('strip_invisible', 'a\r\nb\rc\u200b\x07\ud83d', 'a\nb\nc'),
-    ('strip_html', '<div class="x">甲</div>乙<br/>丙&lt;丁&#20013;', '甲\n乙\n丙<丁中'),
+    ('strip_html', '<div class="x">甲</div>乙<br/>丙&lt;丁&#20013;', '\n甲\n乙\n丙<丁中'),
     ('strip_html', '若 a<b 且 b>c，List<int> 不变', '若 a<b 且 b>c，List<int> 不变'),
     ('half_width', '２０２４年ＡＢｃ％', '2024年ABc%'),
     ('chinese_punct', '是吗?是的!对;好:行,', '是吗？是的！对；好：行，'),
@@ -92,8 +92,9 @@ def digest(folder:Path)->dict[str, str]:
     ('chinese_punct', '鲁迅(周树人)写的', '鲁迅（周树人）写的'),
     ('collapse_runs', '好。。。。真的！！！吗？？', '好。真的！吗？'),
     ('collapse_runs', '好，。对。，错', '好。对。错'),
-    ('tidy_spaces', '中 文  and   English 混 排', '中文 and English 混排'),
-    ('fix_brackets', '甲（）乙（，1900年）丙《》', '甲乙（1900年）丙'),
+    ('tidy_spaces', '中 文  and   English 混 排', '中 文 and English 混 排'),
+    ('hug_marks', '你好 ， “世界” 。张三 李四', '你好，“世界”。张三 李四'),
+    ('wiki_brackets', '甲（）乙（，1900年）丙《》', '甲乙（1900年）丙'),
     ('fix_brackets', '“没有闭合，（也没有', '没有闭合，也没有'),
     ('fix_brackets', '（甲“乙”丙）', '（甲“乙”丙）'),
     ('wiki_variants', '-{zh-hans:软件;zh-hant:軟體}-与-{内存}-', '软件与内存'),
@@ -104,6 +105,70 @@ def test_rule(rule, raw, want):
     if rule != 'collapse_runs': # joined or alone, the same
         assert dc.on_joined(fn, ['前。', raw, '后。']) == ['前。', want, '后。']
 
+KEPT_FACTS = [
+    # unpaired closing marks: list numbers, options, inches, intervals, faces
+    '1）10毫升口服；2）5毫克', 'a）口服 b）静滴', '①）甲；②）乙', '（一）甲 二）乙', '选D）', '屏幕6.5”，很亮', '6.5”', '在（2,3]内', '[0,1）',
+    '好开心：）', '难过：（', '；）', '区间(2,3]和[0,1)', '他说“好（真的', '函数f（）', '[]', '数组[]和()', '空集{}',
+    # what looks like a tag
+    'a<b>c', 'x<y且y>z', '若a<b，c>d', 'List<int>', '标签 <p> 表示段落', '用<b>和</b>标签加粗', '<T5>模型', 'i<3 爱你',
+    # code without a fence
+    'for i in range(3):\n    print(i)', 'if x > 0:\n    y = "正,数"\nelse:\n    y = 0', '=IF(A1>60,"及格","不及格")',
+    '=SUM(A1:A3)', 'git commit -m "修改:首页"', 'for(;;)', 'server:\n  port: 80\n  name: "中,文"',
+    'int main() {\n    printf("你好,世界");\n}', 'SELECT 姓名,年龄 FROM 学生 WHERE 年龄>18;', 'ls -la "我的,文档"',
+    '$ pip install scclm',
+    '{"名":"张三","岁":3}', 'x = [1,二,3]', '- 水果\n    - 苹果\n    - 梨', '1. 甲\n   - 乙', '`print("你好,世界")`',
+    # separators, lines, verse
+    '张三 李四', '春眠不觉晓\n处处闻啼鸟\n\n夜来风雨声', '床前明月光\n    疑是地上霜', '第一段\n\n第二段', '~/home', '：wq 保存退出',
+    # numbers, signs, names
+    '3~5克', '10:30', '1,000元', '-5度', '5!种排法', 'a != b', '138****5678', '约翰.史密斯', '2^10', '±0.5', '50%~60%',
+    'https://a.cn/中?x=1,2']
+
+@pytest.mark.parametrize('text', KEPT_FACTS)
+def test_what_means_something_stays(text):
+    assert dc.clean_texts([text]) == [text]
+
+@pytest.mark.parametrize('raw, want', [
+    ('D） 40', 'D）40'), ('3×10<sup>8</sup>', '3×10^8'), ('H<sub>2</sub>O', 'H_2O'),
+    ('10<sup>-3</sup>mol', '10^{-3}mol'),
+    ('x<sup>2</sup>3', 'x^{2}3'), ('C<sub>12</sub>H<sub>22</sub>O<sub>11</sub>', 'C_{12}H_{22}O_11'),
+    ('<td>2019</td><td>300</td>', '2019 300'), ('<li>甲</li><li>乙</li>', '甲\n乙'), ('<p>甲</p><p>乙</p>', '甲\n乙'),
+    ('<table><tr><td>甲</td><td>1</td></tr><tr><td>乙</td><td>2</td></tr></table>', '甲 1\n乙 2'), ('甲<hr>乙', '甲\n乙'),
+    ('标签 &lt;p&gt; 表示段落', '标签 <p> 表示段落'), ('&amp;lt;', '&lt;'), ('a&lt;b&gt;c', 'a<b>c'),
+    ('R&amp;D&nbsp;部', 'R&D 部'), ('&foo;', '&foo;'),
+    ('甲<!-- 注 -->乙', '甲乙'), ('<a href="x">甲</a>', '甲'), ('张三\t李四', '张三 李四'), ('张三\u3000李四', '张三 李四'),
+    ('张三\u2003李四', '张三 李四'),
+    ('张三   李四', '张三 李四'), ('张三\x1f李四', '张三 李四'), ('，~/home', '~/home'), ('甲\x0b乙\x0c丙', '甲\n乙\n丙'), ('\u2028甲', '甲'),
+    ('甲\u2028乙\u2029丙\x85丁', '甲\n乙\n丙\n丁'), ('甲\n\n\n \n乙', '甲\n\n乙'), ('甲\xad乙', '甲乙'), ('\ufeff甲\u200b乙', '甲乙'),
+    ('用`a,b`打印,好吗?', '用`a,b`打印，好吗？'), ('见https://a.cn/x,谢谢!', '见https://a.cn/x，谢谢！'), ('１０～２０', '10～20'),
+    ('真的!!!好吗???', '真的！好吗？'), ('他说"你好,世界".', '他说“你好，世界”。'), ('“今天很好。”他说。”', '“今天很好。”他说。'),
+    ('好的。谢谢.', '好的。谢谢。'), ('需要“安慰”或”理解“时', '需要“安慰”或”理解“时')])
+def test_form_changes_and_the_fact_stays(raw, want):
+    assert dc.clean_texts([raw]) == [want]
+    assert dc.clean_texts(['前。', raw, '后。']) == ['前。', want, '后。']
+
+@pytest.mark.parametrize('title, desc, same', [
+    ('头痛怎么办', '头痛怎么办？', True), ('血压130/80正常吗', '血压180/30正常吗', False), ('能吃10毫升吗', '能吃100毫升吗', False),
+    ('高血压病人每天可以吃党参吗', '高血压病人每天不可以吃党参吗', False)])
+def test_a_description_with_other_facts_stays(title, desc, same):
+    assert dc.merge_title(title, desc, 0.9) == (title if same else f'{title}\n{desc}')
+
+DIFFERENT = [('3~5克', '35克'), ('(1,23)', '(12,3)'), ('（1，23）', '（12，3）'), ('1-1', '11'), ('1.5', '15'),
+             ('10：30', '1030'), ('-5', '5'),
+             ('5%', '5'), ('a/b', 'ab'), ('三~五克', '三五克'), ('a != b', 'a = b'), ('1 000', '1000'), ('2（3）', '23'),
+             ('1，-5', '1-5'),
+             ('第1、2章', '第12章'), ('3！2', '32'), ('1；2', '12'), ('(1,a2)', '(1a,2)')]
+SAME = [('共3～5克，好。', '共3~5克好'), ('你好，世界！', '你好 世界'), ('“甲”、《乙》', '甲乙'), ('第1，2章', '第1, 2章'), ('5 mg', '5mg'),
+        ('Hello, world', 'hello world'),
+        ('10：30到', '10:30，到'), ('甲…', '甲')]
+
+@pytest.mark.parametrize('a, b', DIFFERENT)
+def test_other_numbers_are_no_duplicates(a, b):
+    assert duplicates.normal_form(a) != duplicates.normal_form(b)
+
+@pytest.mark.parametrize('a, b', SAME)
+def test_other_punctuation_is_a_duplicate(a, b):
+    assert duplicates.normal_form(a) == duplicates.normal_form(b)
+
 @pytest.mark.parametrize('seed', [0])
 def test_joined_chain_equals_one_by_one(seed):
     rng = random.Random(seed)
@@ -113,12 +178,13 @@ def test_joined_chain_equals_one_by_one(seed):
     assert dc.clean_texts(rows) == [dc.clean_texts([r])[0] for r in rows]
 
 def test_rules_in_their_order():
-    assert dc.clean_texts(['甲， ，乙（），，丙 ?? <br>&nbsp;丁,"戊"。。']) == ['甲，乙，丙？\n丁，“戊”。']
+    assert dc.clean_texts(['甲， ，乙（），，丙 ?? <br>&nbsp;丁,"戊"。。']) == ['甲，乙（），丙？\n丁，“戊”。']
 
 @pytest.mark.parametrize('text, limit, want', [
     ('南昌市', 99, '南昌市'), ('一句。两句', 99, '一句。两句'), ('一句。两句，', 99, '一句。'),
     ('一句。二句。三句。', 6, '一句。二句。'), ('他说：“好。”然后，', 99, '他说：“好。”'),
-    ('没有句号的长文字', 4, ''), ('One. Two. Three words', 12, 'One. Two.')])
+    ('没有句号的长文字', 4, ''), ('One. Two. Three words', 12, 'One. Two.'), ('先算。π约为3.14159', 8, '先算。'),
+    ('先看。再去 http://a.cn/?x=1', 17, '先看。'), ('好。\n2. 然后', 6, '好。'), ('选吧。\nA. 甲', 6, '选吧。'), ('真的！若a!=b则停', 6, '真的！')])
 def test_ends(text, limit, want):
     assert dc.mend_end(text, limit) == want
 
