@@ -353,10 +353,15 @@ def _lines(path:Path)->list[str]|None:
     "The lines of a text file; None if there is none."
     return path.read_text().splitlines() if path.exists() else None
 
+def _model_file(path:Path)->object:
+    "The content of one file of a model folder; where an adapter's base lies depends on the folder, and is left out."
+    if path.suffix == '.safetensors': return _plain(load_file(path))
+    if path.name == 'base.json': return json.loads(path.read_text())['weights']
+    return path.read_bytes()
+
 def _model_files(folder:Path)->dict[str, object]:
     "name -> content of a model or adapter folder."
-    files = [p for p in sorted(folder.iterdir()) if p.name != 'README.md']
-    return {p.name: _plain(load_file(p)) if p.suffix == '.safetensors' else p.read_bytes() for p in files}
+    return {p.name: _model_file(p) for p in sorted(folder.iterdir()) if p.name != 'README.md'}
 
 def outcome(out:Path)->dict:
     "All that a run leaves and that does not depend on the clock."
