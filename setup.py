@@ -20,6 +20,8 @@ setup(
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
-    classifiers=['License :: OSI Approved :: Apache Software License', 'Natural Language :: Chinese (Simplified)',
-                 'Programming Language :: Python :: 3.11', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
+    classifiers=['License :: OSI Approved :: Apache Software License',
+                 'Natural Language :: Chinese (Simplified)',
+                 'Programming Language :: Python :: 3.11',
+                 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
 )

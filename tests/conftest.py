@@ -28,6 +28,13 @@ def home(tmp_path_factory):
     return home
 
 @pytest.fixture
+def runs(tmp_path, monkeypatch):
+    "A runs folder of its own at tiny; the path of its data."
+    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
+    monkeypatch.setenv('SCCLM_SCALE', 'tiny')
+    return tmp_path/'runs'/'tiny'/'data'
+
+@pytest.fixture
 def tok(home): return load_tokenizer(home/'tokenizer')
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 "Benchmarks that this machine cannot run in full: their smallest case, and what they count, against another count."
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from trainer_toys import load_benchmark
 
 from scclm.dataset import collate
 from scclm.model import build_model, model_config
@@ -24,18 +24,8 @@ FOLDER = Path(__file__).resolve().parents[1]/'benchmarks'
 SCRIPTS = sorted(FOLDER.glob('*.py'))
 
 
-def load(path):
-    "A script as a module; scripts import their neighbour `report` by its bare name."
-    spec = importlib.util.spec_from_file_location(f'benchmark_{path.stem}', path)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(FOLDER))
-    try: spec.loader.exec_module(module)
-    finally: sys.path.remove(str(FOLDER))
-    return module
-
-
 @pytest.fixture(scope='module')
-def gpu(): return load(FOLDER/'gpu.py')
+def gpu(): return load_benchmark('gpu')
 
 
 def results(): return {p.name: p.read_bytes() for p in (FOLDER/'results').iterdir()}
@@ -46,7 +36,7 @@ def test_importing_a_script_does_no_work(path, monkeypatch, capfd):
     "A `main` that ran would stop at a flag that it does not know; a measurement would print or write."
     monkeypatch.setattr(sys, 'argv', [str(path), '--no-such-flag'])
     before, n = results(), torch.get_num_threads()
-    module = load(path)
+    module = load_benchmark(path.stem)
     assert capfd.readouterr().out == '' and results() == before and torch.get_num_threads() == n
     if path.stem == 'report': return
     assert callable(module.main) and module.__doc__, 'a script says what it measures'
@@ -57,7 +47,7 @@ def test_importing_a_script_does_no_work(path, monkeypatch, capfd):
 
 def test_memory_rows_are_named_once():
     "Rows are merged by name: two runs of one name would hide each other."
-    memory = load(FOLDER/'memory.py')
+    memory = load_benchmark('memory')
     names = [memory.name(cfg) for cfg in memory.RUNS]
     assert len(set(names)) == len(names) and set(memory.LOOSE) <= set(memory.RUNS)
     assert memory.name(ProbeCfg('mini', 8000, (8, 128, 64), 'muon', 'bf16', True, 2)) == \
@@ -67,7 +57,7 @@ def test_memory_rows_are_named_once():
 
 
 def test_a_known_peak_is_not_measured_again(capsys):
-    memory = load(FOLDER/'memory.py')
+    memory = load_benchmark('memory')
     cfg = ProbeCfg('tiny', 50, (2, 8, 8))
     found = memory.measured(cfg, True, {memory.name(cfg): 7.})
     assert found['baseline'] == 7. and found['baseline_name'] == 'measured peak'
@@ -75,7 +65,7 @@ def test_a_known_peak_is_not_measured_again(capsys):
 
 
 def test_recipes_change_only_what_they_say():
-    recipe = load(FOLDER/'recipe.py')
+    recipe = load_benchmark('recipe')
     words = dict(optimizer='Adafactor', checkpointing='checkpointing', loss_chunk='chunks', weights='bf16')
     for name, change in recipe.RECIPES.items():
         assert change.keys() <= asdict(ProbeCfg()).keys()
@@ -84,7 +74,7 @@ def test_recipes_change_only_what_they_say():
 
 
 def test_phases_make_a_row_each():
-    phases = load(FOLDER/'phases.py')
+    phases = load_benchmark('phases')
     def run(forward, save, seconds): return dict.fromkeys(phases.PHASES, .1) | dict(forward=forward, save=save,
                                                                                     seconds=seconds, tok=100)
     ours, theirs = [run(.5, .1, 2.), run(.7, .1, 4.)], [run(.4, .3, 4.)]*2

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from raw_toys import json_line, put_lines, run
 
 from scclm import data_cleaning as dc
 from scclm import duplicates
@@ -40,26 +41,6 @@ def pair(prompt:str, response:str)->dict:
 def task(instruction:str, output:str, input:str='')->dict:
     "A record of the `belle` source."
     return dict(instruction=instruction, input=input, output=output)
-
-def json_line(record:dict, encoding:str='utf-8')->bytes:
-    "A record as one line without its end."
-    return json.dumps(record, ensure_ascii=False).encode(encoding)
-
-def json_lines(path:Path, rows:list[dict]):
-    "Write records as JSON Lines."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b''.join(json_line(r) + b'\n' for r in rows))
-
-@pytest.fixture
-def runs(tmp_path:Path, monkeypatch:pytest.MonkeyPatch)->Path:
-    "A runs folder of its own; the path of its data."
-    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
-    monkeypatch.setenv('SCCLM_SCALE', 'tiny')
-    return tmp_path/'runs'/'tiny'/'data'
-
-def run(raw:Path, workers:int=1, **fields)->dict:
-    "Clean a raw folder with some fields of the configuration; the report."
-    return dc.clean(dc.CleanCfg(raw=raw, workers=workers, progress=False, **fields))
 
 def frame(runs:Path, name:str)->pd.DataFrame:
     "One parquet file of the output."
@@ -191,21 +172,21 @@ def test_ends(text, limit, want):
 def test_source_rules_by_hand(tmp_path, runs):
     sky = '因为空气散射短波长的蓝光更多。'
     long = '一二三四五六七八九十一二三四五六。'
-    json_lines(tmp_path/'raw'/'w', [
+    put_lines(tmp_path/'raw'/'w', [
         dict(title='为什么天空是蓝的', content=sky, star=5, desc='', topic=''),
         dict(title='星太少', content=sky, star=4),
         dict(title='太短', content='不知道呀。', star=9),
         dict(title='星不是数', content='因为空气散射短波长的光。', star='x')])
-    json_lines(tmp_path/'raw'/'b', [
+    put_lines(tmp_path/'raw'/'b', [
         dict(title='猫为什么打呼噜', desc='猫为什么打呼噜？', answer='猫打呼噜多半表示它感到安全放松。', category='a'),
         dict(title='怎么养花', desc='我家阳台朝北', answer='选耐阴的植物，少浇水，多通风就好。', category='b'),
         dict(title='短', desc='', answer='短答案。', category='c')])
-    json_lines(tmp_path/'raw'/'i', [
+    put_lines(tmp_path/'raw'/'i', [
         task('翻译这句话', long, 'Hi'), task('给我一个表格', long),
         task('写两句话', '春天来了，花开了。燕子飞回来了。', '关于春天'), task('写一句', '太短。')])
     turns = [{'from': 'human', 'value': '单轮问题'},
              {'from': 'assistant', 'value': '这是一个足够长的单轮回答，没问题。'}]
-    json_lines(tmp_path/'raw'/'c', [
+    put_lines(tmp_path/'raw'/'c', [
         dict(id='1', conversations=turns), dict(id='2', conversations=[{'from': 'human', 'value': 'a'}]*4)])
     zhihu = dict(INSTRUCTION=['三个字', '四个字呀'], RESPONSE=['十个字的回答在这里了。']*2,
                  SOURCE=['z']*2, METADATA=['']*2)
@@ -292,7 +273,7 @@ def test_near_duplicates_equal_brute_force(tmp_path, runs, seed):
             for _ in range(rng.randrange(5)): a[rng.randrange(len(a) - 1)] = rng.choice(HAN)
             if rng.random() < 0.3: q[rng.randrange(len(q) - 1)] = rng.choice(HAN)
             rows.append((''.join(q), ''.join(a)))
-    json_lines(tmp_path/'raw'/'a', [pair(p, r) for p, r in rows])
+    put_lines(tmp_path/'raw'/'a', [pair(p, r) for p, r in rows])
     report = run(tmp_path/'raw')
     want = brute_force(rows, 0.85, 4, 32)
     assert Counter(rows_of(pretrain(runs))) == Counter(want)
@@ -302,8 +283,8 @@ def test_facts_that_share_a_template_stay(tmp_path, runs):
     capitals = {'江西省': '南昌', '江苏省': '南京', '山东省': '济南', '山西省': '太原'}
     facts = [(f'{a}的省会是哪座城市？', f'{b}市。') for a, b in capitals.items()]
     asks = [('江西的省会在哪里？', '南昌市。'), ('哪座城市是江西省的省会？', '南昌市。')]
-    json_lines(tmp_path/'raw'/'a.jsonl', [pair(p, r) for p, r in facts + asks])
-    json_lines(tmp_path/'raw'/'heldout'/'q.jsonl', [dict(prompt='江西省的省会是哪座城市', response='南昌市。', kind='fact')])
+    put_lines(tmp_path/'raw'/'a.jsonl', [pair(p, r) for p, r in facts + asks])
+    put_lines(tmp_path/'raw'/'heldout'/'q.jsonl', [dict(prompt='江西省的省会是哪座城市', response='南昌市。', kind='fact')])
     report = run(tmp_path/'raw')
     assert set(pretrain(runs).prompt) == {p for p, _ in facts[1:] + asks} and report['leaks'] == 1
     assert frame(runs, 'heldout').values.tolist() == [['江西省的省会是哪座城市', '南昌市。', 'fact']]
@@ -312,11 +293,11 @@ def test_leaks_by_near_copy_and_in_sft(tmp_path, runs):
     rng = random.Random(2)
     p, r = sentence(rng, 120), sentence(rng, 80)
     near = p[:60] + '某' + p[61:]
-    json_lines(tmp_path/'raw'/'heldout'/'q', [dict(prompt=p, response=r, kind='long')])
+    put_lines(tmp_path/'raw'/'heldout'/'q', [dict(prompt=p, response=r, kind='long')])
     other = sentence(rng, 80)
     body = [pair(sentence(rng, 20), sentence(rng, 20)) for _ in range(400)]
-    json_lines(tmp_path/'raw'/'a', [pair(near, r), pair(near, other), *body])
-    json_lines(tmp_path/'raw'/'sft'/'b', [*(task(b['prompt'], b['response']) for b in body[:300]), task(near, r)])
+    put_lines(tmp_path/'raw'/'a', [pair(near, r), pair(near, other), *body])
+    put_lines(tmp_path/'raw'/'sft'/'b', [*(task(b['prompt'], b['response']) for b in body[:300]), task(near, r)])
     report = run(tmp_path/'raw')
     exam = set(frame(runs, 'test').prompt) | set(frame(runs, 'valid').prompt)
     sft = set(frame(runs, 'sft_train').prompt) | set(frame(runs, 'sft_valid').prompt)
@@ -327,7 +308,7 @@ def test_leaks_by_near_copy_and_in_sft(tmp_path, runs):
 
 def test_answers_to_one_question_stay_together(tmp_path, runs):
     rng = random.Random(3)
-    json_lines(tmp_path/'raw'/'a', [pair(f'问题{k % 300}', sentence(rng, 20)) for k in range(1500)])
+    put_lines(tmp_path/'raw'/'a', [pair(f'问题{k % 300}', sentence(rng, 20)) for k in range(1500)])
     run(tmp_path/'raw')
     parts = [set(frame(runs, s).prompt) for s in ('train', 'test', 'valid')]
     assert all(parts) and not any(a & b for a, b in combinations(parts, 2))
@@ -429,7 +410,7 @@ def test_damaged_parquet_is_one_reject(tmp_path, runs):
 def test_a_kill_leaves_the_previous_output(tmp_path, monkeypatch):
     rng = random.Random(5)
     raw = tmp_path/'raw'
-    json_lines(raw/'a', [pair(sentence(rng, 12), sentence(rng, 30)) for _ in range(3000)])
+    put_lines(raw/'a', [pair(sentence(rng, 12), sentence(rng, 30)) for _ in range(3000)])
     monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
     out = tmp_path/'runs'/scale_name()/'data'
     run(raw)

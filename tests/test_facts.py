@@ -1,17 +1,13 @@
 """Form may change, facts may not: every text rule and the whole chain on random text, against benchmarks/facts.py,
 an independent checker that shares no code with the rules. The same checker runs on real texts by hand."""
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
+from trainer_toys import load_benchmark
 
 from scclm import data_cleaning as dc
 
-PATH = Path(__file__).resolve().parents[1]/'benchmarks'/'facts.py'
-spec = importlib.util.spec_from_file_location('facts', PATH)
-facts = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(facts)
+facts = load_benchmark('facts')
 
 PIECES = dict(
     han=['甲', '乙丙', '春天来了', '张三', '一', '二十', '第三章', '约翰', '史密斯', '符号', '的', '元'],

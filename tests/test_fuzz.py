@@ -1,21 +1,14 @@
 "A few hundred folders of odd files, other ones than those of benchmarks/fuzz.py; and the slow count itself."
-import importlib.util
-from pathlib import Path
-
 import pytest
+from trainer_toys import load_benchmark
 
-SCRIPT = Path(__file__).resolve().parents[1]/'benchmarks'/'fuzz.py'
-spec = importlib.util.spec_from_file_location('fuzz', SCRIPT)
-fuzz = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fuzz)
+fuzz = load_benchmark('fuzz')
 
 FIRST = 1_000_000 # number of the first folder
 EACH, GROUPS = 20, 12
 
 @pytest.mark.parametrize('group', range(GROUPS))
-def test_no_traceback_and_the_account_balances(tmp_path, monkeypatch, group):
-    monkeypatch.setenv('SCCLM_SCALE', 'tiny')
-    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
+def test_no_traceback_and_the_account_balances(tmp_path, runs, monkeypatch, group):
     monkeypatch.delenv('SCCLM_RAW', raising=False)
     rows = 0
     for seed in range(FIRST + group*EACH, FIRST + (group + 1)*EACH):

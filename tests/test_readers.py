@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from raw_toys import json_lines, put, run
 
 from scclm import data_cleaning as dc
 from scclm.readers import (Row, Schema, Source, as_text, decode_as, encoding_of, explain, file_parts,
@@ -27,20 +28,10 @@ def rows_of(path:Path, *schemas:Schema)->list[Row]:
     "Every row of a file, sniffed first."
     return list(read_file(Source(path, *sniff(path, schemas or dc.SCHEMAS))))
 
-def put(path:Path, data:bytes|str)->Path:
-    "Write a file."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return path
-
 def table(text:str)->list[tuple]:
     "Line, values and rule of every CSV record."
     rows = read_csv(io.BytesIO(text.encode()))
     return [(r.line, list(r.record.values()) if r.record else None, r.rule) for r in rows]
-
-def json_lines(rows:list[dict])->str:
-    "Records as JSON Lines."
-    return ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
 
 # CSV
 
@@ -275,21 +266,6 @@ def test_titles(head, title):
 def test_what_is_text():
     assert [as_text(x) for x in ('', '好', None, 0, 12, 1.5)] == ['', '好', '', '0', '12', '1.5']
     for x in (float('nan'), float('-inf'), True, b'x', [], {}, pd.Timestamp(0)): assert as_text(x) is None, x
-
-@pytest.fixture
-def runs(tmp_path:Path, monkeypatch:pytest.MonkeyPatch)->Path:
-    "A runs folder of its own; the path of its data."
-    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
-    monkeypatch.setenv('SCCLM_SCALE', 'tiny')
-    return tmp_path/'runs'/'tiny'/'data'
-
-def run(raw:Path)->dict:
-    "Clean a raw folder; the report."
-    report = dc.clean(dc.CleanCfg(raw=raw, workers=1, progress=False))
-    assert report['rows_in'] == report['kept'] + report['rejected']
-    inside = [f for f in report['files'].values() if 'rows_in' in f]
-    assert sum(f['rows_in'] for f in inside) + len(report['unrecognised']) == report['rows_in']
-    return report
 
 def trained(runs:Path)->Iterator[tuple[str, str]]:
     "Every prompt and response of the output."

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-SCRIPTS = sorted(p for folder in ('tests', 'benchmarks', '.ci') for p in (ROOT/folder).glob('*.py'))
+SCRIPTS = [ROOT/'setup.py', *sorted(p for folder in ('tests', 'benchmarks', '.ci') for p in (ROOT/folder).glob('*.py'))]
 MANY_PARAMETERS = {'fit', 'PairFiles.__init__', 'bit_attention'} # others rely on them; the last is transformers' own
 
 class Code(NamedTuple):

@@ -21,10 +21,13 @@ CFG = TrainCfg(steps=12, accum=2, lr=1e-3, precision='fp32', log_every=1, save_e
 SIZES = dict(d_model=32, num_heads=2, d_ff=64, dropout_rate=0.)
 
 def load_benchmark(name:str):
-    "A script of benchmarks/ as a module."
-    spec = importlib.util.spec_from_file_location(name, ROOT/'benchmarks'/f'{name}.py')
+    "A script of benchmarks/ as a module; scripts import their neighbour `report` by its bare name."
+    folder = ROOT/'benchmarks'
+    spec = importlib.util.spec_from_file_location(f'benchmark_{name}', folder/f'{name}.py')
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(folder))
+    try: spec.loader.exec_module(module)
+    finally: sys.path.remove(str(folder))
     return module
 
 kill = load_benchmark('kill')

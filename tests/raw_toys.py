@@ -1,0 +1,32 @@
+"What the tests of raw files share: small files, and a cleaning whose account must balance."
+import json
+from pathlib import Path
+
+from scclm.data_cleaning import CleanCfg, clean
+
+
+def json_line(record:dict, encoding:str='utf-8')->bytes:
+    "A record as one line without its end."
+    return json.dumps(record, ensure_ascii=False).encode(encoding)
+
+def json_lines(rows:list[dict])->str:
+    "Records as JSON Lines."
+    return ''.join(json_line(r).decode() + '\n' for r in rows)
+
+def put(path:Path, data:bytes|str)->Path:
+    "Write a file."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+def put_lines(path:Path, rows:list[dict])->Path:
+    "Write records as JSON Lines."
+    return put(path, json_lines(rows))
+
+def run(raw:Path, workers:int=1, **fields)->dict:
+    "Clean a raw folder with some fields of the configuration; the report, whose account balances."
+    report = clean(CleanCfg(raw=raw, workers=workers, progress=False, **fields))
+    assert report['rows_in'] == report['kept'] + report['rejected']
+    inside = [f for f in report['files'].values() if 'rows_in' in f]
+    assert sum(f['rows_in'] for f in inside) + len(report['unrecognised']) == report['rows_in']
+    return report
