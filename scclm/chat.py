@@ -37,6 +37,7 @@ def _int(low:int)->Callable[[object], bool]:
         return isinstance(x, int) and not isinstance(x, bool) and x >= low
     return fits
 
+# %% ../nbs/08_chat.ipynb #d75143df
 def _real(low:float, high:float=math.inf)->Callable[[object], bool]:
     "A check for finite numbers above `low` and up to `high`; True and False are none."
     def fits(x:object)->bool:
@@ -45,10 +46,12 @@ def _real(low:float, high:float=math.inf)->Callable[[object], bool]:
         return low < x <= high and math.isfinite(x)
     return fits
 
+# %% ../nbs/08_chat.ipynb #11608a5f
 def _strategy(x:object)->bool:
     "Whether `x` is a way to choose."
     return x in ('greedy', 'beam', 'sampling')
 
+# %% ../nbs/08_chat.ipynb #0f321b61
 def _seed(x:object)->bool:
     "Whether `x` is None or an integer >= 0."
     return x is None or _int(0)(x)
@@ -388,6 +391,7 @@ def _pipe_lines()->Iterator[str]:
         try: yield raw.decode('utf-8-sig')
         except UnicodeDecodeError: print(f"line {n} of stdin is not UTF-8: expected UTF-8 text", file=sys.stderr)
 
+# %% ../nbs/08_chat.ipynb #db7ec779
 def _pipe_reader()->Callable[[], str]:
     "What gives the next line of a pipe. It raises EOFError at the end."
     lines = _pipe_lines()

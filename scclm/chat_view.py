@@ -202,6 +202,7 @@ def enter(self:ChatView):
     late.daemon = True
     late.start()
 
+# %% ../nbs/appendix/chat_view.ipynb #9eb67066
 @patch
 def submit_if_waiting(self:ChatView):
     "Send what is in the entry if Enter was pressed and no text came after it."
@@ -217,6 +218,7 @@ def on_entry_message(self:ChatView,
     "A message of the browser about the entry."
     if content.get('event') == 'submit': self.enter()
 
+# %% ../nbs/appendix/chat_view.ipynb #31c67485
 @patch
 def on_entry_text(self:ChatView,
     change:dict, # old and new text

@@ -28,6 +28,7 @@ def library(
     "What a stage's module holds under a name; the module is imported only now."
     return getattr(import_module(f'scclm.{stage.module}'), name)
 
+# %% ../nbs/appendix/cli.ipynb #85cc2af3
 def parse(
     name:str, # of the stage
     args:list[str], # options
@@ -71,6 +72,7 @@ def main(
     logging.getLogger('scclm').setLevel(logging.INFO)
     return _run(args[0], args[1:])
 
+# %% ../nbs/appendix/cli.ipynb #ce5c9239
 def _run(name:str, args:list[str])->int:
     "Run one stage; its exit code."
     stage = STAGES[name]

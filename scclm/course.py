@@ -274,6 +274,7 @@ def _syntax_tree(code:str)->ast.Module:
     with suppress(SyntaxError): return ast.parse(TransformerManager().transform_cell(python))
     return ast.Module(body=[], type_ignores=[])
 
+# %% ../nbs/appendix/course.ipynb #73d68c00
 def _from_where(node:ast.ImportFrom)->list[str]:
     "Dotted names that a `from` statement reaches: the module after `from`, or what it takes from the package itself."
     base = node.module or ''
@@ -372,6 +373,7 @@ def _is_called(path:Path, name:str)->bool:
     "Whether a chapter goes by a name: all of it, or its number."
     return name in (path.stem, path.stem.split('_')[0])
 
+# %% ../nbs/appendix/course.ipynb #78291a57
 def pick_chapters(
     paths:list[Path], # the course
     only:tuple[str, ...], # names or numbers; empty: nothing picked
@@ -467,6 +469,7 @@ class _Plan(NamedTuple):
     todo:list[Path] # chapters to run now
     kept:list[dict] # entries of the record that stay
 
+# %% ../nbs/appendix/course.ipynb #2ea1ec3e
 def _plan(cfg:CourseCfg, record:dict, paths:list[Path], keys:dict[str, str])->_Plan:
     "Which chapters run now, and which entries stay in the record."
     done = done_chapters(record, keys, run_path('notebooks'))

@@ -95,6 +95,7 @@ def find_sources(
         raise ValueError(f"no readable file among the {len(files)} in {root} ({some}): expected {EXPECTED}")
     return sorted(found, key=lambda s: ROLES.index(s.role)), unknown
 
+# %% ../nbs/00_data_cleaning.ipynb #d014064e
 def _raw_files(root:Path)->list[Path]:
     "Every file that this chapter may read, in name order."
     return [p for p in walk_files(root) if not _passed_over(p, root)]
@@ -108,6 +109,7 @@ def _passed_over(path:Path, root:Path)->str:
     if path.name.startswith('.'): return 'a hidden file'
     return '' if path.is_file() else 'a broken link, or no regular file'
 
+# %% ../nbs/00_data_cleaning.ipynb #3d6bfd97
 def left_out(
     root:Path, # folder of raw files
 )->dict[str, str]: # name below it -> why it is not read here
@@ -145,6 +147,7 @@ def strip_invisible(
     Other control characters, zero-width characters, soft hyphens and halves of surrogate pairs go."""
     return _UNSEEN.sub(_seen, text.replace('\r\n', '\n'))
 
+# %% ../nbs/00_data_cleaning.ipynb #50aae741
 def _seen(m:re.Match)->str:
     "What is to be seen of an invisible character."
     c = m[0]
@@ -216,6 +219,7 @@ def _strip_tags(row:str)->str:
     row = _TAG.sub(lambda m: instead.get(m.start(), m[0]), row)
     return _BREAKS.sub(_line_break, row)
 
+# %% ../nbs/00_data_cleaning.ipynb #8e7414c6
 def _line_break(m:re.Match)->str:
     "One line end where blocks meet; a blank line between paragraphs stays."
     return '\n\n' if _BLANK.search(m[0]) else '\n'
@@ -280,12 +284,14 @@ def _at_row_starts(pattern:re.Pattern, rule:Callable[[re.Match], str], text:str)
     if text[:1] not in '，。、；：！？ \t\n': return pattern.sub(rule, text)
     return pattern.sub(rule, SEP + text)[1:]
 
+# %% ../nbs/00_data_cleaning.ipynb #a4153d2a
 def _one_space(m:re.Match)->str:
     "White space inside a line is one space; the indentation of a line stays."
     at = m.start()
     begins_line = at == 0 or m.string[at - 1] in '\n' + SEP
     return m[0] if begins_line else ' '
 
+# %% ../nbs/00_data_cleaning.ipynb #60e65972
 def _first_indent(m:re.Match)->str:
     "The first line of a row keeps its indentation if another line has one."
     indent = m[0].rpartition('\n')[2].lstrip(SEP)
@@ -360,6 +366,7 @@ def chinese_punct(
     for pattern, mark in _MARKS: text = pattern.sub(mark, text)
     return _STOP.sub('。', _chinese_quotes(text) if '"' in text else text)
 
+# %% ../nbs/00_data_cleaning.ipynb #74beeb8d
 def _chinese_quotes(text:str)->str:
     "Straight quotes around Chinese become curly, and so do the marks beside them."
     text = _QUOTE.sub(r'“\1”', hug_marks(text))
@@ -380,6 +387,7 @@ def _one_mark(m:re.Match)->str:
     ends = dict.fromkeys(c for c in m[0] if c in '。！？')
     return ''.join(ends) or m[0][0]
 
+# %% ../nbs/00_data_cleaning.ipynb #5971b3c1
 def _short_run(m:re.Match)->str:
     "A long run of one mark: two of an ellipsis or dash, three of any other. 138****5678 stays."
     before, after = m.string[m.start() - 1:m.start()], m.string[m.end():m.end() + 1]
@@ -398,6 +406,7 @@ def collapse_runs(
     text = _LONG_RUN.sub(_short_run, text)
     return _at_row_starts(_LEAD, _no_lead, text)
 
+# %% ../nbs/00_data_cleaning.ipynb #6d38250f
 def _no_lead(m:re.Match)->str:
     "The beginning of a row without its marks."
     meant = _FACE_OR_COMMAND.match(m.string, m.end() - 1)
@@ -424,6 +433,7 @@ def _unpaired(text:str)->list[int]:
             del opened[same[-1]:]
     return odd + [at for _, at in opened]
 
+# %% ../nbs/00_data_cleaning.ipynb #a28bc265
 def _is_debris(text:str, i:int)->bool:
     """Can the unpaired bracket at `i` go? Only at the edge of a line or beside a mark,
     and not if it may mean something."""
@@ -464,6 +474,7 @@ def fix_brackets(
     for k in odd: rows[k] = _settle(rows[k])
     return SEP.join(rows)
 
+# %% ../nbs/00_data_cleaning.ipynb #9421ac86
 def _settle(row:str)->str:
     """A row without debris. Where some went, what it kept apart meets:
     the rules for marks look again, until nothing changes."""
@@ -543,6 +554,7 @@ def clean_prose(
     for instead in reversed(_HELD): text = _put_back(text, instead, held[instead])
     return text
 
+# %% ../nbs/00_data_cleaning.ipynb #d6507d32
 def _put_back(text:str, instead:str, held:list[str])->str:
     "The held pieces in the places of what stands for them."
     pieces = text.split(instead)
@@ -556,6 +568,7 @@ def _holds(texts:Sequence[str], pattern:str)->np.ndarray:
     "Which texts hold a pattern of RE2."
     return pc.match_substring_regex(pa.array(texts, pa.large_string()), pattern).to_numpy(zero_copy_only=False)
 
+# %% ../nbs/00_data_cleaning.ipynb #13f4645f
 def is_code(
     texts:Sequence[str], # one string per row
 )->list[bool]: # does a row hold a line of code?
@@ -573,6 +586,7 @@ def clean_texts(
     "The chain over a column; `strip_invisible` also cleans code."
     return _clean_texts(texts)[0]
 
+# %% ../nbs/00_data_cleaning.ipynb #65d5eaad
 def _clean_texts(texts:Sequence[str])->tuple[list[str], list[bool]]:
     "The cleaned texts, and whether each is code."
     texts = on_joined(strip_invisible, texts)
@@ -581,6 +595,7 @@ def _clean_texts(texts:Sequence[str])->tuple[list[str], list[bool]]:
     texts = [t if keep else next(cleaned) for t, keep in zip(texts, code)]
     return [_strip(t) if '\n ' in t or '\n\t' in t else t.strip() for t in texts], code
 
+# %% ../nbs/00_data_cleaning.ipynb #493f81ae
 _EMPTY_LINES = re.compile(r'\A(?:[ \t]*\n)+')
 
 def _strip(text:str)->str:
@@ -653,6 +668,7 @@ def merge_title(
     if not title.strip(): return desc
     return f'{title.rstrip()}\n{desc}'
 
+# %% ../nbs/00_data_cleaning.ipynb #50e84f5d
 def _facts(text:str)->list[str]:
     "What a set of characters cannot tell apart: numbers, Latin words and negations, in order."
     return _NUMBER_WORD_NOT.findall(half_width(text).lower())
@@ -830,6 +846,7 @@ def pair_wiki(
     answers = [cut_at_sentence(t, cfg.wiki_chars) for t in texts]
     return Pairs(asks, answers, _when('no_title', (not t.strip() for t in titles)))
 
+# %% ../nbs/00_data_cleaning.ipynb #67c06ed2
 def _mainland(text:str)->str:
     "One form of the words that differ by region, in simplified characters."
     return simplify(wiki_variants(text))
@@ -850,6 +867,7 @@ def pair_plain(
     "A source that is already question and answer."
     return Pairs(cols['prompt'], cols['response'], ['']*len(cols['prompt']))
 
+# %% ../nbs/00_data_cleaning.ipynb #e7bc7e3b
 def _pair_question(cols:Cols, cfg:CleanCfg)->Pairs:
     "A question and its std_answer, as an instruction without input."
     no_input = ['']*len(cols['question'])
@@ -918,6 +936,7 @@ def clean_columns(
     judged = judge(prompts, mended, min_lengths(source, cfg), cfg)
     return Pairs(prompts, mended, _first(raw.rules, too_long, judged))
 
+# %% ../nbs/00_data_cleaning.ipynb #adc05d94
 def _mend(response:str, max_chars:int, code:bool)->str:
     "An answer without its unfinished end; code that fits stays as it is."
     if code and len(response) <= max_chars: return response
@@ -985,6 +1004,7 @@ def _judge_rows(rows:list[Row], block:Block, cfg:CleanCfg)->tuple[list[Kept], li
     rejects = [_reject(rows[k], rule_of[k], block) for k in sorted(rule_of)]
     return kept, rejects
 
+# %% ../nbs/00_data_cleaning.ipynb #f66ef817
 def _reject(row:Row, rule:str, block:Block)->Reject:
     "A row that is left out, with its place and its text."
     return Reject(block.schema.name, block.file, row.line, rule, _raw_text(row))
@@ -1000,6 +1020,7 @@ def _clean_values(values:list[tuple[str, ...]], block:Block, cfg:CleanCfg)->tupl
     if schema.name != 'pair': return clean_columns(schema.name, cols, cfg), kinds
     return _heldout_columns(cols), kinds
 
+# %% ../nbs/00_data_cleaning.ipynb #5960db42
 def _heldout_columns(cols:Cols)->Pairs:
     "Held-out questions are cleaned like the others, but only an empty one is rejected."
     prompts, responses = clean_texts(cols['prompt']), clean_texts(cols['response'])
@@ -1020,6 +1041,7 @@ def _kept_table(kept:list[Kept])->pa.Table:
     columns = list(zip(*kept)) if kept else [()]*len(KEPT)
     return pa.table([pa.array(c, t) for c, t in zip(columns, KEPT.types)], schema=KEPT)
 
+# %% ../nbs/00_data_cleaning.ipynb #40a0935a
 def _keys_of(kept:list[Kept], ngram:int)->np.ndarray:
     "Keys of cleaned rows. A text that is all punctuation stands for itself."
     texts = [r.prompt for r in kept] + [r.response for r in kept]
@@ -1079,6 +1101,7 @@ def fill_spool(
         blocks += [block]*len(result)
     return Spool(folder, chunks, blocks)
 
+# %% ../nbs/00_data_cleaning.ipynb #877b989a
 def _raw_bytes(sources:list[Source])->int:
     "Size of the raw files in bytes."
     return sum(s.path.stat().st_size for s in sources)

@@ -220,6 +220,7 @@ def _encode_table(table:pa.Table, tok:PreTrainedTokenizerBase, max_len:int, too_
     "The rows of a table with columns prompt and response."
     return encode_pairs(table['prompt'].to_pylist(), table['response'].to_pylist(), tok, max_len, too_long)
 
+# %% ../nbs/02_dataset.ipynb #56f80b21
 def encode_files(
     files:Path|str|list[Path], # parquet file or files
     tok:PreTrainedTokenizerBase, # with [PAD] = 0 and [EOS] = 1
@@ -579,6 +580,7 @@ class Position(NamedTuple):
     window:int # of this epoch
     batch:int # of this window: the one that comes next
 
+# %% ../nbs/02_dataset.ipynb #7ab494c7
 class Planned(NamedTuple):
     "A batch of the plan."
     after:Position # where to go on when it is done

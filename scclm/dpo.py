@@ -494,10 +494,12 @@ def _sigmoid(x:PairLogp, beta:float, alpha:float)->Tensor:
     "DPO: the chosen answer should have gained more than the rejected one."
     return -F.logsigmoid(beta * (x.chosen - x.rejected))
 
+# %% ../nbs/07_dpo.ipynb #160ee3a1
 def _ipo(x:PairLogp, beta:float, alpha:float)->Tensor:
     "IPO: the gap per token should be one fixed number."
     return (x.chosen / x.n_chosen - x.rejected / x.n_rejected - 1 / (2 * beta)) ** 2
 
+# %% ../nbs/07_dpo.ipynb #445b087b
 def _sft(x:PairLogp, beta:float, alpha:float)->Tensor:
     "DPO, and the chosen answer itself should be likely."
     return -F.logsigmoid(beta * (x.chosen - x.rejected)) - alpha * x.logp / x.n_chosen

@@ -166,6 +166,7 @@ class Chunk(NamedTuple):
     rows:int # kept
     rejected:Counter|None=None # rows per rule
 
+# %% ../nbs/appendix/duplicates.ipynb #f0f1f030
 ROLES = ('heldout', 'pretrain', 'sft') # what rows are for, in the order they are read
 
 @dataclass
@@ -188,6 +189,7 @@ def write_arrow(
     "A table as an Arrow file, which can be read back without a copy."
     with pa.OSFile(str(path), 'wb') as f, pa.ipc.new_file(f, table.schema) as w: w.write_table(table)
 
+# %% ../nbs/appendix/duplicates.ipynb #aa16041b
 def read_arrow(
     path:Path, # written by `write_arrow`
 )->pa.Table: # memory-mapped
@@ -268,6 +270,7 @@ def _decode_pairs(codes:np.ndarray)->np.ndarray:
     "Two row numbers from one 64-bit code each."
     return np.stack([codes >> 32, codes & 0xFFFFFFFF], 1)
 
+# %% ../nbs/appendix/duplicates.ipynb #be9283dd
 def _pairs_in_groups(keys:np.ndarray, ids:np.ndarray, lags:int=16)->np.ndarray:
     "(pairs, 2) rows with equal keys, the earlier first: every row with the first and with the `lags` before it."
     first = _first_equal(keys)
@@ -352,6 +355,7 @@ def near_pairs(
     np.array(good, np.int64).reshape(-1, 2).tofile(out)
     return str(out)
 
+# %% ../nbs/appendix/duplicates.ipynb #5612645c
 def _candidates(folder:Path, part:int, parts:int)->np.ndarray:
     "(pairs, 2): the different pairs of one part from the files of all bands."
     found = [np.fromfile(f, np.int64).reshape(-1, 2) for f in sorted(folder.glob('*.pairs'))]

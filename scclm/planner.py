@@ -88,6 +88,7 @@ class _Sizes(NamedTuple):
     h:int # heads
     drop:bool # whether there is dropout
 
+# %% ../nbs/appendix/planner.ipynb #d8da4d65
 def _sizes(
     c:T5Config, # of a model
 )->_Sizes: # numbers
@@ -101,6 +102,7 @@ def _norm(
     "A norm keeps, in fp32, its input, the input over its length, and one over the length."
     return 8*d + 4
 
+# %% ../nbs/appendix/planner.ipynb #d0311d12
 def _read(
     d:int, # width
     readers:int, # linear layers that read the same input
@@ -272,6 +274,7 @@ class Moment(NamedTuple):
     name:str # logits, decoder 9, …, encoder 0, embedding
     n_bytes:int # live then
 
+# %% ../nbs/appendix/planner.ipynb #c323fd59
 def _logits_bytes(
     c:T5Config, # sizes
     shape:Shape, # of the batch
@@ -279,6 +282,7 @@ def _logits_bytes(
     "At the loss: the logits, their logarithms and their gradient, fp32."
     return 12*shape.rows*shape.answer*c.vocab_size
 
+# %% ../nbs/appendix/planner.ipynb #49c08a36
 def _autocast_copies(
     wb:Weights, # fp32
     w:Widths, # bytes per number
@@ -501,6 +505,7 @@ def _figures(
         raise ValueError(f'{folder}/figures.json has no real_tok_per_s')
     return figures
 
+# %% ../nbs/appendix/planner.ipynb #a7c16ccf
 def run_speed(
     folder:Path, # a stage's folder: figures.json, config.json, log.jsonl
     flops_per_tok:Callable[[str], float], # scale -> FLOPs to train on one token
@@ -570,6 +575,7 @@ class Lengths(NamedTuple):
     answer:float # with its [EOS]
     source:str # where they come from
 
+# %% ../nbs/appendix/planner.ipynb #72232ca4
 def mean_lengths(
     cfg:PlanCfg, # what was given
     max_len:int, # longer ones are cut, tokens
@@ -692,6 +698,7 @@ def _vocab_size(
     tok = _made(scale_name(cfg.scale), 'tokenizer')
     return len(load_tokenizer(tok)) if tok else 29298
 
+# %% ../nbs/appendix/planner.ipynb #6859e12a
 def _precision(
     preset:str, # of the scale
     gpu:bool, # whether a GPU is planned
@@ -720,6 +727,7 @@ def _limit(
     if cfg.gpu: return (cfg.gpu - cfg.overhead_gb)*2**30*(1 - cfg.slack)
     return psutil.virtual_memory().available*(1 - cfg.slack)
 
+# %% ../nbs/appendix/planner.ipynb #8b4a43e8
 def _memory(
     cfg:PlanCfg, # filled
     model:nn.Module, # on the meta device
@@ -793,6 +801,7 @@ def _memory_lines(
             f"        {parts}; a batch of mean lengths peaks at {r['typical_gb']:.2f}",
             f"batch   largest budget_tok that fits: {r['largest_budget_tok']:,}{none}", *options]
 
+# %% ../nbs/appendix/planner.ipynb #79664b1d
 def _time_lines(
     r:dict, # of `plan`
 )->list[str]: # lines

@@ -165,6 +165,7 @@ class Row(NamedTuple):
     text:str # as it stands in the file; '' where a record came from a table
     rule:str='' # what rejects it; '' if it is good
 
+# %% ../nbs/appendix/readers.ipynb #03570191
 class Reject(NamedTuple):
     "A row that was left out, and why."
     source:str # name of the source
@@ -186,6 +187,7 @@ def rejects_table(
     columns = list(zip(*rejects)) if rejects else [()]*len(REJECTS)
     return pa.table([_array(c, t) for c, t in zip(columns, REJECTS.types)], schema=REJECTS)
 
+# %% ../nbs/appendix/readers.ipynb #3bcb685a
 def _array(column:Sequence, kind:pa.DataType)->pa.Array:
     "A column of the rejects."
     try: return pa.array(column, kind)
@@ -439,11 +441,13 @@ class _Record(NamedTuple):
     fields:list[str]|None # None if it is broken
     rule:str # that rejects it, or ''
 
+# %% ../nbs/appendix/readers.ipynb #9f5c2fad
 def _fit(fields:list[str], width:int)->list[str]|None:
     "The fields under the named columns. What Excel leaves behind them must be empty; None if the number is wrong."
     if len(fields) == width: return fields
     return fields[:width] if len(fields) > width and not any(f.strip() for f in fields[width:]) else None
 
+# %% ../nbs/appendix/readers.ipynb #377c75fb
 def _stands_alone(line:str, delimiter:str, width:int)->bool:
     "Is this line a whole record of the right width?"
     parser = _Parser(delimiter)
@@ -782,6 +786,7 @@ def _head_lines(head:bytes, encoding:str, whole:bool)->list[str]:
     texts = (decode_as(x, encoding) for x in lines[:2000])
     return [t for t in texts if t and t.strip()]
 
+# %% ../nbs/appendix/readers.ipynb #490a330e
 def _first_match(container:str, records:Iterable[Any], schemas:Sequence[Schema])->tuple[str, Schema]|None:
     "The container and the schema of the first record, or list of columns, that has one."
     for record in records:
@@ -1194,6 +1199,7 @@ def _in_worker():
     pa.set_cpu_count(1)
     Thread(target=_end_with_parent, daemon=True).start()
 
+# %% ../nbs/appendix/readers.ipynb #864fe551
 def _end_with_parent():
     "Wait for the parent to end, then leave at once."
     parent_process().join()

@@ -219,6 +219,7 @@ def _measures(scores:dict)->dict:
     "The measures of one file, each with its parts as siblings."
     return _merged([flat(k, v) for k, v in scores.items() if isinstance(v, dict) and 'value' in v])
 
+# %% ../nbs/appendix/report_card.ipynb #c5f17394
 def eval_scores(
     scores:dict, # eval/scores.json
     root:Path, # the model's path becomes relative to it
@@ -275,6 +276,7 @@ def _per_run(folder:Path, name:str)->dict[str, dict]:
     found = {s: read_json(folder/s/name) for s in training_folders()}
     return {s: value for s, value in found.items() if value}
 
+# %% ../nbs/appendix/report_card.ipynb #ea129386
 def make_card(
     folder:Path|None=None, # runs/<scale>; None: of the scale in force
 )->dict: # scale, env, config, data, chapters, seconds, memory_mb, tok_per_s, and a section per stage
@@ -335,12 +337,14 @@ def _table(head:list[str], rows:list[tuple])->list[str]:
     lines = ['| ' + ' | '.join(map(str, r)) + ' |' for r in rows]
     return ['', '| ' + ' | '.join(head) + ' |', '|' + '---|'*len(head), *lines, '']
 
+# %% ../nbs/appendix/report_card.ipynb #01cef598
 def _interval(row:dict)->str:
     "Low and high of a row; '' without an interval."
     if 'ci95' not in row: return ''
     low, high = row['ci95']
     return f'{low:.3f} – {high:.3f}'
 
+# %% ../nbs/appendix/report_card.ipynb #f410ff38
 def _quoted(keys:list[str])->str:
     "Keys as code, with Chinese commas between."
     return '、'.join(f'`{k}`' for k in keys)
@@ -379,6 +383,7 @@ def _score_cells(row:dict)->tuple:
     chance = f"{row['chance']:.2f}" if 'chance' in row else ''
     return f"`{row['key']}`", meaning(row['key']), f"{row['value']:.3f}", _interval(row), row.get('n', ''), chance
 
+# %% ../nbs/appendix/report_card.ipynb #4ad4f65e
 def md_scores(
     card:dict, # from `make_card`
 )->list[str]: # lines
@@ -396,6 +401,7 @@ def _number(value:float|None, digits:int=0)->str:
     "A number with commas at the thousands; '' for None."
     return '' if value is None else f'{value:,.{digits}f}'
 
+# %% ../nbs/appendix/report_card.ipynb #d490c1b6
 def md_costs(
     card:dict, # from `make_card`
 )->list[str]: # lines
@@ -413,6 +419,7 @@ def _counts(counts:dict)->str:
     "Names with their numbers, Chinese commas between."
     return '，'.join(f'{k} {v:,}' for k, v in counts.items())
 
+# %% ../nbs/appendix/report_card.ipynb #fcd7ef19
 def md_data(
     card:dict, # from `make_card`
 )->list[str]: # lines
@@ -561,6 +568,7 @@ def _whole_cost(chapters:dict)->str:
     peak = max(c['peak_rss_mb'] for c in chapters.values())
     return f'{len(chapters)} 章共 {seconds:,.0f} 秒，峰值内存 {peak:,.0f} MB'
 
+# %% ../nbs/appendix/report_card.ipynb #fcc244fe
 def readme_block(
     card:dict, # from `make_card`, or read from card.json
 )->str: # markdown lines without the markers

@@ -76,6 +76,7 @@ def _flush_to_disk(path:Path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/appendix/runs.ipynb #41e66869
 def _swap_names(a:Path, b:Path)->bool:
     "Swap two names in one step (renameat2 on Linux, renamex_np on macOS). False where the system has no such call."
     try:
@@ -100,6 +101,7 @@ def recover_folder(
         if not _writer_lives(tmp): shutil.rmtree(tmp, ignore_errors=True)
     return path
 
+# %% ../nbs/appendix/runs.ipynb #ec6dcc83
 def _writer_lives(tmp:Path)->bool:
     "Whether another process, named in the temporary folder's name, may still be writing it."
     pid = tmp.name.split('.')[-2]
@@ -170,6 +172,7 @@ def fingerprint(
         for piece in _pieces(part): digest.update(len(piece).to_bytes(8, 'little') + piece)
     return digest.hexdigest()[:16]
 
+# %% ../nbs/appendix/runs.ipynb #53d9fddd
 def _pieces(part:object)->Iterator[bytes]:
     "The bytes of one part; of a file its SHA-256, of a folder the names and SHA-256 of its files."
     if isinstance(part, Path) and part.is_dir():
@@ -240,6 +243,7 @@ def training_folders()->dict[str, Stage]: # name of a folder below runs/<scale> 
     "Every folder that a training run leaves, in the order of the course."
     return {folder: s for s in STAGES.values() for folder in s.folders}
 
+# %% ../nbs/appendix/runs.ipynb #af6b567e
 def stage_of(
     path:Path, # such as runs/tiny/sft/model
 )->Stage|None: # None: no stage makes a folder of that name
@@ -249,6 +253,7 @@ def stage_of(
         if s.artefact == last_two: return s
     return training_folders().get(Path(path).parent.name)
 
+# %% ../nbs/appendix/runs.ipynb #06d41c71
 def chat_models()->list[Path]: # model folders, whether they exist or not
     "Where a model to talk to may be, the latest stage first."
     return [run_path(s.artefact) for s in reversed(STAGES.values()) if s.chats]

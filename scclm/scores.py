@@ -45,6 +45,7 @@ def greedy_ids(
         tick(len(rows))
     return answers
 
+# %% ../nbs/appendix/scores.ipynb #eb4b6272
 def greedy_answers(
     model:PreTrainedModel, # encoder-decoder in eval mode
     tok:PreTrainedTokenizerBase, # its tokenizer
@@ -114,6 +115,7 @@ def scored_chars(
     counted = text if len(ids) < max_len else decode(tok, ids)
     return len(counted) + 1
 
+# %% ../nbs/appendix/scores.ipynb #9d04cb5b
 def bits_per_char(
     model:nn.Module, # in eval mode
     tok:PreTrainedTokenizerBase, # its tokenizer
@@ -163,6 +165,7 @@ def sequence_logp(
     nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction='none')
     return -nll.view(labels.shape).sum(1)
 
+# %% ../nbs/appendix/scores.ipynb #99642dcd
 def batch_logp(
     model:nn.Module, # sequence to sequence, possibly wrapped
     batch:dict, # input_ids, attention_mask, labels
@@ -182,6 +185,7 @@ def check_finite(
     hint = 'try dtype=float32 or bfloat16'
     raise ValueError(f'the model gave {lost} scores that are not finite in {model.dtype}: {hint}')
 
+# %% ../nbs/appendix/scores.ipynb #83b68fc9
 @torch.no_grad()
 def answer_logp(
     model:PreTrainedModel, # in eval mode

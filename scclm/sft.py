@@ -62,6 +62,7 @@ def _match_any(name:str, patterns:tuple[str, ...])->bool:
     "Whether one of the shell patterns fits the name."
     return any(fnmatch(name, p) for p in patterns)
 
+# %% ../nbs/06_sft.ipynb #76b834d8
 def freeze(
     model:nn.Module, # changed in place
     patterns:tuple[str, ...], # shell patterns over parameter names, such as 'encoder.*'
@@ -84,11 +85,13 @@ def _whole_rows(table:pa.Table)->pa.Table:
     "The rows where both cells are there."
     return table.filter(pc.and_(*[pc.is_valid(table[c]) for c in _PAIR.names]))
 
+# %% ../nbs/06_sft.ipynb #2a9739a4
 def _short_rows(table:pa.Table, max_char:int)->pa.Table:
     "The rows whose prompt and response have at most `max_char` characters."
     fits = [pc.less_equal(pc.utf8_length(table[c]), max_char) for c in _PAIR.names]
     return table.filter(pc.and_(*fits))
 
+# %% ../nbs/06_sft.ipynb #0834a84f
 def length_filter(
     files:list[Path], # parquet files with prompt and response
     max_char:int, # longest prompt or answer, characters

@@ -164,6 +164,7 @@ def run_costs(
     speed = run.real_tok / max(run.seconds, 1e-9)
     return dict(real_tok_per_s=speed, real_tok=run.real_tok, seconds=run.seconds, steps=run.step)
 
+# %% ../nbs/appendix/stage.ipynb #3e7c384f
 def last_eval(
     run:Run, # done, evaluated at least once
 )->dict: # its newest log entry with loss_valid

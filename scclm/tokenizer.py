@@ -94,6 +94,7 @@ class _RowGroup(NamedTuple):
     file:Path # the file
     number:int # of the row group in it
 
+# %% ../nbs/01_tokenizer.ipynb #51b800a1
 def _open_parquet(file:Path)->pq.ParquetFile:
     "Open a file of pairs. Raises FileNotFoundError or ValueError that names a missing file or column."
     if not Path(file).exists():
@@ -176,6 +177,7 @@ class _Shard(NamedTuple):
     folder:str # where runs go
     limit:int # distinct words held in memory
 
+# %% ../nbs/01_tokenizer.ipynb #186f4fe6
 class _ShardCounts(NamedTuple):
     "What one process found."
     counts:Counter # words and their counts, unless they were spilled

@@ -79,6 +79,7 @@ def answer_logits(
     return model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'],
                  decoder_input_ids=shift_right(batch['labels'], start), use_cache=False).logits
 
+# %% ../nbs/04_trainer.ipynb #3868cd8d
 def seq2seq_loss(
     model:nn.Module, # a T5ForConditionalGeneration, possibly wrapped
     batch:dict, # input_ids (B, S), attention_mask (B, S), labels (B, T)
@@ -115,6 +116,7 @@ def _cos(a:float, b:float, t:float)->float:
     "Cosine from `a` at t=0 to `b` at t=1."
     return b + (a - b) * (1 + math.cos(math.pi * t)) / 2
 
+# %% ../nbs/04_trainer.ipynb #ddd0608b
 def _onecycle(t:float, final:float)->float:
     "Up from 1/50 of the peak in 30 % of the steps, then down to nearly nothing; `final` is not used."
     if t < 0.3: return _cos(1/50, 1, t/0.3)
@@ -301,6 +303,7 @@ def _sha256(path:Path)->str:
     "SHA-256 of a file, in hex."
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
+# %% ../nbs/04_trainer.ipynb #479da36a
 def write_manifest(
     path:Path, # a folder whose files are complete
 ):
@@ -350,6 +353,7 @@ def newest_good(
     if found: raise RuntimeError(f'{out}: none of the {len(found)} checkpoints is readable; the newest: {faults[0]}. '
                                  f'Restore one, or {start_over(out)}')
 
+# %% ../nbs/04_trainer.ipynb #c8fc3895
 def start_over(
     out:Path, # a stage's folder
 )->str: # the end of a sentence
@@ -578,6 +582,7 @@ def _newest_name(out:Path)->str:
     found = checkpoints(out)
     return str(found[-1]) if found else 'none'
 
+# %% ../nbs/04_trainer.ipynb #2f3c1acf
 def _prune_checkpoints(run:Run, ckpt:Path):
     """A crash may have come before the clean-up: drop what is too old. Only up to the checkpoint in force, so that a
     good one behind a damaged one stays."""
@@ -585,6 +590,7 @@ def _prune_checkpoints(run:Run, ckpt:Path):
     good = [p for p in checkpoints(run.out) if p <= ckpt]
     for old in good[:-run.cfg.keep_last]: _remove_checkpoint(old)
 
+# %% ../nbs/04_trainer.ipynb #06f71e12
 def _remove_checkpoint(path:Path):
     "Remove a checkpoint: out of sight by one rename first, so that a crash leaves no half folder under its name."
     gone = path.with_name(f'.gone-{path.name}')
@@ -643,6 +649,7 @@ def _check_trackers(names:tuple[str, ...]):
     for name in names:
         if name not in have: raise ValueError(f'trackers={name!r}: expected one of {known}; installed here: {here}')
 
+# %% ../nbs/04_trainer.ipynb #29379dde
 def make_accelerator(
     precision:str, # fp32, bf16 or fp16
     out:Path, # where trackers write
@@ -687,6 +694,7 @@ def run_lock(
         who.unlink(missing_ok=True)
         lock.release()
 
+# %% ../nbs/04_trainer.ipynb #ba942be4
 def _lock_owner(who:Path)->str:
     "Such as 'pid 123 on laptop'."
     return who.read_text() if who.exists() else 'another process'
@@ -710,6 +718,7 @@ def _remove_half_written(out:Path):
         if junk.is_file(): junk.unlink(missing_ok=True)
         else: shutil.rmtree(junk, ignore_errors=True)
 
+# %% ../nbs/04_trainer.ipynb #d07b7db7
 def _pick_precision(cfg:TrainCfg, ckpt:Path|None)->str:
     "The one asked for; `auto`: the checkpoint's, or else what the device is fast in."
     if cfg.precision != 'auto': return cfg.precision
@@ -773,6 +782,7 @@ def append_log(
     if run.acc.log_with: run.acc.log({k: v for k, v in entry.items() if k != 'step'}, step=entry['step'])
     log.info(' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in entry.items()))
 
+# %% ../nbs/04_trainer.ipynb #a7401858
 @in_phase('log')
 def log_step(
     run:Run, # with a tally since the last line
@@ -828,6 +838,7 @@ def _accumulate(run:Run, group:list[dict], loss_fn:LossFn, n:int, stop:StopSigna
         if stop.asked and acc.num_processes == 1 and not last: return None
     return total
 
+# %% ../nbs/04_trainer.ipynb #198928c3
 @in_phase('optimiser')
 def _update(run:Run)->float:
     "Clip, step, drop the gradients; their norm. No step where it is not finite."
@@ -838,6 +849,7 @@ def _update(run:Run)->float:
     _drop_gradients(run)
     return norm
 
+# %% ../nbs/04_trainer.ipynb #166901ce
 def _drop_gradients(run:Run):
     "Leave no gradient behind."
     for o in run.opts: o.zero_grad(set_to_none=True)
@@ -900,6 +912,7 @@ def _step_groups(run:Run, loader:Iterable[dict])->Iterator[tuple[float, list[dic
                                        'give it more epochs or ask for fewer steps')
         yield began, group
 
+# %% ../nbs/04_trainer.ipynb #d9c78147
 def _after_step(
     run:Run, # after a step
     norm:float, # the step's gradient norm
@@ -930,6 +943,7 @@ def lock_stage(
         if error: raise error
         yield out
 
+# %% ../nbs/04_trainer.ipynb #2dfdc33f
 @contextmanager
 def _made_and_locked(out:Path):
     "Made if need be, and locked."
@@ -1003,6 +1017,7 @@ def log_eval(
     if run.acc.is_main_process:
         run.writer(_write_best, run.out/'checkpoints'/'best.safetensors', _cpu_copy(named_weights(model)))
 
+# %% ../nbs/04_trainer.ipynb #7d25d8a1
 def _write_best(path:Path, weights:dict[str, Tensor]):
     "In the writer's thread: the best weights so far, written aside."
     with _writing(path, path.parent.parent), write_aside(path) as tmp: save_weights(weights, tmp)
