@@ -54,25 +54,25 @@ from .trainer import Run, TrainCfg, fit, lock_stage, named_weights, processes
 @dataclass(frozen=True)
 class DpoCfg(TrainCfg):
     "Preference optimisation: the loop's fields, pairs, loss, and LoRA."
-    scale:str = 'tiny'            # tiny, mini or base; chooses the preset
-    base:str = ''                 # model folder to start from, also the reference; none: sft/model of this scale
-    data:tuple[str, ...] = ()     # raw preference files or folders; none: prefs/ below SCCLM_RAW, else the sample
-    pairs:str = ''                # folder of the prepared pairs and own answers; none: dpo/ of this scale
-    variant:str = 'sft'           # loss: sigmoid (DPO), ipo, or sft (DPO with an SFT term)
-    beta:float = 0.1              # how far the model may move from the reference: smaller is farther
-    alpha:float = 1.              # weight of the SFT term
-    epochs:float = 0.             # passes over the pairs, in place of steps; 0: steps count
-    lora_r:int = 0                # rank of the LoRA adapter, which wants about 3 times the lr; 0 trains all parameters
-    lora_alpha:int = 16           # scale of the adapter, divided by the rank
-    lora_dropout:float = 0.1      # dropout on the adapter's input
-    lora_targets:tuple[str, ...] = ('q', 'k', 'v', 'o', 'wi', 'wo') # linear layers that get an adapter
-    max_char:int = 512            # longer prompts or answers are left out, characters
-    budget_tok:int = 2048         # padded tokens per batch, both answers counted
-    max_len:int = 128             # longest prompt and answer, tokens
-    too_long:str = 'cut'          # pairs longer than max_len: cut, drop, close (chapter 02)
-    answer_tok:int = 64           # longest own answer, tokens
-    valid_share:float = 0.03      # share of prompts held out where no file is in a heldout folder
-    out:str = ''                  # stage folder; none: dpo/ of this scale, dpo_lora/ with LoRA
+    scale:str='tiny'            # tiny, mini or base; chooses the preset
+    base:str=''                 # model folder to start from, also the reference; none: sft/model of this scale
+    data:tuple[str, ...]=()     # raw preference files or folders; none: prefs/ below SCCLM_RAW, else the sample
+    pairs:str=''                # folder of the prepared pairs and own answers; none: dpo/ of this scale
+    variant:str='sft'           # loss: sigmoid (DPO), ipo, or sft (DPO with an SFT term)
+    beta:float=0.1              # how far the model may move from the reference: smaller is farther
+    alpha:float=1.              # weight of the SFT term
+    epochs:float=0.             # passes over the pairs, in place of steps; 0: steps count
+    lora_r:int=0                # rank of the LoRA adapter, which wants about 3 times the lr; 0 trains all parameters
+    lora_alpha:int=16           # scale of the adapter, divided by the rank
+    lora_dropout:float=0.1      # dropout on the adapter's input
+    lora_targets:tuple[str, ...]=('q', 'k', 'v', 'o', 'wi', 'wo') # linear layers that get an adapter
+    max_char:int=512            # longer prompts or answers are left out, characters
+    budget_tok:int=2048         # padded tokens per batch, both answers counted
+    max_len:int=128             # longest prompt and answer, tokens
+    too_long:str='cut'          # pairs longer than max_len: cut, drop, close (chapter 02)
+    answer_tok:int=64           # longest own answer, tokens
+    valid_share:float=0.03      # share of prompts held out where no file is in a heldout folder
+    out:str=''                  # stage folder; none: dpo/ of this scale, dpo_lora/ with LoRA
 
     def __post_init__(self):
         "Raises ValueError for values that cannot train, naming the field."
@@ -504,7 +504,7 @@ def _sft(x:PairLogp, beta:float, alpha:float)->Tensor:
     "DPO, and the chosen answer itself should be likely."
     return -F.logsigmoid(beta * (x.chosen - x.rejected)) - alpha * x.logp / x.n_chosen
 
-VARIANTS:dict[str, Callable] = dict(sigmoid=_sigmoid, ipo=_ipo, sft=_sft) # (pairs, beta, alpha) -> (B,)
+VARIANTS:dict[str, Callable]=dict(sigmoid=_sigmoid, ipo=_ipo, sft=_sft) # (pairs, beta, alpha) -> (B,)
 
 # %% ../nbs/07_dpo.ipynb #809e4357
 def pair_logp(
@@ -913,9 +913,9 @@ def plot_logp(
 @dataclass(frozen=True)
 class MergeCfg:
     "Where the adapter is and where the merged model goes."
-    adapter:str = ''              # adapter folder; none: dpo_lora/adapter of this scale
-    base:str = ''                 # model folder it was trained on; none: the one the adapter names
-    out:str = ''                  # merged model; none: model/ beside the adapter
+    adapter:str=''              # adapter folder; none: dpo_lora/adapter of this scale
+    base:str=''                 # model folder it was trained on; none: the one the adapter names
+    out:str=''                  # merged model; none: model/ beside the adapter
 
 # %% ../nbs/07_dpo.ipynb #4b5a0ba5
 def _base_places(adapter:Path, named:str, note:dict)->list[Path]:

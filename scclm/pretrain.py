@@ -29,14 +29,14 @@ from .trainer import Run, TrainCfg, fit, lr_factor, make_optimizers, probe_preci
 @dataclass(frozen=True)
 class PretrainCfg(TrainCfg):
     "Pretraining: the loop's fields, data and initialisation."
-    scale:str = 'tiny'            # model size: tiny, mini or base
-    init:str = 'auto'             # stock, mimetic; auto: the scale's default
-    files:tuple[str, ...] = ()    # parquet files with prompt and response; none: data/train.parquet of this scale
-    budget_tok:int = 768          # padded tokens per batch
-    max_len:int = 128             # longest prompt and answer, tokens
-    too_long:str = 'cut'          # rows longer than max_len: cut, drop, close (chapter 02)
-    window:int = 16384            # rows shuffled and sorted together
-    out:str = ''                  # stage folder; none: pretrain/ of this scale
+    scale:str='tiny'            # model size: tiny, mini or base
+    init:str='auto'             # stock, mimetic; auto: the scale's default
+    files:tuple[str, ...]=()    # parquet files with prompt and response; none: data/train.parquet of this scale
+    budget_tok:int=768          # padded tokens per batch
+    max_len:int=128             # longest prompt and answer, tokens
+    too_long:str='cut'          # rows longer than max_len: cut, drop, close (chapter 02)
+    window:int=16384            # rows shuffled and sorted together
+    out:str=''                  # stage folder; none: pretrain/ of this scale
 
 # %% ../nbs/05_pretrain.ipynb #e3869f97
 PRESETS = dict(

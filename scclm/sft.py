@@ -26,16 +26,16 @@ from .trainer import Run, TrainCfg, fit, lock_stage, processes
 @dataclass(frozen=True)
 class SftCfg(TrainCfg):
     "Supervised fine-tuning: the loop's fields, data, where to start and what to freeze."
-    scale:str = 'tiny'            # tiny, mini or base; chooses the preset
-    base:str = ''                 # model folder to start from; none: pretrain/model of this scale
-    files:tuple[str, ...] = ()    # parquet files with prompt and response; none: data/sft_train.parquet of this scale
-    freeze:tuple[str, ...] = ('shared.*', 'encoder.*') # patterns of parameter names that stay; () trains everything
-    max_char:int = 512            # longer prompts or answers are left out, characters
-    budget_tok:int = 768          # padded tokens per batch
-    max_len:int = 128             # longest prompt and answer, tokens
-    too_long:str = 'cut'          # rows longer than max_len: cut, drop, close (chapter 02)
-    window:int = 16384            # rows shuffled and sorted together
-    out:str = ''                  # stage folder; none: sft/ of this scale
+    scale:str='tiny'            # tiny, mini or base; chooses the preset
+    base:str=''                 # model folder to start from; none: pretrain/model of this scale
+    files:tuple[str, ...]=()    # parquet files with prompt and response; none: data/sft_train.parquet of this scale
+    freeze:tuple[str, ...]=('shared.*', 'encoder.*') # patterns of parameter names that stay; () trains everything
+    max_char:int=512            # longer prompts or answers are left out, characters
+    budget_tok:int=768          # padded tokens per batch
+    max_len:int=128             # longest prompt and answer, tokens
+    too_long:str='cut'          # rows longer than max_len: cut, drop, close (chapter 02)
+    window:int=16384            # rows shuffled and sorted together
+    out:str=''                  # stage folder; none: sft/ of this scale
 
 # %% ../nbs/06_sft.ipynb #550c471d
 PRESETS = dict(
