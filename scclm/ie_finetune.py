@@ -529,10 +529,13 @@ def mix_in(
     files:list[Path], # parquet files with prompt and response
     seed:int=0, # of the choice
 )->list[Pair]: # extraction, then the others; none repeated before all were taken
-    "Add rows of earlier stages."
+    "Add rows of earlier stages. Raises ValueError if there are none to add."
     n = round(len(pairs) * share / (1 - share))
     if not n: return pairs
     old = [p for f in files for p in read_pairs(f)]
+    if not old:
+        raise ValueError(f'mix={share} wants {n} rows learnt before, and mix_files give none: '
+                         'expected files with rows, or mix=0')
     rng = np.random.default_rng(seed)
     order = [i for _ in range(math.ceil(n / len(old))) for i in rng.permutation(len(old))]
     return [*pairs, *(old[i] for i in order[:n])]
