@@ -19,11 +19,12 @@ from fastcore.basics import patch
 _SIDES = dict( # role -> side, background, ink, corners
     user=('flex-end', '#1f6feb', '#fff', '14px 14px 4px 14px'),
     bot=('flex-start', '#eef1f5', '#1f2328', '14px 14px 14px 4px'),
+    note=('flex-start', '#f6f8fa', '#57606a', '14px 14px 14px 4px'),
     error=('flex-start', '#fdecea', '#8a1c13', '14px 14px 14px 4px'))
 
 # %% ../nbs/appendix/chat_view.ipynb #ea34b158
 def bubble_html(
-    role:str, # user, bot or error
+    role:str, # user, bot, note or error
     text:str, # shown as it is: never read as HTML
 )->str: # one bubble; the user's on the right
     "One message as HTML with its styles inline."
@@ -116,7 +117,7 @@ def decoding(self:ChatPanel)->object: # a Decoding, for the next answer
 
 # %% ../nbs/appendix/chat_view.ipynb #f0a76e6e
 class ChatView(ChatPanel):
-    "A chat in a notebook. `messages` is its whole state: a list of dicts with role (user, bot, error) and text."
+    "A chat in a notebook. `messages` is its whole state: a list of dicts with role (user, bot, note, error) and text."
     def __init__(self,
         bot:object, # who answers: a ChatBot of chapter 08
     ):
@@ -124,6 +125,7 @@ class ChatView(ChatPanel):
         super().__init__(bot.decoding)
         self.bot = bot
         self.messages = []
+        self.told = set() # characters unknown to the model that were named already
         self.halt = threading.Event()
         self.entered = -math.inf # when Enter was pressed, seconds of the monotonic clock
         self.entry.on_msg(self.on_entry_message)
@@ -188,6 +190,7 @@ def submit(self:ChatView,
     self.entry.value = ''
     self.halt.clear()
     self.add('user', text)
+    if note := self.bot.unknown_note(text, self.told): self.add('note', note)
     self.add('bot', '')
     self.set_writer(threading.Thread(target=_write, args=(self, text, self.decoding), daemon=True))
     self.writer.start()

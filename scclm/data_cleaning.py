@@ -6,11 +6,11 @@
 __all__ = ['SCHEMAS', 'EXPECTED', 'LATER', 'SEP', 'TEXT_RULES', 'Cols', 'QUESTIONS', 'PAIR_OF', 'KEPT', 'CHUNK', 'find_sources',
            'left_out', 'on_joined', 'strip_invisible', 'strip_html', 'half_width', 'tidy_spaces', 'hug_marks',
            'chinese_punct', 'collapse_runs', 'balance', 'fix_brackets', 'simplify', 'clean_prose', 'is_code',
-           'clean_texts', 'cut_at_sentence', 'is_truncated', 'mend_end', 'dice', 'merge_title', 'CleanCfg', 'clean_cfg',
-           'near_cfg', 'Pairs', 'pair_webtext', 'pair_baike', 'pair_medical', 'pair_belle', 'wiki_question',
-           'wiki_variants', 'wiki_brackets', 'pair_wiki', 'pair_plain', 'min_lengths', 'judge', 'clean_columns', 'Kept',
-           'spool_block', 'n_workers', 'fill_spool', 'mark_rows', 'write_rejects', 'count_rows', 'count_files',
-           'make_report', 'clean', 'report_table', 'plot_report']
+           'clean_texts', 'as_asked', 'read_questions', 'cut_at_sentence', 'is_truncated', 'mend_end', 'dice',
+           'merge_title', 'CleanCfg', 'clean_cfg', 'near_cfg', 'Pairs', 'pair_webtext', 'pair_baike', 'pair_medical',
+           'pair_belle', 'wiki_question', 'wiki_variants', 'wiki_brackets', 'pair_wiki', 'pair_plain', 'min_lengths',
+           'judge', 'clean_columns', 'Kept', 'spool_block', 'n_workers', 'fill_spool', 'mark_rows', 'write_rejects',
+           'count_rows', 'count_files', 'make_report', 'clean', 'report_table', 'plot_report']
 
 # %% ../nbs/00_data_cleaning.ipynb #203f603a
 import html
@@ -491,12 +491,27 @@ def _t2s()->Callable[[str], str]:
     from opencc import OpenCC
     return OpenCC('t2s').convert
 
+# %% ../nbs/00_data_cleaning.ipynb #smp00001
+def _has_gb2312(char:str)->bool:
+    "Whether GB 2312, the set of simplified characters, has it."
+    try: return bool(char.encode('gb2312'))
+    except UnicodeEncodeError: return False
+
+@lru_cache
+def _traditional_only()->re.Pattern:
+    "The characters that OpenCC would change and that no simplified text has."
+    block = ''.join(map(chr, range(0x4E00, 0xA000)))
+    changed = [a for a, b in zip(block, _t2s()(block), strict=True) if a != b and not _has_gb2312(a)]
+    return re.compile(f"[{''.join(changed)}]")
+
 # %% ../nbs/00_data_cleaning.ipynb #88833403
 def simplify(
     text:str, # one row, or many joined
 )->str: # in simplified characters
-    "Traditional to simplified Chinese by OpenCC."
-    return _t2s()(text)
+    "Traditional to simplified Chinese by OpenCC, in rows that are traditional; a simplified row stays as it is."
+    traditional = _traditional_only()
+    if not traditional.search(text): return text
+    return SEP.join(_t2s()(row) if traditional.search(row) else row for row in text.split(SEP))
 
 # %% ../nbs/00_data_cleaning.ipynb #eb96ea97
 TEXT_RULES = (strip_invisible, strip_html, half_width, tidy_spaces, chinese_punct, hug_marks, fix_brackets,
@@ -604,6 +619,27 @@ def _strip(text:str)->str:
     indented = text.startswith(('  ', '\t')) and ('\n  ' in text or '\n\t' in text)
     return text if indented else text.lstrip()
 
+# %% ../nbs/00_data_cleaning.ipynb #rqs00002
+_PLAIN_QUOTES = str.maketrans('「」『』', '“”‘’')
+
+def as_asked(
+    texts:Sequence[str], # questions
+)->list[str]: # simplified characters, “” for 「」 outside code
+    "What `read_questions` does besides cleaning."
+    texts = on_joined(simplify, texts)
+    cornered = [k for k, text in enumerate(texts) if '「' in text or '『' in text]
+    for k, code in zip(cornered, is_code([texts[k] for k in cornered])):
+        if not code: texts[k] = texts[k].translate(_PLAIN_QUOTES)
+    return texts
+
+# %% ../nbs/00_data_cleaning.ipynb #rqs00003
+def read_questions(
+    texts:Sequence[str], # as people type them
+)->list[str]: # in the form that training and chat share; one of which nothing would be left stays as it is
+    "`clean_texts` for questions: also simplified characters and “” for 「」. Again gives the same."
+    cleaned = clean_texts(as_asked(texts))
+    return [clean or text for clean, text in zip(cleaned, texts)]
+
 # %% ../nbs/00_data_cleaning.ipynb #8cef3793
 _LAST_END = re.compile(r'.*(?:[。！？…][”）》’]?|[!?](?![A-Za-z0-9=/&])[”）》’]?|(?<!\s)\.(?=\n)'
                        r'|(?<![0-9\s])(?<!\b[A-Za-z])\.(?=[ \t]))(?=.)', re.S)
@@ -699,15 +735,17 @@ class CleanCfg:
     valid_share:float=0.0025 # share of the validation split
     valid_min:int=200 # rows in the validation split, at most 5 % of the set
     sft_valid_share:float=0.05 # share of sft/ rows that validate
+    chat_form:bool=False # questions as chat reads them (`read_questions`): simplified characters, “” for 「」
     progress:bool=True # a bar, when a person is watching
 
 # %% ../nbs/00_data_cleaning.ipynb #75d7e856
 def clean_cfg(
     scale:str|None=None, # tiny, mini or base; None reads the dial
 )->CleanCfg: # the preset
-    "The preset of a scale: the same rules, shorter texts for smaller models. Raises ValueError for an unknown scale."
+    """The preset of a scale: the same rules, shorter texts for smaller models; the shipped sample in the form of chat.
+    Raises ValueError for an unknown scale."""
     shorter = dict(tiny=dict(wiki_chars=120, max_prompt=256, max_response=256), mini=dict(wiki_chars=240))
-    return replace(CleanCfg(raw=raw_dir()), **shorter.get(scale_name(scale), {}))
+    return replace(CleanCfg(raw=raw_dir(), chat_form=raw_dir() is None), **shorter.get(scale_name(scale), {}))
 
 # %% ../nbs/00_data_cleaning.ipynb #c64809c0
 def near_cfg(
@@ -929,7 +967,8 @@ def clean_columns(
     "The whole rule chain of one source over one chunk of rows."
     raw = PAIR_OF[source](cols, cfg)
     n = len(raw.prompts)
-    texts, code = _clean_texts([*raw.prompts, *raw.responses])
+    asked = as_asked(raw.prompts) if cfg.chat_form else raw.prompts
+    texts, code = _clean_texts([*asked, *raw.responses])
     prompts, responses = texts[:n], texts[n:]
     mended = [_mend(r, cfg.max_response, keep) for r, keep in zip(responses, code[n:])]
     too_long = _when('response_long', (r and not m for r, m in zip(responses, mended)))
@@ -1018,12 +1057,13 @@ def _clean_values(values:list[tuple[str, ...]], block:Block, cfg:CleanCfg)->tupl
     if block.role != 'heldout': return clean_columns(schema.name, cols, cfg), own_kind
     kinds = cols.get('kind', own_kind)
     if schema.name != 'pair': return clean_columns(schema.name, cols, cfg), kinds
-    return _heldout_columns(cols), kinds
+    return _heldout_columns(cols, cfg), kinds
 
 # %% ../nbs/00_data_cleaning.ipynb #5960db42
-def _heldout_columns(cols:Cols)->Pairs:
+def _heldout_columns(cols:Cols, cfg:CleanCfg)->Pairs:
     "Held-out questions are cleaned like the others, but only an empty one is rejected."
-    prompts, responses = clean_texts(cols['prompt']), clean_texts(cols['response'])
+    asked = as_asked(cols['prompt']) if cfg.chat_form else cols['prompt']
+    prompts, responses = clean_texts(asked), clean_texts(cols['response'])
     return Pairs(prompts, responses, _when('prompt_short', (not p for p in prompts)))
 
 # %% ../nbs/00_data_cleaning.ipynb #58226db3

@@ -19,7 +19,8 @@ from typing import NamedTuple
 from fastcore.basics import patch
 
 from .runs import write_aside
-from .sample_corpus import Names, intended
+from .sample_copying import Names
+from .sample_corpus import intended
 
 # %% ../nbs/appendix/sample_triples.ipynb #cb92a1d2
 class Relation(NamedTuple):

@@ -9,7 +9,8 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from scclm.sample_corpus import (EVENTS, FILES, REVERSIBLE, TASKS, Names, articles, copy_rows, fact_rows,
+from scclm.sample_copying import EVENTS, TASKS, Names
+from scclm.sample_corpus import (ASKED, FILES, REVERSIBLE, articles, copy_rows, fact_rows,
     heldout_rows, intended, make_sample_corpus, sft_rows)
 from scclm.sample_facts import RELATIONS, facts, phrasings
 
@@ -35,7 +36,7 @@ def cleaned(corpus):
     with pytest.MonkeyPatch.context() as m:
         m.setenv('SCCLM_RUNS', str(corpus[0].parent/'runs'))
         m.setenv('SCCLM_SCALE', 'tiny')
-        report = clean(CleanCfg(raw=corpus[0], workers=1, progress=False))
+        report = clean(CleanCfg(raw=corpus[0], workers=1, progress=False, chat_form=True))
         folder = run_path('data')
     def read(*names):
         return [r for n in names for r in pq.read_table(folder/f'{n}.parquet').to_pylist()]
@@ -119,7 +120,7 @@ def grams(text, n):
 
 def test_phrasings_are_no_near_duplicates_by_brute_force():
     by_response = {}
-    for r in fact_rows(): by_response.setdefault(r.response, []).append(r.prompt + r.response)
+    for r in fact_rows(typed=False): by_response.setdefault(r.response, []).append(r.prompt + r.response)
     for n in (3, 4):
         hit = total = 0
         for texts in by_response.values():
@@ -265,7 +266,7 @@ def wiki_leads(chars=320):
 def test_planted_dirt_is_what_cleaning_rejects(corpus, cleaned):
     dirt, (report, read) = corpus[1]['dirt'], cleaned
     rules = dict(missing_key='missing_column', exact_duplicate='duplicate', short='response_short')
-    mended = {*REVERSIBLE, 'traditional', 'empty_bracket', 'leak_sft'}
+    mended = {*REVERSIBLE, *ASKED, 'traditional', 'empty_bracket', 'leak_sft'}
     want = {rules.get(k, k): n for k, n in dirt.items() if k not in mended} | dict(leak=dirt['leak'] + dirt['leak_sft'])
     assert report['rules'] == want
     assert Counter(r['rule'] for r in read('rejects')) == want
