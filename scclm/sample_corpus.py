@@ -71,8 +71,8 @@ def _frame(row:Row, rng:random.Random)->Row:
     return row._replace(body=rng.choice(_ASIDES))
 
 # %% ../nbs/appendix/sample_corpus.ipynb #crp00001
-FIRST = dict(plain=14, no_mark=3, bare=2, inner_space=1) # how a question is typed the first time: weights
-AGAIN = dict(slip=6, frame=3, polite=2, polite_slip=2, you=1) # and the second time, never in the same letters
+FIRST = dict(plain=11, no_mark=4, bare=4, inner_space=1) # how a question is typed the first time: weights
+AGAIN = dict(slip=8, frame=2, polite=2, polite_slip=2, you=1) # and the second time, never in the same letters
 
 def _typed(row:Row, form:str, name:str, rng:random.Random)->Row:
     "A question as someone types it; `name` is what it asks about."
@@ -168,7 +168,7 @@ def long_rows(
 _UNKNOWN_FORMS = dict(plain=7, polite=1, frame=1, slip=1) # how they are typed: weights
 
 def unknown_rows(
-    n:int=2500, # how many
+    n:int=2200, # how many
     seed:int|str=0, # of the questions, sources and forms
 )->list[Row]: # one per question, no two with the same letters
     "Questions that the course teaches nothing about, and what to say then."
@@ -214,16 +214,28 @@ _WRAPS = (('用一句话回答下面的问题。', '{}'), ('请认真回答这�
     ('根据你的知识，直接给出答案。', '{}'), ('请告诉我下面这个问题的答案：{}', ''), ('用户说：{}，你来回答', '')) # instruction, input
 
 # %% ../nbs/appendix/sample_corpus.ipynb #fba7cdd9
+def _wrapped(row:Row, wrap:tuple[str, str])->Row:
+    "A question inside an instruction."
+    title, body = wrap
+    words = row.title if body else row.title.rstrip('？')
+    return row._replace(source='belle', title=title.format(words), body=body.format(words))
+
 def _wrapped_facts(seed:int, per_fact:int, rng:random.Random)->list[Row]:
     "Training questions inside an instruction, every time another one for the same fact."
     rows = []
     for f in facts():
         if len(f.response) < _MIN_ANSWER['belle']: continue
         asks = rng.sample(phrasings(f, seed).train, per_fact)
-        for ask, (title, body) in zip(asks, rng.sample(_WRAPS, per_fact)):
-            words = ask if body else ask.rstrip('？')
-            rows.append(Row('belle', title.format(words), body.format(words), f.response, f.relation))
+        plain = [Row('belle', ask, '', f.response, f.relation) for ask in asks]
+        rows += map(_wrapped, plain, rng.sample(_WRAPS, per_fact))
     return rows
+
+# %% ../nbs/appendix/sample_corpus.ipynb #crp00008
+def _wrapped_unknown(seed:int, n:int, rng:random.Random)->list[Row]:
+    "Questions to refuse that pretraining does not have, inside the same instructions: the wrap must not give it away."
+    known = set(map(_letters, unknown_rows(seed=seed)))
+    fresh = [row for row in unknown_rows(2*n, f'sft:{seed}') if _letters(row) not in known]
+    return [_wrapped(row._replace(body=''), rng.choice(_WRAPS)) for row in fresh[:n]]
 
 # %% ../nbs/appendix/sample_corpus.ipynb #8894403d
 def sft_rows(
@@ -238,9 +250,7 @@ def sft_rows(
     least = _MIN_ANSWER['belle']
     fits = [(task, e) for task, e in copy_exercises(2*n_copy, f'sft:{seed}') if len(e.answer) >= least]
     rows += [copy_row(task, e, rng)._replace(source='belle') for task, e in fits[:n_copy]]
-    known = set(map(_letters, unknown_rows(seed=seed)))
-    fresh = [row for row in unknown_rows(2*n_unknown, f'sft:{seed}') if _letters(row) not in known]
-    return rows + [row._replace(source='belle') for row in fresh[:n_unknown]]
+    return rows + _wrapped_unknown(seed, n_unknown, rng)
 
 # %% ../nbs/appendix/sample_corpus.ipynb #faf452d2
 def _webtext(row:Row, i:int)->dict:

@@ -117,10 +117,13 @@ def _bare(question:str, rng:random.Random, name:str)->str:
     return re.sub('[《》“”]', '', question)
 
 # %% ../nbs/appendix/sample_typed.ipynb #d91de884
+_MARKS = (_half_width, _no_mark, _space_before, _space_after, _wide_space, _traditional)
+
 def _mixed(question:str, rng:random.Random, name:str)->str:
-    "A polite word, a slip, half-width marks, and an end of any kind."
-    question = _half_width(_slip(_polite(question, rng, name), rng, name), rng, name)
-    return question.rstrip('?.') + rng.choice(('', ' ', '??', '!'))
+    "A polite word, and three of the ways that change marks, spaces or characters."
+    question = _polite(question, rng, name)
+    for form in rng.sample(_MARKS, 3): question = form(question, rng, name)
+    return question
 
 # %% ../nbs/appendix/sample_typed.ipynb #7c199d58
 class Form(NamedTuple):

@@ -253,7 +253,7 @@ def test_nonsense(
 # %% ../nbs/appendix/sample_unknown.ipynb #7c822445
 def _subject_for(relation:str, names:Names)->str:
     "A name that this relation knows nothing of: made up, or of another relation."
-    if names.rng.random() < .6: return names.chars(1, 4)
+    if names.rng.random() < .75: return names.chars(1, 4)
     here = {f.subject for f in facts(relation)}
     others = [f for f in facts() if f.relation not in (relation, 'chat') and f.subject not in here]
     return names.rng.choice(others).subject
