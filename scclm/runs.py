@@ -178,7 +178,7 @@ def first_line(
 
 # %% ../nbs/appendix/runs.ipynb #326cd170
 def fingerprint(
-    *parts:object, # a Path stands for its bytes, a folder for all files below it (hidden ones left out); the rest by their repr
+    *parts:object, # a Path stands for its bytes, a folder for the files below it but hidden ones; others by repr
 )->str: # 16 hexadecimal digits, the same on every machine
     "Identity of values, files and folders, at any depth: it changes with any byte of any part."
     digest = hashlib.sha256()

@@ -27,7 +27,7 @@ ROOMS = {
     'readers': '',
     'sample_facts': '',
     'sample_corpus': 'runs sample_facts',
-    'sample_prefs': 'runs sample_facts',
+    'sample_prefs': 'runs sample_facts sample_corpus',
     'sample_triples': 'runs sample_corpus',
     'duplicates': 'readers',
     'splits': 'duplicates',

@@ -226,7 +226,7 @@ def test_schema_and_unlabelled_files_are_no_data(tmp_path):
     parts, other = find_duie([tmp_path])
     assert {k: [p.name for p in v] for k, v in parts.items()} == dict(train=['train.json'], valid=['dev.jsonl'])
     assert sorted(p.name for p in other) == ['empty.json', 'schema.json', 'test2.json']
-    assert sniff(tmp_path/'schema.json', DUIE) is None and sniff(tmp_path/'train.json', DUIE) == ('jsonl', DUIE[0])
+    assert sniff(tmp_path/'schema.json', DUIE) is None and sniff(tmp_path/'train.json', DUIE)[:2] == ('jsonl', DUIE[0])
 
 def test_missing_files_and_parts_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere'): find_duie([tmp_path/'nowhere'])

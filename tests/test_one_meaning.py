@@ -219,7 +219,7 @@ def test_the_other_trainer_sees_the_same_rows(tok, tmp_path, how):
 @pytest.mark.parametrize('how', TOO_LONG)
 def test_preference_pairs_are_cut_or_leave(tok, how):
     rows = [Pref('reward', 'f', i, p, r, r[::-1], False) for i, (p, r) in enumerate(TEXTS)]
-    prefs, long = fit_prefs(rows, tok, LIMIT, how)
+    prefs, _, long = fit_prefs(rows, tok, LIMIT, how)
     assert long == LongRows(25, 10, 10, 16) and len(prefs) == (9 if how == 'drop' else 25)
     for pref, ids in zip(prefs, encode_prefs(prefs, tok, LIMIT, how)):
         assert (ids.prompt.tolist(), ids.chosen.tolist()) == treated(tok, pref.prompt, pref.chosen, how)

@@ -165,8 +165,14 @@ def test_a_text_is_on_disk_before_its_name(tmp_path, monkeypatch):
     "A power cut after the rename must not find a name without its content."
     steps = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, 'fsync', lambda fd: steps.append(('flush', os.fstat(fd).st_size)) or fsync(fd))
-    monkeypatch.setattr(os, 'replace', lambda a, b: steps.append(('rename', Path(b).name)) or replace(a, b))
+    def flushed(fd):
+        steps.append(('flush', os.fstat(fd).st_size))
+        fsync(fd)
+    def renamed(a, b):
+        steps.append(('rename', Path(b).name))
+        replace(a, b)
+    monkeypatch.setattr(os, 'fsync', flushed)
+    monkeypatch.setattr(os, 'replace', renamed)
     with write_aside(tmp_path/'f') as tmp: tmp.write_bytes(b'x'*12345)
     assert steps[:2] == [('flush', 12345), ('rename', 'f')]
     assert os.name == 'nt' or [what for what, _ in steps] == ['flush', 'rename', 'flush'], 'and the folder after it'
