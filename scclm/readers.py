@@ -995,7 +995,9 @@ def explain(
     if member < 0 and zipfile.is_zipfile(path): return _explain_zip(path)
     try:
         coding = coding_of(path, member)
-        with _open_stream(path, member, coding) as f: head = _read_head(f, 2**16)
+        with _open_stream(path, member, coding) as f:
+            head = _read_head(f, 2**16)
+            if isinstance(f, _Opened) and f.raw.error: return f'damaged: get it again ({f.raw.error})'
     except BROKEN_ARCHIVE as e:
         return f'cannot be opened: {type(e).__name__} {e}'
     if not head: return 'empty file' if not path.stat().st_size else 'empty, or damaged: nothing can be unpacked'

@@ -1,9 +1,30 @@
 "What the tests of raw files share: small files, and a cleaning whose account must balance."
+import hashlib
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 
 from scclm.data_cleaning import CleanCfg, clean
 
+LINKS = os.name == 'posix' # Windows lets only administrators make them
+BYTE_NAMES = sys.platform == 'linux' # file names are bytes of any kind; elsewhere they are text
+
+def gbk(name:str)->str:
+    "A file name in GBK; where names are text, the text."
+    return os.fsdecode(name.encode('gbk')) if BYTE_NAMES else name
+
+def link(at:Path, to:Path)->Path:
+    "A link to a folder; where none can be made, a copy."
+    if LINKS: at.symlink_to(to)
+    else: shutil.copytree(to, at)
+    return at
+
+def tree(root:Path)->dict[str, str]:
+    "Every file below a folder, by name, with its SHA-256."
+    files = sorted(p for p in root.rglob('*') if p.is_file())
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 def json_line(record:dict, encoding:str='utf-8')->bytes:
     "A record as one line without its end."

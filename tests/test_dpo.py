@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from chat_toys import char_tok, toy_model
+from raw_toys import gbk, link
 from scclm.dpo import (AnswerCfg, DpoCfg, MergeCfg, Pref, PrefStream, VARIANTS, add_lora, answer_lens, collate_prefs,
     count_pairs, dpo, dpo_cfg, dpo_loss, encode_prefs, fill_own, logp_table, merge, no_dropout_, own_answers, pair_logp,
     pref_files, pref_scores, prepare_prefs, read_prefs, reference, split_prefs)
@@ -234,13 +235,13 @@ def test_packed_linked_and_oddly_named_preferences(tmp_path):
     (tmp_path/'raw').mkdir()
     (tmp_path/'else').mkdir()
     (tmp_path/'else'/'a.jsonl').write_bytes(lines[0])
-    (tmp_path/'raw'/'link').symlink_to(tmp_path/'else')
+    link(tmp_path/'raw'/'link', tmp_path/'else')
     (tmp_path/'raw'/'b.gz').write_bytes(gzip.compress(lines[1]))
     with zipfile.ZipFile(tmp_path/'raw'/'c.zip', 'w') as z:
         z.writestr('a/leak.jsonl', lines[2])
         z.writestr('heldout/c.jsonl', lines[2])
         z.writestr('notes', 'nothing')
-    (tmp_path/'raw'/os.fsdecode('偏好.jsonl'.encode('gbk'))).write_bytes(lines[3] + b'{')
+    (tmp_path/'raw'/gbk('偏好.jsonl')).write_bytes(lines[3] + b'{')
     (tmp_path/'raw'/'x.pdf').write_bytes(b'%PDF-1.4\r\r')
     kept, rejects, _ = read_prefs(pref_files((str(tmp_path/'raw'),)))
     assert {(p.file, p.held) for p in kept} == {

@@ -2,7 +2,6 @@
 scores against set counts, the stage end to end."""
 import gzip
 import json
-import os
 import random
 import signal
 from collections import Counter
@@ -16,6 +15,7 @@ import torch
 
 import scclm.trainer
 from chat_toys import CHARS, char_tok
+from raw_toys import gbk, link
 from scclm.dataset import Pair
 from scclm.ie_finetune import (DUIE, IeCfg, PRESETS, PROMPT, Rejects, RULES, by_appearance, by_relation, duie_triples,
     error_kind, extract, find_duie, find_errors, format_triples, ie, ie_cfg, ie_prompt, mix_in, mix_paths,
@@ -149,9 +149,9 @@ def test_packed_and_linked_files_are_found(tmp_path):
     (tmp_path/'raw').mkdir()
     (tmp_path/'else').mkdir()
     (tmp_path/'else'/'dev.json').write_bytes(line)
-    (tmp_path/'raw'/'link').symlink_to(tmp_path/'else')
+    link(tmp_path/'raw'/'link', tmp_path/'else')
     (tmp_path/'raw'/'train.json.gz').write_bytes(gzip.compress(line))
-    (tmp_path/'raw'/os.fsdecode('训练_train.json'.encode('gbk'))).write_bytes(line + b'{"text": 1\n')
+    (tmp_path/'raw'/gbk('训练_train.json')).write_bytes(line + b'{"text": 1\n')
     parts, _ = find_duie([tmp_path/'raw'])
     assert {k: len(v) for k, v in parts.items()} == dict(train=2, valid=1)
     rejects = Rejects()

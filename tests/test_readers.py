@@ -11,13 +11,14 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from raw_toys import json_lines, put, run
+from raw_toys import BYTE_NAMES, LINKS, gbk, json_lines, link, put, run
 
 from scclm import data_cleaning as dc, readers
 from scclm.readers import (Row, Schema, Source, as_text, decode_as, encoding_of, explain, file_parts,
@@ -333,6 +334,20 @@ def test_contents_of_parts_and_calls():
     call = dict(role='assistant', content=None, tool_calls=[dict(id=1)])
     assert one_exchange(read_turns([dict(role='user', content='问'), call])).rule == 'tool_turn'
 
+def test_messages_from_file_to_training_rows(tmp_path, runs):
+    "What clean() makes of a file of `messages`: pairs for fine-tuning, and one reject for everything else."
+    good = [[('user', '天上的星星为什么会闪？'), ('assistant', '因为星光穿过了流动的空气，方向不断地变。')],
+            [('system', '说得短些。'), ('human', '海水为什么是咸的？'), ('gpt', '河水把石头里的盐带进了海里，一直留在那里。')]]
+    bad = dict(multi_turn=good[0]*2, no_answer=good[0][:1], no_question=good[0][1:],
+               tool_turn=[*good[0], ('tool', '3')], unknown_role=[('甲', '问'), ('乙', '答')])
+    lines = [dict(id=k, messages=said(*turns)) for k, turns in enumerate([*good, *bad.values()])]
+    put(tmp_path/'raw'/'m.jsonl', json_lines([*lines, dict(messages='不是对话'), dict(id=9)]))
+    report = run(tmp_path/'raw')
+    assert report['files']['m.jsonl'] == dict(source='chat', format='jsonl', rows_in=9, kept=2, rejected=7)
+    rejects = pd.read_parquet(runs/'rejects.parquet')
+    assert list(zip(rejects.line, rejects.rule)) == [*enumerate(bad, 3), (8, 'bad_value'), (9, 'missing_column')]
+    assert set(trained(runs)) == {tuple(text for role, text in turns if role != 'system') for turns in good}
+
 # Articles
 
 @pytest.mark.parametrize('head, title', [
@@ -389,10 +404,11 @@ def test_every_file_is_in_the_report(tmp_path, runs):
     none = pa.array([], pa.string())
     pq.write_table(pa.table(dict(prompt=none, response=none)), raw/'none.parquet')
     put(tmp_path/'else'/'linked.jsonl', GOOD.replace('问题', '别的问题'))
-    (raw/'link').symlink_to(tmp_path/'else')
-    (raw/'loop').symlink_to(raw)
-    (raw/'broken').symlink_to(tmp_path/'nowhere')
-    os.mkfifo(raw/'pipe')
+    link(raw/'link', tmp_path/'else')
+    if LINKS:
+        (raw/'loop').symlink_to(raw)
+        (raw/'broken').symlink_to(tmp_path/'nowhere')
+        os.mkfifo(raw/'pipe')
     report = run(raw)
     files = report['files']
     assert files['a.jsonl'] == dict(source='pair', format='jsonl', rows_in=3, kept=3, rejected=0)
@@ -400,26 +416,43 @@ def test_every_file_is_in_the_report(tmp_path, runs):
     assert files['header.csv'] == dict(source='medical', format='csv', rows_in=0, kept=0, rejected=0)
     assert files['none.parquet']['rows_in'] == 0
     words = {'cr.txt': 'no known form', 'paper.pdf': 'PDF', 'empty': 'empty file', '.DS_Store': 'hidden',
-             'book.tar': 'tar -xf', 'prefs/p.json': 'another chapter', 'loop': 'folder', 'broken': 'link',
-             'pipe': 'no regular file'}
+             'book.tar': 'tar -xf', 'prefs/p.json': 'another chapter'}
+    if LINKS: words |= dict(loop='folder', broken='link', pipe='no regular file')
     for name, word in words.items(): assert word in files[name]['note'], (name, files[name])
     assert files.keys() == words.keys() | {'a.jsonl', 'link/linked.jsonl', 'header.csv', 'none.parquet'}
 
-PACK = dict(gz=gzip.compress, bz2=bz2.compress, xz=lzma.compress)
+PACK = dict(gz=gzip.compress, bz2=partial(bz2.compress, compresslevel=1), xz=lzma.compress) # bz2: in small blocks
 
 @pytest.mark.parametrize('how', PACK)
 @pytest.mark.parametrize('shape', ['lines', 'list', 'csv'])
 def test_packed_files_are_read(tmp_path, how, shape):
-    rows = [dict(prompt=f'问题{k}', response=f'回答{k}') for k in range(500)]
+    rng = random.Random(0)
+    rows = [dict(prompt=f'问题{k}', response=''.join(rng.choices(PROSE, k=60))) for k in range(3000)]
     body = ''.join(f"{r['prompt']},{r['response']}\n" for r in rows)
     text = dict(lines=json_lines(rows), list=json.dumps(rows), csv='prompt,response\n' + body)[shape]
     path = put(tmp_path/f'a.{how}', PACK[how](text.encode('utf-16' if shape == 'lines' else 'utf-8')))
     assert [r.record for r in rows_of(path)] == rows
     path.write_bytes(path.read_bytes()[:-30])
-    kind = sniff(path, [PAIR])
-    got = list(read_file(Source(path, *kind))) if kind else []
-    assert not kind or got[-1].rule == 'broken_file'
-    assert all(r.record in rows for r in got if not r.rule)
+    *before, end = rows_of(path)
+    good = [r.record for r in before if not r.rule]
+    assert end.rule == 'broken_file' and good == rows[:len(good)]
+    assert len(good) >= len(before) - 1 > 1000, 'all before the break, but for the row that is cut'
+
+@pytest.mark.parametrize('how', PACK)
+@pytest.mark.parametrize('at', [0.5, 0.9])
+def test_a_damaged_byte_in_a_packed_file_is_noticed(tmp_path, how, at):
+    "Its check sum is wrong: something is read, or nothing, but the report says so."
+    rng = random.Random(1)
+    rows = [dict(prompt=f'问题{k}', response=''.join(rng.choices(PROSE, k=60))) for k in range(3000)]
+    data = bytearray(PACK[how](json_lines(rows).encode()))
+    data[int(at*len(data))] ^= 0xff
+    path = put(tmp_path/f'a.{how}', bytes(data))
+    assert rows_of(path)[-1].rule == 'broken_file'
+
+@pytest.mark.parametrize('how', PACK)
+def test_a_packed_file_of_which_nothing_is_left(tmp_path, how):
+    path = put(tmp_path/f'a.{how}', PACK[how](GOOD.encode())[:20])
+    assert sniff(path, [PAIR]) is None and ('cannot be opened: EOFError' if how != 'gz' else 'damaged') in explain(path)
 
 def test_zip_archives_are_read_by_member(tmp_path, runs):
     raw = tmp_path/'raw'
@@ -482,9 +515,9 @@ def test_two_files_of_an_archive_are_open_at_once(tmp_path):
 def exam_folder(root:Path)->Path:
     "A folder of exam papers, two of them behind a link, one with a name in GBK."
     put(root/'real'/'dev'/'law_dev.csv', 'x')
-    put(root/'real'/'dev'/os.fsdecode('法律_dev.csv'.encode('gbk')), 'y')
+    put(root/'real'/'dev'/gbk('法律_dev.csv'), 'y')
     (root/'exam').mkdir()
-    (root/'exam'/'papers').symlink_to(root/'real')
+    link(root/'exam'/'papers', root/'real')
     put(root/'exam'/'val'/'law_val.csv', 'z')
     return root/'exam'
 
@@ -492,7 +525,7 @@ def exam_folder(root:Path)->Path:
 def test_members_have_the_names_that_files_have(tmp_path, kind):
     "Folders behind links are read, and names in GBK, wherever the files lie."
     path = exam_folder(tmp_path)
-    if kind == 'link': (tmp_path/'exam.link').symlink_to(path)
+    if kind == 'link': link(tmp_path/'exam.link', path)
     if kind == 'tar':
         with tarfile.open(tmp_path/'exam.tar', 'w', dereference=True) as tar: tar.add(path, '')
     if kind == 'zip':
@@ -506,14 +539,14 @@ def test_members_have_the_names_that_files_have(tmp_path, kind):
 def test_names_in_gbk_and_halves_in_rejects(tmp_path, runs):
     raw = tmp_path/'raw'
     raw.mkdir()
-    (raw/os.fsdecode('问答.jsonl'.encode('gbk'))).write_text(GOOD + '{"prompt": "坏', encoding='utf-8')
-    (raw/os.fsdecode(b'\xff\xfe.txt')).write_bytes(b'?')
+    (raw/gbk('问答.jsonl')).write_text(GOOD + '{"prompt": "坏', encoding='utf-8')
+    (raw/(os.fsdecode(b'\xff\xfe.txt') if BYTE_NAMES else 'odd.txt')).write_bytes(b'?')
     put(raw/'wiki', r'{"title": "甲", "text": "这是一个条目，说的是甲这个字的来历。\ud83d"}' + '\n' + r'{"title": "乙\ud83d"}')
     report = run(raw)
     assert report['files']['问答.jsonl'] == dict(source='pair', format='jsonl', rows_in=4, kept=3, rejected=1)
-    assert r'\xff\xfe.txt' in report['files'] and report['kept'] == 4
+    assert (r'\xff\xfe.txt' if BYTE_NAMES else 'odd.txt') in report['files'] and report['kept'] == 4
     assert shown_name('平常.txt') == '平常.txt'
-    assert shown_name(Path('子')/os.fsdecode('问答'.encode('gbk'))) == '子/问答'
+    assert shown_name(Path('子')/gbk('问答')) == '子/问答'
 
 def test_names_inside_archives_of_chinese_windows(tmp_path):
     with zipfile.ZipFile(tmp_path/'z.zip', 'w') as z: z.writestr('wenda/xxxx.jsonl', GOOD)
@@ -523,7 +556,7 @@ def test_names_inside_archives_of_chinese_windows(tmp_path):
     assert len(rows_of(tmp_path/'z.zip')) == 3
 
 def test_a_parquet_file_with_a_name_in_gbk(tmp_path):
-    name = os.fsdecode('问答.parquet'.encode('gbk'))
+    name = gbk('问答.parquet')
     with open(tmp_path/name, 'wb') as f: pq.write_table(pa.table(dict(prompt=['问'], response=['答'])), f)
     assert [r.record for r in rows_of(tmp_path/name)] == [dict(prompt='问', response='答')]
 
@@ -531,6 +564,7 @@ def test_only_a_header_is_no_error(tmp_path, runs):
     put(tmp_path/'raw'/'a.csv', 'title,ask,answer\n')
     assert run(tmp_path/'raw')['files']['a.csv']['rows_in'] == 0
 
+@pytest.mark.skipif(not LINKS, reason='Windows lets only administrators make links')
 def test_a_folder_is_read_once(tmp_path):
     put(tmp_path/'raw'/'real'/'a', 'x')
     for k in range(3): (tmp_path/'raw'/f'link{k}').symlink_to(tmp_path/'raw'/'real')

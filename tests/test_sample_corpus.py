@@ -1,6 +1,5 @@
 "The sample corpus against plain readings of its files, brute force, and what chapter 00 makes of it."
 import csv
-import hashlib
 import io
 import json
 import re
@@ -8,16 +7,11 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
+from raw_toys import tree
 
 from scclm.sample_corpus import (EVENTS, FILES, REVERSIBLE, TASKS, Names, articles, copy_rows, fact_rows,
     heldout_rows, intended, make_sample_corpus, sft_rows)
 from scclm.sample_facts import RELATIONS, facts, phrasings
-
-
-def tree(root):
-    "Name and SHA-256 of every file."
-    files = [p for p in sorted(root.rglob('*')) if p.is_file()]
-    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.fixture(scope='module')
