@@ -6,6 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from scclm.data_cleaning import CleanCfg, clean
 
 LINKS = os.name == 'posix' # Windows lets only administrators make them
@@ -38,6 +41,12 @@ def put(path:Path, data:bytes|str)->Path:
     "Write a file."
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+def put_pairs(path:Path, prompts:list, responses:list, size:int|None=None, **more:list)->Path:
+    "Write questions and answers as parquet, `size` rows to a row group; `more` columns."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(dict(prompt=prompts, response=responses, **more)), path, row_group_size=size)
     return path
 
 def put_lines(path:Path, rows:list[dict])->Path:
