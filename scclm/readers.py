@@ -27,8 +27,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from decimal import Decimal
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -215,22 +216,33 @@ def _json_or_none(text:str)->Any:
     except (ValueError, RecursionError):
         return None
 
+# %% ../nbs/appendix/readers.ipynb #lineobj1
+_BETWEEN = ' \t\r,[]\ufeff' # what may stand around the objects of a list
+
+def _line_object(text:str)->dict|None:
+    "The object on a line; None if there is none."
+    value = _json_or_none(text)
+    if not isinstance(value, dict): value = _json_or_none(text.strip(_BETWEEN))
+    return value if isinstance(value, dict) else None
+
+
 # %% ../nbs/appendix/readers.ipynb #7ae8d7fc
 def read_jsonl(
     blob:bytes, # whole lines
     line:int=1, # number of the first one
     encoding:str='', # of the file, from `encoding_of`
 )->Iterator[Row]: # one per non-blank line
-    "JSON Lines: a line in a wrong encoding or of broken JSON comes out as a reject."
+    """JSON Lines: a line in a wrong encoding or of broken JSON comes out as a reject.
+    Brackets and commas around an object, and on lines of their own, are what a list has between its objects."""
     for i, raw in enumerate(blob.split(b'\n'), line):
         if not raw.strip(): continue
         text = decode_as(raw, encoding)
         if text is None:
             yield Row(i, None, _show(raw), 'encoding')
             continue
-        record = _json_or_none(text)
-        if isinstance(record, dict): yield Row(i, record, text)
-        elif text.strip(' \t\r'): yield Row(i, None, text, 'broken_json') # not a mere BOM
+        record = _line_object(text)
+        if record is not None: yield Row(i, record, text)
+        elif text.strip(_BETWEEN): yield Row(i, None, text, 'broken_json')
 
 # %% ../nbs/appendix/readers.ipynb #44e441bf
 def as_text(
@@ -266,7 +278,6 @@ def _next_value(buf:str, pos:int)->_Value:
 _JSON = json.JSONDecoder()
 
 # %% ../nbs/appendix/readers.ipynb #5bdb5a42
-_LIST_GAP = re.compile(r'[\s,\[\]\ufeff]*')
 _OPENS = re.compile(r'''\{\s*["']?([^"'\\:{}\s]{1,100})["']?\s*:''') # an object, and its first key
 
 def _resync(buf:str, pos:int, keys:set[str])->int:
@@ -277,6 +288,37 @@ def _resync(buf:str, pos:int, keys:set[str])->int:
         record = _next_value(buf, m.start()).record
         if isinstance(record, dict) and (not keys or keys & record.keys()): return m.start()
     return -1
+
+# %% ../nbs/appendix/readers.ipynb #fieldsat
+_FIELD = re.compile(r'\s*[{,]\s*"((?:[^"\\]|\\.)*+)"\s*:\s*(?=(\[?\s*))') # a key; behind it a value, or a list
+
+class _Field(NamedTuple):
+    "A field of an object."
+    key:str # its name
+    listed:bool # its value is a list
+    at:int # where the value begins, or the first item of the list
+
+def _fields_at(text:str, pos:int)->Iterator[_Field]:
+    "The fields of the object at `pos`, as far as they can be read."
+    while m := _FIELD.match(text, pos):
+        yield _Field(m[1], m[2].startswith('['), m.end(2))
+        value = _next_value(text, m.end())
+        if not value.whole: return
+        pos = value.end
+
+
+# %% ../nbs/appendix/readers.ipynb #recsat01
+def _records_at(text:str, pos:int, schemas:Sequence[Schema])->int:
+    """Where the records begin that the object at `pos` wraps: {"data": [{…}, …]} or {"0": {…}, "1": {…}};
+    -1 if it is a record itself, or wraps none."""
+    seen = []
+    for key, listed, at in _fields_at(text, pos):
+        seen.append(key)
+        if match_schema(seen, schemas): return -1
+        record = _next_value(text, at).record if listed or len(seen) == 1 else None
+        if isinstance(record, dict) and match_schema(record, schemas): return at
+    return -1
+
 
 # %% ../nbs/appendix/readers.ipynb #8fa2cc34
 def _decoded(blobs:Iterable[bytes], encoding:str)->Iterator[tuple[str, bool]]:
@@ -290,9 +332,13 @@ def _decoded(blobs:Iterable[bytes], encoding:str)->Iterator[tuple[str, bool]]:
         lost = [x.decode('utf-8', 'replace') for x in blob.split(b'\n')]
         yield '\n'.join(b if a is None else a for a, b in zip(lines, lost)), None in lines
 
-# %% ../nbs/appendix/readers.ipynb #13427b5f
+# %% ../nbs/appendix/readers.ipynb #listgaps
 _LONGEST = 2**24 # characters of one object
+_GAP = re.compile(r'[\s,\[\]\ufeff]*') # between the objects of a list; inside a wrapper its keys as well
+_WRAPPED_GAP = re.compile(r'(?:[\s,\[\]}\ufeff]|"(?:[^"\\]|\\.)*+"\s*:)*+')
 
+
+# %% ../nbs/appendix/readers.ipynb #13427b5f
 class _Buffer:
     "The decoded text in memory, and how far it is read."
     def __init__(self, blobs:Iterable[bytes], encoding:str, line:int):
@@ -301,6 +347,8 @@ class _Buffer:
         self.text = ''
         self.pos = 0
         self.line = line
+        self.listed = False # it is a list
+        self.wrapped = False # what is read lies inside a wrapper
         self.at_end = False
         self.lossy = False # bytes were lost on the way
 
@@ -321,38 +369,61 @@ class _Buffer:
         return passed
 
     def skip_gap(self)->bool:
-        "Pass over brackets, commas and spaces. False at the end of the file."
+        "Pass over what stands between objects. False at the end of the file."
         while True:
-            self.advance(_LIST_GAP.match(self.text, self.pos).end())
-            if self.pos < len(self.text): return True
-            if not self.more(): return False
+            gap = _WRAPPED_GAP if self.wrapped else _GAP
+            passed = self.advance(gap.match(self.text, self.pos).end())
+            self.listed |= '[' in passed and not self.wrapped
+            if self.text.startswith('{', self.pos): return True
+            if not self.more(): return self.pos < len(self.text)
+
+
+# %% ../nbs/appendix/readers.ipynb #stepin01
+def _step_in(buffer:_Buffer, schemas:Sequence[Schema])->bool:
+    "Go on to the records that the object here wraps. False if there are none, in a list, or not here yet."
+    at = -1 if buffer.listed else _records_at(buffer.text, buffer.pos, schemas)
+    if at < 0: return False
+    buffer.advance(at)
+    buffer.wrapped = True
+    return True
+
+
+# %% ../nbs/appendix/readers.ipynb #listrow1
+def _list_row(line:int, text:str, value:_Value, lossy:bool)->Row:
+    "What was read of a list as a row; `lossy`: the text may have lost bytes."
+    if not isinstance(value.record, dict): return Row(line, None, text.rstrip(', \r\n\t]'), 'broken_json')
+    if lossy and '\ufffd' in text: return Row(line, None, text, 'encoding')
+    return Row(line, value.record, text)
+
 
 # %% ../nbs/appendix/readers.ipynb #b905f39f
 def read_list(
     blobs:Iterable[bytes], # pieces of one file, cut between characters
     line:int=1, # number of the first line
     encoding:str='', # of the file, from `encoding_of`
-    keys:Iterable[str]=(), # that give a row away; those of the rows read are added
+    schemas:Sequence[Schema]=(), # what a row may be
+    whole:bool=True, # False: the pieces are a beginning; an object that they cut is not read
 )->Iterator[Row]: # one per object
-    """A JSON list, streamed: memory holds one piece.
-    A broken object is rejected; reading goes on at the next one, be it on the same line."""
-    known = set(keys)
+    """Objects of a JSON list, or one after the other, streamed: memory holds one piece. A broken one is rejected;
+    reading goes on at the next. A wrapper, {"data": […]} or {"0": {…}, …}, is stepped into."""
+    known = {key for s in schemas for key in s.need} # that give a row away; those of the rows read are added
     buffer = _Buffer(blobs, encoding, line)
     while buffer.skip_gap():
         value = _next_value(buffer.text, buffer.pos)
+        fields = value.record if isinstance(value.record, dict) else ()
+        if not match_schema(fields, schemas) and _step_in(buffer, schemas): continue
         if not value.whole:
             cut_short = value.end > len(buffer.text) - 8
             if cut_short and buffer.more(): continue
+            if cut_short and not whole: return
             end = _resync(buffer.text, buffer.pos, known)
             if end < 0 and buffer.more(): continue
             value = _Value(None, end if end >= 0 else len(buffer.text), False)
         at = buffer.line
-        text = buffer.advance(value.end)
-        if not isinstance(value.record, dict): yield Row(at, None, text.rstrip(', \r\n\t]'), 'broken_json')
-        elif buffer.lossy and '\ufffd' in text: yield Row(at, None, text, 'encoding')
-        else:
-            known |= value.record.keys()
-            yield Row(at, value.record, text)
+        row = _list_row(at, buffer.advance(value.end), value, buffer.lossy)
+        known |= (row.record or {}).keys()
+        if not (buffer.wrapped and value.whole and row.rule == 'broken_json'): yield row # not the wrapper's own values
+
 
 # %% ../nbs/appendix/readers.ipynb #4ac8a1b0
 _CLOSE = re.compile(r'(?:[^"]++|"")*+"') # the rest of a quoted field
@@ -625,6 +696,24 @@ def _unpacker(head:bytes)->Callable[[BinaryIO], BinaryIO]|None:
     if head.startswith(b'BZh') and head[4:10] not in (b'1AY&SY', b'\x17rE8P\x90'): return None
     return next((f for magic, f in _PACKED if head.startswith(magic)), None)
 
+# %% ../nbs/appendix/readers.ipynb #zipdir01
+@lru_cache(1)
+def _directory(path:Path, stamp:tuple[int, int])->zipfile.ZipFile:
+    "A zip archive whose list of files is read; `stamp` tells a changed file from the one that was read."
+    with open(path, 'rb') as f: return zipfile.ZipFile(f)
+
+def _stamp(path:Path)->tuple[int, int]:
+    "Time of change and size of a file."
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+def _archive(path:Path, f:BinaryIO)->zipfile.ZipFile:
+    "The zip archive at `path`, read from the open file `f`. Its list of files, which may be long, is read only once."
+    archive = copy(_directory(path, _stamp(path)))
+    archive.fp = f
+    return archive
+
+
 # %% ../nbs/appendix/readers.ipynb #6078ecf6
 @contextmanager
 def open_raw(
@@ -638,7 +727,7 @@ def open_raw(
             inside = file_parts(path)
             member = inside[0].member if len(inside) == 1 else -1
         if member >= 0:
-            archive = stack.enter_context(zipfile.ZipFile(f))
+            archive = _archive(path, f)
             f = stack.enter_context(archive.open(archive.infolist()[member]))
         for _ in range(3): # packed, and packed again
             unpack = _unpacker(f.peek(10)[:10])
@@ -775,6 +864,7 @@ class Source(NamedTuple):
     path:Path # the file
     container:str # jsonl, list, csv, doc or parquet
     schema:Schema # its columns
+    coding:Coding|None=None # how its bytes become lines; None: found out when it is read
     role:str='pretrain' # heldout, pretrain or sft
     file:str='' # its name below the raw folder
     member:int=-1 # number of a file inside a zip archive
@@ -802,20 +892,22 @@ def _sniff_text(head:bytes, encoding:str, whole:bool, schemas:Sequence[Schema])-
         articles = match_schema(('title', 'text'), schemas)
         return ('doc', articles) if articles else None
     opening = head.lstrip(b'\xef\xbb\xbf \t\r\n')[:1]
-    keys = {key for s in schemas for key in s.need}
-    objects = (r.record for r in read_list([head], encoding=encoding, keys=keys))
+    objects = (r.record for r in read_list([head], 1, encoding, schemas, whole))
     if opening == b'[': return _first_match('list', objects, schemas)
-    found = _first_match('jsonl', map(_json_or_none, lines), schemas)
+    over_lines = opening == b'{' and not (lines and _line_object(lines[0])) # its first line is no object
+    found = _first_match('list', islice(objects, 1), schemas) if over_lines else None
+    found = found or _first_match('jsonl', map(_line_object, lines), schemas)
     if not found and opening == b'{': found = _first_match('list', islice(objects, 100), schemas)
     if found or not lines or len(lines[0]) >= 10_000: return found
     return _first_match('csv', [h.names for h in _headers(lines)], schemas)
+
 
 # %% ../nbs/appendix/readers.ipynb #66323021
 def sniff(
     path:Path, # a file
     schemas:Sequence[Schema], # the sources known, those with more columns first
     member:int=-1, # number of a file inside a zip archive
-)->tuple[str, Schema]|None: # container and schema; None if the content is not known
+)->tuple[str, Schema, Coding]|None: # as `Source` takes them; None if the content is not known
     "Recognise a file by what is in it, whatever its name."
     try:
         coding = coding_of(path, member)
@@ -828,7 +920,8 @@ def sniff(
                 more = b'' if found or whole or not long else _read_head(f, 3*len(head))
                 if not more: break
                 head += more
-        return _sniff_parquet(path, schemas) if head.startswith(b'PAR1') and not coding.packed else found
+        if head.startswith(b'PAR1') and not coding.packed: found = _sniff_parquet(path, schemas)
+        return (*found, coding) if found else None
     except BROKEN_ARCHIVE:
         return None
 
@@ -879,10 +972,13 @@ def _suspected(head:bytes)->str:
 def _columns_seen(head:bytes, encoding:str)->str:
     "The columns or keys that a text file has instead of the wanted ones."
     lines = _head_lines(head, encoding, True)
-    first = next(read_list([head], encoding=encoding), None) if lines and lines[0].lstrip()[:1] in ('[', '{') else None
-    if first and isinstance(first.record, dict): return f"its keys are {', '.join(first.record)}"[:200]
+    text = '\n'.join(lines)
+    opens = text.lstrip('\ufeff \t\r\n')[:1] in ('[', '{')
+    keys = [field.key for field in _fields_at(text, text.find('{'))] if opens and '{' in text else []
+    if keys: return f"its keys are {', '.join(keys)}"[:200] + ': rename them, or write the rows inside as JSON Lines'
     names = [h.names for h in _headers(lines[:1]) if len(h.names) > 1]
-    return f"its first line reads {', '.join(names[0])}"[:200] if names else ''
+    return f"its first line reads {', '.join(names[0])}"[:200] + ': rename the columns' if names else ''
+
 
 # %% ../nbs/appendix/readers.ipynb #60d760e1
 def explain(
@@ -891,19 +987,23 @@ def explain(
 )->str: # a phrase
     "What a file seems to be, and the remedy."
     archive = next((p for p in path.parents if p.is_file()), None)
-    for part in file_parts(archive) if archive else ():
-        if archive/part.name == path: return explain(archive, part.member)
+    if archive and zipfile.is_zipfile(archive):
+        part = _zip_parts(archive, _stamp(archive)).get(path)
+        if part: return explain(archive, part.member)
     if path.is_dir(): return 'a folder that is read under another name, or cannot be read'
     if not path.is_file(): return 'a broken link, or no regular file'
     if member < 0 and zipfile.is_zipfile(path): return _explain_zip(path)
     try:
         coding = coding_of(path, member)
-        with _open_stream(path, member, coding) as f: head = _read_head(f, 2**16)
+        with _open_stream(path, member, coding) as f:
+            head = _read_head(f, 2**16)
+            if isinstance(f, _Opened) and f.raw.error: return f'damaged: get it again ({f.raw.error})'
     except BROKEN_ARCHIVE as e:
         return f'cannot be opened: {type(e).__name__} {e}'
     if not head: return 'empty file' if not path.stat().st_size else 'empty, or damaged: nothing can be unpacked'
     if kind := _known_kind(head): return kind
-    if b'\0' in head: return 'a binary file'
+    if b'\0' in head: return 'a binary file: save it as text, or take it away'
+    if len(head) == 2**16: head = head[:max(head.rfind(b'\n'), head.rfind(b'"')) + 1] or head # no half character
     suspected = '' if coding.encoding else _suspected(head)
     return suspected or _columns_seen(head, coding.of_lines) or 'a text of no known form'
 
@@ -955,7 +1055,7 @@ def plan_blocks(
     if source.container == 'parquet':
         for group in range(_open_parquet(source.path).num_row_groups): yield block._replace(start=group)
         return
-    coding = coding_of(source.path, source.member)
+    coding = source.coding or coding_of(source.path, source.member)
     block = block._replace(coding=coding)
     if not coding.streamed and source.container in _SEPARATOR: yield from _cut_blocks(block, size)
     else: yield block
@@ -999,11 +1099,10 @@ def read_block(
 def _stream_rows(f:BinaryIO, block:Block)->Iterator[Row]:
     "The rows of an open file, or of a piece of it."
     encoding = block.coding.of_lines
-    need = block.schema.need
     if block.container == 'csv':
-        yield from read_csv(iter(partial(f.readline, _LONGEST), b''), encoding, need)
+        yield from read_csv(iter(partial(f.readline, _LONGEST), b''), encoding, block.schema.need)
     elif block.container == 'list':
-        yield from read_list(_cut(f, 2**20, b'"'), 1, encoding, need)
+        yield from read_list(_cut(f, 2**20, b'"'), 1, encoding, [block.schema])
     else:
         reader = read_docs if block.container == 'doc' else read_jsonl
         if block.size >= 0: f.seek(block.start)
@@ -1132,16 +1231,22 @@ def file_parts(
     path:Path, # a file
 )->list[Part]: # itself, or the files of a zip archive but the hidden ones
     "What there is to read in a file. A damaged archive, and one of an Office program, is one part."
-    if not path.is_file() or not zipfile.is_zipfile(path): return [Part(path)]
-    try:
-        with zipfile.ZipFile(path) as z: inside = z.infolist()
-    except BROKEN_ARCHIVE:
-        return [Part(path)]
+    is_zip = path.is_file() and zipfile.is_zipfile(path)
+    return list(_zip_parts(path, _stamp(path)).values()) if is_zip else [Part(path)]
+
+
+# %% ../nbs/appendix/readers.ipynb #zipparts
+@lru_cache(1)
+def _zip_parts(path:Path, stamp:tuple[int, int])->dict[Path, Part]:
+    "The parts of a zip archive by their path, the archive as a folder; worked out once for a file that stays as it is."
+    try: inside = _directory(path, stamp).infolist()
+    except BROKEN_ARCHIVE: return {path: Part(path)}
     names = [_member_name(m) for m in inside]
-    if '[Content_Types].xml' in names: return [Part(path)]
+    if '[Content_Types].xml' in names: return {path: Part(path)}
     hidden = [name.startswith('__MACOSX/') or name.split('/')[-1].startswith('.') for name in names]
     parts = [Part(path, k, names[k]) for k, m in enumerate(inside) if not m.is_dir() and not hidden[k]]
-    return parts or [Part(path)]
+    return {path/part.name: part for part in parts} or {path: Part(path)}
+
 
 # %% ../nbs/appendix/readers.ipynb #6610e1a5
 def _member_name(member:zipfile.ZipInfo)->str:
@@ -1163,7 +1268,7 @@ def _tar_members(path:Path)->Iterator[Member]:
     "The files of a tar archive, compressed or not."
     with tarfile.open(path) as tar:
         for m in tar:
-            if m.isfile(): yield Member(m.name, m.size, partial(_tar_bytes, tar, m))
+            if m.isfile(): yield Member(shown_name(m.name), m.size, partial(_tar_bytes, tar, m))
 
 # %% ../nbs/appendix/readers.ipynb #7f84e050
 def _tar_bytes(tar:tarfile.TarFile, member:tarfile.TarInfo)->bytes:
@@ -1173,15 +1278,21 @@ def _tar_bytes(tar:tarfile.TarFile, member:tarfile.TarInfo)->bytes:
 # %% ../nbs/appendix/readers.ipynb #39a3de82
 def _zip_members(path:Path)->Iterator[Member]:
     "The files of a zip archive."
-    with zipfile.ZipFile(path) as z:
-        for m in z.infolist():
-            if not m.is_dir(): yield Member(m.filename, m.file_size, partial(z.read, m))
+    with open(path, 'rb') as f:
+        archive = _archive(path, f)
+        inside = archive.infolist()
+        for part in file_parts(path):
+            if part.member < 0: continue # nothing to read in it
+            m = inside[part.member]
+            yield Member(part.name, m.file_size, partial(archive.read, m))
+
 
 # %% ../nbs/appendix/readers.ipynb #63bcd60d
 def _folder_members(path:Path)->Iterator[Member]:
     "The files of a folder."
-    for p in sorted(path.rglob('*')):
-        if p.is_file(): yield Member(p.relative_to(path).as_posix(), p.stat().st_size, p.read_bytes)
+    for p in walk_files(path):
+        if p.is_file(): yield Member(shown_name(p.relative_to(path)), p.stat().st_size, p.read_bytes)
+
 
 # %% ../nbs/appendix/readers.ipynb #a7fe4415
 def members(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIRST', 'AGAIN', 'RECORD', 'ANSWER_KEY', 'FILES', 'REVERSIBLE', 'ASKED', 'Row', 'heldout_rows', 'fact_row',
            'fact_rows', 'copy_row', 'copy_rows', 'long_rows', 'unknown_rows', 'Article', 'articles', 'sft_rows',
-           'Spoil', 'spoil_rows', 'dirty_rows', 'leaks', 'broken_lines', 'wiki_files', 'Corpus', 'intended',
-           'make_sample_corpus', 'char_counts', 'plot_char_counts']
+           'json_line', 'file_of_lines', 'parquet_bytes', 'Spoil', 'spoil_rows', 'dirty_rows', 'leaks', 'broken_lines',
+           'wiki_files', 'Corpus', 'intended', 'make_sample_corpus', 'char_counts', 'plot_char_counts']
 
 # %% ../nbs/appendix/sample_corpus.ipynb #18b2e5e7
 import csv
@@ -294,12 +294,16 @@ FILES = dict(webtext='webtext/web_text_zh.json', baike='baike/baike_qa.json', me
     zhihu='zhihu/zhihu.parquet', belle='belle/belle.json', sft='sft/belle_chat.json') # raw file of every source
 
 # %% ../nbs/appendix/sample_corpus.ipynb #f9fa0420
-def _json_line(record:dict)->bytes:
-    "A record as one line of JSON, without its line end."
+def json_line(
+    record:dict, # what JSON can hold
+)->bytes: # without a line end
+    "A record as one line of JSON."
     return json.dumps(record, ensure_ascii=False).encode()
 
 # %% ../nbs/appendix/sample_corpus.ipynb #a9c89e05
-def _lines(lines:list[bytes])->bytes:
+def file_of_lines(
+    lines:list[bytes], # without their line ends
+)->bytes: # each with its line end
     "Lines as a file's content."
     return b'\n'.join(lines) + b'\n'
 
@@ -311,10 +315,13 @@ def _csv_line(fields:list[str])->bytes:
     return out.getvalue().encode('gb18030')
 
 # %% ../nbs/appendix/sample_corpus.ipynb #66d39d69
-def _parquet(records:list[dict])->bytes:
-    "A parquet file's content, in row groups of 2048."
+def parquet_bytes(
+    records:list[dict], # with the same keys
+    group:int=2048, # rows per row group
+)->bytes: # a file's content
+    "Records as a parquet file."
     out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(records), out, row_group_size=2048)
+    pq.write_table(pa.Table.from_pylist(records), out, row_group_size=group)
     return out.getvalue()
 
 # %% ../nbs/appendix/sample_corpus.ipynb #fb33f92b
@@ -478,10 +485,10 @@ def broken_lines(
     n:int=6, # lines per kind
 )->tuple[list[bytes], Counter]: # bad lines; how many per kind
     "JSON lines that cannot be read, or lack a column."
-    lines = [_json_line(r) for r in records[:3*n]]
+    lines = [json_line(r) for r in records[:3*n]]
     cut = [x.decode()[:-9].encode() for x in lines[:n]]
     bad = [x[:20] + b'\xff\xfe\x80' + x[20:] for x in lines[n:2*n]]
-    lack = [_json_line({k: v for k, v in r.items() if k != answer}) for r in records[2*n:3*n]]
+    lack = [json_line({k: v for k, v in r.items() if k != answer}) for r in records[2*n:3*n]]
     return cut + bad + lack, Counter(broken_json=n, encoding=n, missing_key=n)
 
 # %% ../nbs/appendix/sample_corpus.ipynb #f0fedea8
@@ -489,7 +496,7 @@ def _low_star(records:list[dict], n:int=60)->tuple[list[bytes], Counter]:
     "Copies with few stars and a worthless answer."
     worthless = '这个问题我也不清楚，随便写一句。'
     copies = [r | dict(star=i % 5, content=worthless) for i, r in enumerate(records[-n:])]
-    return [_json_line(r) for r in copies], Counter(star=n)
+    return [json_line(r) for r in copies], Counter(star=n)
 
 # %% ../nbs/appendix/sample_corpus.ipynb #e65c7bfe
 def _bad_csv(records:list[dict], n:int=6)->tuple[list[bytes], Counter]:
@@ -514,7 +521,7 @@ def _as_doc(i:int, title:str, text:str)->bytes:
 # %% ../nbs/appendix/sample_corpus.ipynb #9ceccf95
 def _as_json(i:int, title:str, text:str)->bytes:
     "A page as its `--json` output."
-    return _json_line(dict(id=str(i), revid='0', url=f'{_WIKI_URL}{i}', title=title, text=f'{title}\n\n{text}\n'))
+    return json_line(dict(id=str(i), revid='0', url=f'{_WIKI_URL}{i}', title=title, text=f'{title}\n\n{text}\n'))
 
 # %% ../nbs/appendix/sample_corpus.ipynb #143c61e0
 def wiki_files(
@@ -534,7 +541,7 @@ def wiki_files(
             planted['empty_bracket'] += 1
         if i % 2: lines.append(_as_json(i, title, text))
         else: docs.append(_as_doc(i, title, text))
-    return {'wiki/AA/wiki_00': b''.join(docs), 'wiki/AB/wiki_00': _lines(lines)}, planted
+    return {'wiki/AA/wiki_00': b''.join(docs), 'wiki/AB/wiki_00': file_of_lines(lines)}, planted
 
 # %% ../nbs/appendix/sample_corpus.ipynb #aaf0db62
 class Corpus(NamedTuple):
@@ -577,13 +584,13 @@ def _json_file(source:str, records:list[dict])->tuple[bytes, Counter]:
     if source == 'webtext':
         low, n = _low_star(records)
         bad, planted = bad + low, planted + n
-    return _lines([*map(_json_line, records), *bad]), planted
+    return file_of_lines([*map(json_line, records), *bad]), planted
 
 # %% ../nbs/appendix/sample_corpus.ipynb #e885e82a
 def _file(source:str, rows:list[Row])->tuple[bytes, Counter]:
     "The raw file of one source, and the broken lines in it."
     records = [RECORD[source](r, i) for i, r in enumerate(rows)]
-    if source == 'zhihu': return _parquet(records), Counter()
+    if source == 'zhihu': return parquet_bytes(records), Counter()
     return _csv_file(records) if source == 'medical' else _json_file(source, records)
 
 # %% ../nbs/appendix/sample_corpus.ipynb #bf5b0de9
@@ -614,7 +621,7 @@ def make_sample_corpus(
     by_source, dirt = _dirtied(clean, seed)
     files, wiki_dirt = wiki_files(clean.pages)
     dirt += wiki_dirt
-    files['heldout/questions.jsonl'] = _lines([_json_line(h) for h in clean.heldout])
+    files['heldout/questions.jsonl'] = file_of_lines([json_line(h) for h in clean.heldout])
     for source, rows in by_source.items():
         files[FILES[source]], broken = _file('belle' if source == 'sft' else source, rows)
         dirt += broken

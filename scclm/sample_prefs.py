@@ -7,7 +7,6 @@ __all__ = ['WISHES', 'HARMS', 'FLAWS', 'NAMES', 'is_heldout', 'Wish', 'wish_rows
            'flaw_rows', 'make_sample_prefs']
 
 # %% ../nbs/appendix/sample_prefs.ipynb #fbf7453b
-import io
 import json
 import random
 import zlib
@@ -15,10 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from .runs import write_aside
+from .sample_corpus import parquet_bytes
 from .sample_facts import RELATIONS, Fact, facts, phrasings
 
 # %% ../nbs/appendix/sample_prefs.ipynb #3a491dac
@@ -175,19 +172,12 @@ _KINDS = dict(
     reward=_Kind('rlhf_reward_single_round.parquet', 'chosen', 'rejected'))
 NAMES = {source: kind.file for source, kind in _KINDS.items()} # file of every source
 
-# %% ../nbs/appendix/sample_prefs.ipynb #spwr0001
-def _parquet(rows:list[dict])->bytes:
-    "A parquet file with row groups of 500 rows."
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), out, row_group_size=500)
-    return out.getvalue()
-
 # %% ../nbs/appendix/sample_prefs.ipynb #a1e9bfa1
 def _file(source:str, rows:list[dict], dirty:bool)->tuple[bytes, Counter]:
     "One file of a source, with dirt or without; how much dirt per rule."
     _, good, bad = _KINDS[source]
     extra, planted = _spoil(rows, good, bad) if dirty else ([], Counter())
-    if source == 'reward': return _parquet(rows + extra), planted
+    if source == 'reward': return parquet_bytes(rows + extra, 500), planted
     data, more = _json_list(rows + extra, 4 if dirty else 0, good)
     return data, planted + more
 

@@ -9,7 +9,6 @@ __all__ = ['RELATIONS', 'KINDS', 'TYPES', 'DIRT', 'Relation', 'bigrams', 'Entity
            'make_splits', 'make_sample_triples']
 
 # %% ../nbs/appendix/sample_triples.ipynb #7c6546ab
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from fastcore.basics import patch
 
 from .runs import write_aside
 from .sample_copying import Names
-from .sample_corpus import intended
+from .sample_corpus import file_of_lines, intended, json_line
 
 # %% ../nbs/appendix/sample_triples.ipynb #cb92a1d2
 class Relation(NamedTuple):
@@ -358,31 +357,27 @@ def spoil(
     return planted
 
 # %% ../nbs/appendix/sample_triples.ipynb #dbe5f1de
-def _line(record:dict)->bytes:
-    "The row as it is written."
-    return json.dumps(record, ensure_ascii=False).encode()
-
 def _broken_json(record:dict)->bytes:
     "The row without its last two bytes."
-    return _line(record)[:-2]
+    return json_line(record)[:-2]
 
 def _wrong_bytes(record:dict)->bytes:
     "The row with bytes in the middle that are no text."
-    line = _line(record)
+    line = json_line(record)
     return line[:30] + b'\xff\xfe\x80' + line[30:]
 
 def _no_labels(record:dict)->bytes:
     "Another sentence, without the key of the labels."
-    return _line(dict(text=record['text'] + '甲'))
+    return json_line(dict(text=record['text'] + '甲'))
 
 def _empty_labels(record:dict)->bytes:
     "Another sentence, with no label."
-    return _line(dict(text=record['text'] + '乙', spo_list=[]))
+    return json_line(dict(text=record['text'] + '乙', spo_list=[]))
 
 def _all_absent(record:dict)->bytes:
     "Another sentence, whose labels all lack their object."
     spo = [_put(x, 'object', _ABSENT) for x in record['spo_list']]
-    return _line(dict(text=record['text'] + '丙', spo_list=spo))
+    return json_line(dict(text=record['text'] + '丙', spo_list=spo))
 
 # %% ../nbs/appendix/sample_triples.ipynb #stbd0001
 _BAD:dict[str, Callable[[dict], bytes]] = dict(
@@ -391,7 +386,7 @@ _BAD:dict[str, Callable[[dict], bytes]] = dict(
     missing_key=_no_labels,
     no_triples=_empty_labels,
     all_absent=_all_absent,
-    duplicate_row=_line)
+    duplicate_row=json_line)
 
 def bad_lines(
     records:list[dict], # clean rows to copy from
@@ -473,7 +468,7 @@ def make_splits(
 # %% ../nbs/appendix/sample_triples.ipynb #0033fa40
 def _write_lines(path:Path, lines:list[bytes])->int:
     "Write aside, then rename; the number of lines."
-    with write_aside(path) as tmp: tmp.write_bytes(b'\n'.join(lines) + b'\n')
+    with write_aside(path) as tmp: tmp.write_bytes(file_of_lines(lines))
     return len(lines)
 
 # %% ../nbs/appendix/sample_triples.ipynb #9b21c11a
@@ -489,8 +484,8 @@ def make_sample_triples(
     records = [duie_record(*row, version=1 if i % 3 == 0 else 2) for i, row in enumerate(splits.train)]
     bad, planted = bad_lines(records)
     planted += spoil(records, seed)
-    n = dict(train=_write_lines(folder/'train.json', [*map(_line, records), *bad]))
+    n = dict(train=_write_lines(folder/'train.json', [*map(json_line, records), *bad]))
     for name, rows in splits.tests.items():
         file = 'valid' if name == 'valid' else f'test_{name}'
-        n[file] = _write_lines(folder/f'{file}.json', [_line(duie_record(*row)) for row in rows])
+        n[file] = _write_lines(folder/f'{file}.json', [json_line(duie_record(*row)) for row in rows])
     return dict(rows=n, dirt=dict(planted))

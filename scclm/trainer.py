@@ -35,7 +35,6 @@ from itertools import islice
 from pathlib import Path
 from types import FrameType
 
-import psutil
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
@@ -49,7 +48,7 @@ from torch.utils.checkpoint import checkpoint
 from .fast_dropout import fast_dropout_
 from .model import first_not_finite
 from .runlog import Progress, read_log
-from .runs import folder_aside, write_aside
+from .runs import folder_aside, write_aside, writer_lives
 
 # %% ../nbs/04_trainer.ipynb #b130921d
 def shift_right(
@@ -713,8 +712,7 @@ def _remove_half_written(out:Path):
     "Drop what a killed run was writing. What carries the number of a process that lives stays: it may be writing."
     for junk in (out/'checkpoints').glob('.*step-*'): shutil.rmtree(junk, ignore_errors=True)
     for junk in [j for folder in (out, out/'checkpoints') for form in HALF_WRITTEN for j in folder.glob(form)]:
-        pid = junk.name.split('.')[-2]
-        if pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid)): continue
+        if writer_lives(junk.name): continue
         if junk.is_file(): junk.unlink(missing_ok=True)
         else: shutil.rmtree(junk, ignore_errors=True)
 

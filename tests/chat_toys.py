@@ -58,6 +58,13 @@ def toy_model(vocab:int, seed:int=0, endless:bool=False, spread:float=1.)->T5For
     return model.eval()
 
 
+def said_alone(model:T5ForConditionalGeneration, tok:PreTrainedTokenizerFast, prompt:str, most:int=64)->str:
+    "What the library's own `generate` answers to one prompt: one token a character, then the end mark."
+    ids = [*map(tok.get_vocab().get, prompt), 1]
+    out = model.generate(torch.tensor([ids]), max_new_tokens=most, do_sample=False, num_beams=1)
+    return tok.decode(out[0], skip_special_tokens=True)
+
+
 def save_toy(path:Path, tok:PreTrainedTokenizerFast, model:T5ForConditionalGeneration)->Path:
     "A model folder as `ChatBot.from_dir` opens it."
     model.save_pretrained(path)

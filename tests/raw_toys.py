@@ -1,9 +1,33 @@
 "What the tests of raw files share: small files, and a cleaning whose account must balance."
+import hashlib
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from scclm.data_cleaning import CleanCfg, clean
 
+LINKS = os.name == 'posix' # Windows lets only administrators make them
+BYTE_NAMES = sys.platform == 'linux' # file names are bytes of any kind; elsewhere they are text
+
+def gbk(name:str)->str:
+    "A file name in GBK; where names are text, the text."
+    return os.fsdecode(name.encode('gbk')) if BYTE_NAMES else name
+
+def link(at:Path, to:Path)->Path:
+    "A link to a folder; where none can be made, a copy."
+    if LINKS: at.symlink_to(to)
+    else: shutil.copytree(to, at)
+    return at
+
+def tree(root:Path)->dict[str, str]:
+    "Every file below a folder, by name, with its SHA-256."
+    files = sorted(p for p in root.rglob('*') if p.is_file())
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 def json_line(record:dict, encoding:str='utf-8')->bytes:
     "A record as one line without its end."
@@ -17,6 +41,12 @@ def put(path:Path, data:bytes|str)->Path:
     "Write a file."
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+def put_pairs(path:Path, prompts:list, responses:list, size:int|None=None, **more:list)->Path:
+    "Write questions and answers as parquet, `size` rows to a row group; `more` columns."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(dict(prompt=prompts, response=responses, **more)), path, row_group_size=size)
     return path
 
 def put_lines(path:Path, rows:list[dict])->Path:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from raw_toys import put_pairs
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
@@ -45,14 +46,11 @@ def texts(n, seed, top=40):
     def word(): return ''.join(rnd.choices(CHARS[:20], k=int(top ** rnd.random())))
     return [f'{i:04}' + word() for i in range(n)], [word() for _ in range(n)]
 
-def write(path, prompts, responses, size):
-    pq.write_table(pa.table(dict(prompt=prompts, response=responses)), path, row_group_size=size)
-    return path
-
 @pytest.fixture(params=[0], ids='rows of seed {}'.format)
 def two_files(request, tmp_path):
     p, r = texts(230, request.param)
-    return [write(tmp_path/'a.parquet', p[:150], r[:150], 17), write(tmp_path/'b.parquet', p[150:], r[150:], 30)]
+    return [put_pairs(tmp_path/'a.parquet', p[:150], r[:150], 17),
+            put_pairs(tmp_path/'b.parquet', p[150:], r[150:], 30)]
 
 @pytest.fixture
 def mk(two_files, tok, tmp_path):
@@ -495,7 +493,7 @@ print('read')'''
 def index_files(tmp_path): return sorted((tmp_path/'idx').glob('*'))
 
 def test_index_holds_the_lengths_and_leaves_the_data_folder_alone(mk, two_files, tok, tmp_path):
-    data = write(tmp_path/'data.parquet', ['春', '', '春眠不'], ['x'*70000, '春眠', ''], 2)
+    data = put_pairs(tmp_path/'data.parquet', ['春', '', '春眠不'], ['x'*70000, '春眠', ''], 2)
     before = sorted(tmp_path.iterdir())
     lens, = length_index(data, tok, tmp_path/'idx')
     assert lens.tolist() == [[1, 65535], [0, 2], [3, 0]] and isinstance(lens, np.memmap)
@@ -521,7 +519,7 @@ def test_damaged_index_is_built_again(two_files, tok, tmp_path, damage):
 def test_another_file_or_tokenizer_gets_another_index(two_files, tok, tmp_path):
     length_index(two_files[0], tok, tmp_path/'idx')
     length_index(two_files[0], make_tok(CHARS[1:]), tmp_path/'idx')
-    write(two_files[0], ['春'], ['眠'], 9)
+    put_pairs(two_files[0], ['春'], ['眠'], 9)
     assert length_index(two_files[0], tok, tmp_path/'idx')[0].tolist() == [[1, 1]] and len(index_files(tmp_path)) == 3
 
 def test_a_rank_waits_for_the_builder(two_files, tok, tmp_path):
@@ -543,10 +541,10 @@ def test_a_rank_does_not_wait_for_ever(two_files, tok, tmp_path):
 # ---------------------------------------------------------------- bad input
 
 def test_bad_files(tok, tmp_path):
-    write(tmp_path/'null.parquet', ['春', None], ['眠', '眠'], 1)
+    put_pairs(tmp_path/'null.parquet', ['春', None], ['眠', '眠'], 1)
     pq.write_table(pa.table(dict(prompt=['春'])), tmp_path/'half.parquet')
     pq.write_table(pa.table(dict(prompt=[1], response=[2])), tmp_path/'int.parquet')
-    write(tmp_path/'none.parquet', pa.array([], 'string'), pa.array([], 'string'), 1)
+    put_pairs(tmp_path/'none.parquet', pa.array([], 'string'), pa.array([], 'string'), 1)
     (tmp_path/'zero.parquet').touch()
     (tmp_path/'text.parquet').write_text('prompt,response\n' * 9)
     faults = [
@@ -576,7 +574,7 @@ def test_tokenizer_with_other_special_ids(mk, two_files):
 
 def test_other_column_types_and_extra_columns(tok, tmp_path):
     p, r = texts(50, 3)
-    plain = write(tmp_path/'p.parquet', p, r, 20)
+    plain = put_pairs(tmp_path/'p.parquet', p, r, 20)
     prompts = pa.array(p).dictionary_encode()
     odd = pa.table(dict(source=range(50), response=pa.array(r, pa.large_string()), prompt=prompts))
     pq.write_table(odd, tmp_path/'o.parquet', row_group_size=20)

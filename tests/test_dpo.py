@@ -21,11 +21,13 @@ import pytest
 import torch
 
 from chat_toys import char_tok, toy_model
+from raw_toys import gbk, link, put
 from scclm.dpo import (AnswerCfg, DpoCfg, MergeCfg, Pref, PrefStream, VARIANTS, add_lora, answer_lens, collate_prefs,
     count_pairs, dpo, dpo_cfg, dpo_loss, encode_prefs, fill_own, logp_table, merge, no_dropout_, own_answers, pair_logp,
     pref_files, pref_scores, prepare_prefs, read_prefs, reference, split_prefs)
 from scclm.model import build_model, load_model, model_config, save_model
 from scclm.runlog import read_log
+from scclm.runs import read_json
 from scclm.scores import greedy_answers, sequence_logp
 from scclm.trainer import checkpoints, fit, named_weights
 
@@ -149,15 +151,11 @@ def test_figures_by_hand():
 
 # Reading
 
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding='utf-8')
-
 def as_json(**row): return json.dumps(row, ensure_ascii=False)
 
 def test_formats_are_known_by_content_and_every_row_is_counted(tmp_path):
     listed = [as_json(instruction='问', input='甲', output='答'), '{"instruction": "断', as_json(instruction='问')]
-    write(tmp_path/'one.txt', '[' + ',\n'.join(listed) + ']')
+    put(tmp_path/'one.txt', '[' + ',\n'.join(listed) + ']')
     lines = [
         as_json(prompt='问', chosen='好', reject='坏'),
         '{',
@@ -166,10 +164,10 @@ def test_formats_are_known_by_content_and_every_row_is_counted(tmp_path):
         as_json(prompt='问', chosen='好', reject='坏'),
         as_json(prompt='问', chosen='好', reject='好 '),
         as_json(prompt='问', chosen='好'*9, reject='坏')]
-    write(tmp_path/'two', '\ufeff' + '\n'.join(lines))
+    put(tmp_path/'two', '\ufeff' + '\n'.join(lines))
     table = pa.table(dict(prompt=['问', None, '考题'], chosen=['好', '好', '好'], rejected=['差', '坏', '坏']))
     pq.write_table(table, tmp_path/'three.json')
-    write(tmp_path/'readme.md', 'nothing here')
+    put(tmp_path/'readme.md', 'nothing here')
     kept, rejects, count = read_prefs(pref_files((str(tmp_path),)), 8, frozenset(['考题']))
     assert sorted((p.source, p.prompt, p.chosen, p.rejected) for p in kept) == [
         ('alpaca', '问\n甲', '答', None), ('huozi', '问', '好', '坏'), ('reward', '问', '好', '差')]
@@ -203,7 +201,7 @@ SAME_PAIR = dict(
 @pytest.mark.parametrize('as_list', [True, False])
 def test_every_way_of_writing_a_pair(tmp_path, way, as_list):
     row = json.dumps(SAME_PAIR[way], ensure_ascii=False)
-    write(tmp_path/'a.json', f'[{row}]' if as_list else row + '\n')
+    put(tmp_path/'a.json', f'[{row}]' if as_list else row + '\n')
     kept, rejects, _ = read_prefs(pref_files((str(tmp_path),)))
     assert [(p.prompt, p.chosen, p.rejected) for p in kept] == [('问', '好', '坏')] and not rejects
 
@@ -217,7 +215,7 @@ def test_every_way_of_writing_a_pair(tmp_path, way, as_list):
     (dict(instruction='问', output=float('nan')), 'bad_type'),
     (dict(prompt='问', chosen=True, rejected='坏'), 'bad_type')])
 def test_what_is_no_pair_is_named(tmp_path, row, rule):
-    write(tmp_path/'a.jsonl', json.dumps(row, ensure_ascii=False) + '\n')
+    put(tmp_path/'a.jsonl', json.dumps(row, ensure_ascii=False) + '\n')
     kept, rejects, count = read_prefs(pref_files((str(tmp_path),)))
     assert not kept and [r.rule for r in rejects] == [rule]
     assert sum(n for (_, what), n in count.items() if what == 'in') == 1
@@ -225,7 +223,7 @@ def test_what_is_no_pair_is_named(tmp_path, row, rule):
 def test_an_alpaca_row_without_a_worse_answer_waits_for_our_own(tmp_path):
     rows = [dict(instruction='问一', output='好'), dict(instruction='问二', output='好', rejected=None),
             dict(instruction='问三', output='好', rejected=' ')]
-    write(tmp_path/'a.jsonl', ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows))
+    put(tmp_path/'a.jsonl', ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows))
     assert [p.rejected for p in read_prefs(pref_files((str(tmp_path),)))[0]] == [None]*3
 
 def test_packed_linked_and_oddly_named_preferences(tmp_path):
@@ -234,13 +232,13 @@ def test_packed_linked_and_oddly_named_preferences(tmp_path):
     (tmp_path/'raw').mkdir()
     (tmp_path/'else').mkdir()
     (tmp_path/'else'/'a.jsonl').write_bytes(lines[0])
-    (tmp_path/'raw'/'link').symlink_to(tmp_path/'else')
+    link(tmp_path/'raw'/'link', tmp_path/'else')
     (tmp_path/'raw'/'b.gz').write_bytes(gzip.compress(lines[1]))
     with zipfile.ZipFile(tmp_path/'raw'/'c.zip', 'w') as z:
         z.writestr('a/leak.jsonl', lines[2])
         z.writestr('heldout/c.jsonl', lines[2])
         z.writestr('notes', 'nothing')
-    (tmp_path/'raw'/os.fsdecode('偏好.jsonl'.encode('gbk'))).write_bytes(lines[3] + b'{')
+    (tmp_path/'raw'/gbk('偏好.jsonl')).write_bytes(lines[3] + b'{')
     (tmp_path/'raw'/'x.pdf').write_bytes(b'%PDF-1.4\r\r')
     kept, rejects, _ = read_prefs(pref_files((str(tmp_path/'raw'),)))
     assert {(p.file, p.held) for p in kept} == {
@@ -252,25 +250,25 @@ def test_packed_linked_and_oddly_named_preferences(tmp_path):
 
 def test_nothing_left_still_writes_report_and_rejects(tmp_path, monkeypatch):
     monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
-    write(tmp_path/'raw'/'a.jsonl', json.dumps(dict(prompt='问', chosen='同', rejected='同')) + '\n')
+    put(tmp_path/'raw'/'a.jsonl', json.dumps(dict(prompt='问', chosen='同', rejected='同')) + '\n')
     cfg = replace(dpo_cfg('tiny'), data=(str(tmp_path/'raw'),), pairs=str(tmp_path/'pairs'))
     with pytest.raises(ValueError, match='no train pairs among 0'): prepare_prefs(cfg, None, None, '')
-    report = json.loads((tmp_path/'pairs'/'report.json').read_text(encoding='utf-8'))
+    report = read_json(tmp_path/'pairs'/'report.json')
     assert report['reward']['in'] == 1 and report['reward']['rejected'] == dict(same=1)
     assert pq.read_table(tmp_path/'pairs'/'rejects.parquet')['rule'].to_pylist() == ['same']
 
 def test_literal_newlines_come_before_the_comparison(tmp_path):
     "Two answers that differ only in how the newline is written are the same answer."
     rows = [dict(prompt='问', chosen='一\n二', reject=r) for r in ('一\\n二', '一\\r\\n三')]
-    write(tmp_path/'a.jsonl', '\n'.join(map(json.dumps, rows)))
+    put(tmp_path/'a.jsonl', '\n'.join(map(json.dumps, rows)))
     kept, rejects, count = read_prefs(pref_files((str(tmp_path/'a.jsonl'),)))
     assert [p.rejected for p in kept] == ['一\n三'] and [r.rule for r in rejects] == ['same']
     assert count['huozi', 'literal_newline'] == 2
 
 def test_heldout_prompts_never_train(tmp_path):
     def row(prompt, chosen): return as_json(prompt=prompt, chosen=chosen, rejected='坏') + '\n'
-    write(tmp_path/'a.jsonl', row('问一', '好') + row('问二', '好'))
-    write(tmp_path/'heldout'/'z.jsonl', row('问二', '妙'))
+    put(tmp_path/'a.jsonl', row('问一', '好') + row('问二', '好'))
+    put(tmp_path/'heldout'/'z.jsonl', row('问二', '妙'))
     kept, rejects, _ = read_prefs(pref_files((str(tmp_path),)))
     parts = split_prefs(kept, .5)
     assert [p.prompt for p in parts['train']] == ['问一'] and [p.prompt for p in parts['valid']] == ['问二']
@@ -436,8 +434,8 @@ def home(tok, tmp_path_factory):
     rows = prefs(60)
     asks = [dict(instruction=p.prompt, input='', output=p.chosen) for p in rows[:30]]
     pairs = [dict(prompt=p.prompt, chosen=p.chosen, rejected=p.rejected) for p in rows[30:]]
-    write(home/'raw/prefs/a.json', json.dumps(asks))
-    write(home/'raw/prefs/b.jsonl', '\n'.join(map(json.dumps, pairs)))
+    put(home/'raw/prefs/a.json', json.dumps(asks))
+    put(home/'raw/prefs/b.jsonl', '\n'.join(map(json.dumps, pairs)))
     return home
 
 @pytest.fixture
@@ -457,14 +455,16 @@ def test_stage_writes_its_contract_and_trains(dials):
     promised = {'model', 'checkpoints', 'log.jsonl', 'config.json', 'figures.json', 'train.parquet', 'valid.parquet',
                 'rejects.parquet', 'report.json', 'answers.jsonl'}
     assert run.done and promised <= {p.name for p in out.iterdir()}
-    f = json.loads((out/'figures.json').read_text(encoding='utf-8'))
+    f = read_json(out/'figures.json')
     assert {'pref_acc_before', 'pref_acc_after', 'pref_acc_before_n', 'pref_acc_by_source', 'exact_heldout', 'seconds',
             'real_tok_per_s'} <= f.keys()
-    report = json.loads((out/'report.json').read_text(encoding='utf-8')).values()
+    report = read_json(out/'report.json').values()
     assert all(r['in'] == r['train'] + r['valid'] + sum(r['rejected'].values()) for r in report)
     assert sum(r['in'] for r in report) == 60
     before, tok = load_model(dials/'runs/tiny/sft/model')
     valid = pq.read_table(out/'valid.parquet').to_pylist()
+    train = pq.read_table(out/'train.parquet').to_pylist()
+    assert f['too_long'] == dict(how='cut', max_len=small().max_len, rows=len(train), prompt=0, response=0, either=0)
     table = logp_table(before, encode_prefs([SimpleNamespace(**r) for r in valid], tok, 128))
     assert f['pref_acc_before'] == pytest.approx((table[:, 0] > table[:, 1]).float().mean().item())
     assert f['pref_acc_before_n'] == len(valid)

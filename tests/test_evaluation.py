@@ -17,11 +17,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from chat_toys import char_tok, save_toy, toy_model
+from raw_toys import put_pairs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, PreTrainedTokenizerFast
 
@@ -30,6 +29,7 @@ from scclm.evaluation import (CHUNK, SHOWN, EvaluateCfg, Question, bleu_of, bleu
     evaluate, exam_scores, fit_prompts, letter_ids, letter_logp, pair_scores, plot_measures, plot_subjects, read_exam,
     read_questions, read_rows, repeats, score_rows, score_table)
 from scclm.model import load_model
+from scclm.runs import read_json
 from scclm.scores import (answer_logp, bits_per_char, bleu4, bootstrap, greedy_answers, greedy_ids, heldout_exact,
     wilson)
 
@@ -496,7 +496,7 @@ def test_an_exam_question_by_question(t5, tmp_path, shots):
 def test_option_texts_are_compared_per_character(t5, tmp_path):
     path, out = write_exam(tmp_path/'exam', subjects=1), tmp_path/'out'
     evaluate(EvaluateCfg(model=str(t5), pairs=False, cmmlu=str(path), answer='text', shots=(0,), out=str(out)))
-    saved = json.loads((out/'parts'/'cmmlu-text-0'/'subject0.json').read_text(encoding='utf-8'))['result']
+    saved = read_json(out/'parts'/'cmmlu-text-0'/'subject0.json')['result']
     model, tok = load_model(t5)
     best = ''
     for row in questions(12, 0):
@@ -560,10 +560,7 @@ def test_scores_that_are_not_finite_are_refused(t5):
 # The whole
 
 def write_pairs(path, pairs, **more):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prompts, responses = map(list, zip(*pairs))
-    pq.write_table(pa.table(dict(prompt=prompts, response=responses, **more)), path)
-    return path
+    return put_pairs(path, *map(list, zip(*pairs)), **more)
 
 @pytest.mark.parametrize('pairs,says', [([('问', '答'), ('问', None)], "row 1, column 'response' is None"),
     ([('问', '答'), (' ', '答')], "row 1, column 'prompt' is ' '")])
@@ -572,9 +569,6 @@ def test_bad_rows_are_named(tmp_path, pairs, says):
     with pytest.raises(ValueError) as e: read_rows(path)
     assert says in str(e.value)
     assert str(path) in str(e.value)
-
-def read(path):
-    return json.loads(path.read_text(encoding='utf-8'))
 
 @pytest.fixture
 def scale(t5, tmp_path, monkeypatch):
@@ -609,7 +603,8 @@ def test_defaults_of_a_scale(scale):
     for kind, share in shares.items():
         got = scores['heldout']['exact'] if kind == 'all' else scores['heldout']['kinds'][kind]
         assert got['value'] == pytest.approx(share)
-    assert read(scale/'eval'/'scores.json') == read(scale/'eval'/'sft'/'scores.json') == json.loads(json.dumps(scores))
+    saved = json.loads(json.dumps(scores))
+    assert read_json(scale/'eval'/'scores.json') == read_json(scale/'eval'/'sft'/'scores.json') == saved
 
 def test_later_calls_add_their_sections(scale, tmp_path):
     "On the same model; a foreign model leaves the scale's scores alone."
@@ -618,10 +613,10 @@ def test_later_calls_add_their_sections(scale, tmp_path):
     exam = write_exam(tmp_path/'exam')
     evaluate(cfg)
     evaluate(replace(cfg, pairs=False, cmmlu=str(exam), shots=(0,)))
-    assert set(read(card)) >= {'pairs', 'heldout', 'cmmlu'}
-    assert read(card)['cmmlu']['0-shot']['n'] == 36
+    assert set(read_json(card)) >= {'pairs', 'heldout', 'cmmlu'}
+    assert read_json(card)['cmmlu']['0-shot']['n'] == 36
     evaluate(replace(cfg, pairs=False, cmmlu=str(exam), shots=(1,)))
-    assert list(read(card)['cmmlu']) == ['0-shot', '1-shot']
+    assert list(read_json(card)['cmmlu']) == ['0-shot', '1-shot']
     before = card.read_bytes()
     tok = char_tok(CHARS)
     other = save_toy(tmp_path/'other', tok, toy_model(len(tok), seed=9))
@@ -636,7 +631,7 @@ def test_damaged_scores_are_written_anew(scale, damage):
     (scale/'eval'/'scores.json').write_text(damage, encoding='utf-8')
     (scale/'eval'/'sft'/'scores.json').write_text(damage, encoding='utf-8')
     assert without_seconds(evaluate(cfg)) == whole
-    assert without_seconds(read(scale/'eval'/'scores.json')) == json.loads(json.dumps(whole))
+    assert without_seconds(read_json(scale/'eval'/'scores.json')) == json.loads(json.dumps(whole))
 
 @pytest.mark.parametrize('damage', [b'', b'{"key": "k", "resu', b'{"key": "k"}', b'{"key": "old", "result": 1}', b'[1]',
     b'"k"', b'\xff\xfe', b'null'])

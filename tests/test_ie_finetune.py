@@ -2,7 +2,6 @@
 scores against set counts, the stage end to end."""
 import gzip
 import json
-import os
 import random
 import signal
 from collections import Counter
@@ -16,6 +15,7 @@ import torch
 
 import scclm.trainer
 from chat_toys import CHARS, char_tok
+from raw_toys import gbk, link, put, put_pairs
 from scclm.dataset import Pair
 from scclm.ie_finetune import (DUIE, IeCfg, PRESETS, PROMPT, Rejects, RULES, by_appearance, by_relation, duie_triples,
     error_kind, extract, find_duie, find_errors, format_triples, ie, ie_cfg, ie_prompt, mix_in, mix_paths,
@@ -23,7 +23,7 @@ from scclm.ie_finetune import (DUIE, IeCfg, PRESETS, PROMPT, Rejects, RULES, by_
     twin_marks_)
 from scclm.model import build_model, model_config, save_model
 from scclm.readers import sniff
-from scclm.runs import run_path
+from scclm.runs import read_json, run_path
 from scclm.sample_triples import make_sample_triples, make_splits
 from scclm.tokenizer import load_tokenizer
 
@@ -33,10 +33,7 @@ MARKS = '\\,()[]，（）'
 def dumps(rows): return '\n'.join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows) + '\n'
 
 
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dumps(rows), encoding='utf-8')
-    return path
+def write(path, rows): return put(path, dumps(rows))
 
 
 def row(text, *triples, version=2):
@@ -149,9 +146,9 @@ def test_packed_and_linked_files_are_found(tmp_path):
     (tmp_path/'raw').mkdir()
     (tmp_path/'else').mkdir()
     (tmp_path/'else'/'dev.json').write_bytes(line)
-    (tmp_path/'raw'/'link').symlink_to(tmp_path/'else')
+    link(tmp_path/'raw'/'link', tmp_path/'else')
     (tmp_path/'raw'/'train.json.gz').write_bytes(gzip.compress(line))
-    (tmp_path/'raw'/os.fsdecode('训练_train.json'.encode('gbk'))).write_bytes(line + b'{"text": 1\n')
+    (tmp_path/'raw'/gbk('训练_train.json')).write_bytes(line + b'{"text": 1\n')
     parts, _ = find_duie([tmp_path/'raw'])
     assert {k: len(v) for k, v in parts.items()} == dict(train=2, valid=1)
     rejects = Rejects()
@@ -226,7 +223,7 @@ def test_schema_and_unlabelled_files_are_no_data(tmp_path):
     parts, other = find_duie([tmp_path])
     assert {k: [p.name for p in v] for k, v in parts.items()} == dict(train=['train.json'], valid=['dev.jsonl'])
     assert sorted(p.name for p in other) == ['empty.json', 'schema.json', 'test2.json']
-    assert sniff(tmp_path/'schema.json', DUIE) is None and sniff(tmp_path/'train.json', DUIE) == ('jsonl', DUIE[0])
+    assert sniff(tmp_path/'schema.json', DUIE) is None and sniff(tmp_path/'train.json', DUIE)[:2] == ('jsonl', DUIE[0])
 
 def test_missing_files_and_parts_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere'): find_duie([tmp_path/'nowhere'])
@@ -386,8 +383,7 @@ def test_base_has_the_recipe_of_the_ancestor():
 TOY_CHARS = CHARS + PROMPT + '[](),作者写'
 
 def write_pairs(path, prompt, response, n=8, **more):
-    pq.write_table(pa.table(dict(prompt=[prompt]*n, response=[response]*n) | more), path)
-    return path
+    return put_pairs(path, [prompt]*n, [response]*n, **more)
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
@@ -411,8 +407,6 @@ def world(tmp_path, monkeypatch):
 
 def weights(run): return {n: p.detach().clone() for n, p in run.acc.unwrap_model(run.model).named_parameters()}
 
-def loaded(path): return json.loads(path.read_text(encoding='utf-8'))
-
 def test_the_stage_writes_what_it_promises(world):
     root, cfg = world
     run = ie(cfg, progress=False)
@@ -421,13 +415,15 @@ def test_the_stage_writes_what_it_promises(world):
     promised = {'model', 'checkpoints', 'log.jsonl', 'config.json', 'figures.json', 'train.parquet', 'rejects.parquet',
                 'report.json'}
     assert promised <= {p.name for p in out.iterdir()}
-    figures = loaded(out/'figures.json')
+    figures = read_json(out/'figures.json')
     assert {'f1_valid', 'f1_valid_ci95', 'f1_valid_n', 'p_valid', 'r_valid', 'unreadable_valid', 'loss_valid',
             'steps'} <= set(figures)
     assert not [k for k in figures if k.startswith('exact')]   # new weights know no answers: nothing to keep
     assert figures['f1_valid_n'] == 32 and 0 <= figures['f1_valid'] <= 1
+    rows = pq.read_table(out/'train.parquet').to_pylist()
+    assert figures['too_long'] == dict(how='cut', max_len=cfg.max_len, rows=len(rows), prompt=0, response=0, either=0)
     assert not [k for k in figures if k.startswith('f1_') and 'valid' not in k]
-    report = loaded(out/'report.json')
+    report = read_json(out/'report.json')
     assert report['ignored'] == ['duie_schema.json']
     assert report['train_rows'] == dict(extraction=100, mixed_in=round(100*cfg.mix/(1 - cfg.mix)))
     assert pq.read_metadata(out/'train.parquet').num_rows == sum(report['train_rows'].values())
@@ -436,7 +432,7 @@ def test_the_stage_writes_what_it_promises(world):
     assert [e['step'] for e in entries if 'f1_valid' in e] == [3, 6]
     assert all('loss_valid' in e for e in entries if 'f1_valid' in e)
     again = ie(replace(cfg, start=str(out/'model'), steps=2, eval_every=0, out=str(root/'again')), progress=False)
-    kept = loaded(again.out/'figures.json')
+    kept = read_json(again.out/'figures.json')
     assert 0 <= kept['exact_heldout_before'] <= 1 and 0 <= kept['exact_heldout_after'] <= 1
     assert kept['exact_heldout_n'] == 1
 
@@ -476,8 +472,8 @@ def test_limits_epochs_and_starts(world):
     few = replace(cfg, max_rows=20, max_test=5, mix=0., epochs=1., start='stock', lr_scratch=3e-4)
     run = ie(few, progress=False)
     assert run.out.name == 'ie_stock'
-    assert loaded(run.out/'report.json')['train_rows'] == dict(extraction=20, mixed_in=0)
-    assert loaded(run.out/'figures.json')['f1_valid_n'] == 5
+    assert read_json(run.out/'report.json')['train_rows'] == dict(extraction=20, mixed_in=0)
+    assert read_json(run.out/'figures.json')['f1_valid_n'] == 5
     assert 1 <= run.cfg.steps <= 5 and run.cfg.lr == 3e-4, 'one pass over 20 short rows, learning rate of a fresh start'
     more = ie(replace(cfg, start=str(run.out/'model'), out=str(root/'more'), steps=2), progress=False)
     assert more.cfg.lr == cfg.lr and more.done
@@ -490,12 +486,12 @@ def test_sentences_too_long_for_the_model_are_rejected_for_training_only(world):
     run = ie(replace(cfg, max_len=60, steps=2), progress=False)
     rejected = pq.read_table(run.out/'rejects.parquet').to_pylist()
     assert [(r['file'], r['line'], r['rule']) for r in rejected] == [('duie_train.json', 1, 'too_long')]
-    assert loaded(run.out/'figures.json')['f1_valid_n'] == 1
+    assert read_json(run.out/'figures.json')['f1_valid_n'] == 1
 
 def test_a_model_learns_the_toy_task(world):
     root, cfg = world
     run = ie(replace(cfg, steps=300, budget_tok=256, eval_every=0, save_every=300, n_watch=0, mix=0.), progress=False)
-    assert loaded(run.out/'figures.json')['f1_valid'] > .5
+    assert read_json(run.out/'figures.json')['f1_valid'] > .5
     model, tok = run.acc.unwrap_model(run.model), char_tok(TOY_CHARS)
     triples, bad = extract(model, tok, ['天写地'])
     assert len(triples) == 1 and bad >= 0

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import chat_toys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,14 +22,9 @@ from scclm.model import (PRESETS, aim_heads_, bias_bucket, build_model, check_vo
     match_same_, meta_model, model_config, most_likely, n_params, param_table, pass_through_, save_model,
     write_tokens)
 
-SPECIALS = ['[PAD]', '[EOS]', '[SEP]', '[BOS]', '[CLS]', '[MASK]', '[UNK]']
-
-
 def char_tok(n=300):
     "A tokenizer of single characters with `n` ids."
-    vocab = {piece: i for i, piece in enumerate(SPECIALS + [chr(0x4e00 + i) for i in range(n - 7)])}
-    core = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token='[UNK]'))
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token='[PAD]', eos_token='[EOS]', unk_token='[UNK]')
+    return chat_toys.char_tok(map(chr, range(0x4e00, 0x4e00 + n - 7)))
 
 
 def small(n=300, **kw): return build_model(model_config('tiny', n, d_model=64, num_heads=2, d_ff=64, **kw))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import raw_toys
 
 from scclm.report_card import (CONTRACT, CardCfg, card, card_markdown, card_rows, commit, flat, make_card, missing,
     official_exams, readme_block, stage_scores, tidy, write_card)
@@ -24,9 +25,7 @@ def lower(value, by=.3):
 
 def put(path, value):
     "Write a text, or a value as JSON."
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding='utf-8')
+    raw_toys.put(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 def exam(share, n=1000):
     "An exam's entry in eval/scores.json."

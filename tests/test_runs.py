@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from scclm.runs import (SCALES, STAGES, chat_models, fingerprint, folder_aside, read_json, recover_folder, require,
-    run_path, scale_name, stage_of, training_folders, write_aside, write_json)
+    run_path, scale_name, stage_of, training_folders, write_aside, write_json, writer_lives)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -158,6 +158,51 @@ def test_a_killed_record_writer_leaves_the_old_one(tmp_path):
     assert done.returncode == 9 and read_json(tmp_path/'a.json') == dict(old=1)
     left = [n for n in names(tmp_path) if n != 'a.json']
     assert len(left) == 1 and left[0].startswith('.a.json.'), 'the new text was on disk when the process died'
+    write_json(tmp_path/'a.json', dict(new=3))
+    assert names(tmp_path) == ['a.json'] and read_json(tmp_path/'a.json') == dict(new=3)
+
+def test_a_text_is_on_disk_before_its_name(tmp_path, monkeypatch):
+    "A power cut after the rename must not find a name without its content."
+    steps = []
+    fsync, replace = os.fsync, os.replace
+    def flushed(fd):
+        steps.append(('flush', os.fstat(fd).st_size))
+        fsync(fd)
+    def renamed(a, b):
+        steps.append(('rename', Path(b).name))
+        replace(a, b)
+    monkeypatch.setattr(os, 'fsync', flushed)
+    monkeypatch.setattr(os, 'replace', renamed)
+    with write_aside(tmp_path/'f') as tmp: tmp.write_bytes(b'x'*12345)
+    assert steps[:2] == [('flush', 12345), ('rename', 'f')]
+    assert os.name == 'nt' or [what for what, _ in steps] == ['flush', 'rename', 'flush'], 'and the folder after it'
+
+def test_only_the_dead_and_only_this_file_are_swept(tmp_path):
+    "What another process writes stays, and so does what belongs to a name that begins alike."
+    dead = dead_pid()
+    mine = [f'.f.{dead}.tmp', f'.f.{os.getpid()}.tmp']
+    child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+    others = [f'.f.{child.pid}.tmp', f'.f.json.{dead}.tmp', f'.ff.{dead}.tmp', 'f.tmp']
+    for name in (*mine, *others): (tmp_path/name).touch()
+    try:
+        with write_aside(tmp_path/'f') as tmp: tmp.write_text('new')
+        assert names(tmp_path) == sorted([*others, 'f'])
+    finally:
+        child.communicate(b'\n')
+
+@pytest.mark.parametrize('name', ['[a].json', 'a*?', 'a.b.c'])
+def test_odd_names_are_swept_too(tmp_path, name):
+    (tmp_path/f'.{name}.{dead_pid()}.tmp').touch()
+    with write_aside(tmp_path/name) as tmp: tmp.write_text('new')
+    assert names(tmp_path) == [name]
+    folder(tmp_path/f'.d{name}.{dead_pid()}.old', 'old')
+    assert (recover_folder(tmp_path/f'd{name}')/'a').read_text() == 'old'
+
+def test_whether_a_writer_lives():
+    "Another process that runs; not this one, not a dead one, not a name without a number."
+    assert writer_lives(f'.x.json.{os.getppid()}.tmp')
+    for middle in (os.getpid(), dead_pid(), 'abc', ''): assert not writer_lives(f'.x.json.{middle}.tmp'), middle
+    assert not writer_lives('.tmpab12cd')
 
 def test_write_aside_of_two_writers_never_mixes(tmp_path):
     "Two processes write one file again and again: whoever reads sees one of the two texts, whole."
@@ -250,6 +295,21 @@ def test_fingerprint_of_a_folder_is_its_visible_files(tmp_path):
     renamed = fingerprint(tmp_path)
     (tmp_path/'c').unlink()
     assert len({first, with_empty, renamed}) == 3 and fingerprint(tmp_path) == first
+
+def test_fingerprint_of_a_folder_sees_its_subfolders(tmp_path):
+    (tmp_path/'inner'/'deep').mkdir(parents=True)
+    (tmp_path/'inner'/'deep'/'a').write_bytes(b'1')
+    (tmp_path/'z').write_bytes(b'2')
+    first = fingerprint(tmp_path)
+    one, two = (hashlib.sha256(x).digest() for x in (b'1', b'2'))
+    assert first == known(b'inner/deep/a', one, b'z', two)
+    (tmp_path/'inner'/'deep'/'a').write_bytes(b'3')
+    changed = fingerprint(tmp_path)
+    (tmp_path/'inner'/'deep'/'a').rename(tmp_path/'inner'/'a')
+    moved = fingerprint(tmp_path)
+    (tmp_path/'inner'/'.cache').mkdir()
+    (tmp_path/'inner'/'.cache'/'b').write_bytes(b'4')
+    assert len({first, changed, moved}) == 3 and fingerprint(tmp_path) == moved
 
 def test_fingerprint_is_the_same_in_another_process(tmp_path):
     "It does not depend on the hash seed of the process."

@@ -1,6 +1,5 @@
 "The sample corpus against plain readings of its files, brute force, and what chapter 00 makes of it."
 import csv
-import hashlib
 import io
 import json
 import re
@@ -8,17 +7,17 @@ from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
+from raw_toys import tree
 
+from scclm.dpo import dpo_cfg
+from scclm.ie_finetune import ie_cfg
+from scclm.pretrain import pretrain_cfg
 from scclm.sample_copying import EVENTS, TASKS, Names
 from scclm.sample_corpus import (ASKED, FILES, REVERSIBLE, articles, copy_rows, fact_rows,
     heldout_rows, intended, make_sample_corpus, sft_rows)
 from scclm.sample_facts import RELATIONS, facts, phrasings
-
-
-def tree(root):
-    "Name and SHA-256 of every file."
-    files = [p for p in sorted(root.rglob('*')) if p.is_file()]
-    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+from scclm.sft import sft_cfg
+from scclm.tokenizer import tokenizer_cfg, train_tokenizer
 
 
 @pytest.fixture(scope='module')
@@ -41,6 +40,20 @@ def cleaned(corpus):
     def read(*names):
         return [r for n in names for r in pq.read_table(folder/f'{n}.parquet').to_pylist()]
     return report, read
+
+
+def test_nothing_of_the_sample_is_cut_at_tiny(cleaned, corpus, monkeypatch):
+    "Every text, in the tokens of the tokenizer that learns from it, and its end mark."
+    monkeypatch.setenv('SCCLM_RUNS', str(corpus[0].parent/'runs'))
+    monkeypatch.setenv('SCCLM_SCALE', 'tiny')
+    monkeypatch.delenv('SCCLM_RAW', raising=False)
+    rows = cleaned[1]('train', 'valid', 'test', 'sft_train', 'sft_valid', 'heldout')
+    texts = [r[column] for r in rows for column in ('prompt', 'response')]
+    tok = train_tokenizer(tokenizer_cfg())
+    longest = max(len(ids) for ids in tok(sorted(texts, key=len)[-500:])['input_ids'])
+    presets = pretrain_cfg('tiny'), sft_cfg('tiny'), dpo_cfg('tiny'), dpo_cfg('tiny', lora=True), ie_cfg('tiny')
+    assert 100 < longest < min(cfg.max_len for cfg in presets)
+    assert {cfg.too_long for cfg in presets} == {'cut'}
 
 
 # ---- facts and held-out questions

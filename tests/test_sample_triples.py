@@ -1,10 +1,10 @@
 "The sample triples against plain readings of their files."
-import hashlib
 import json
 import re
 from collections import Counter
 
 import pytest
+from raw_toys import tree
 
 from scclm.sample_corpus import intended
 from scclm.sample_triples import (DIRT, Fact, KINDS, RELATIONS, Speaker, bad_lines, bigrams, course_text,
@@ -12,12 +12,6 @@ from scclm.sample_triples import (DIRT, Fact, KINDS, RELATIONS, Speaker, bad_lin
 from scclm.tokenizer import ALWAYS
 
 FILES = ['test_combination', 'test_entity', 'test_pattern', 'test_sentence', 'train', 'valid']
-
-
-def tree(root):
-    "Files and their SHA-256."
-    files = sorted(p for p in root.rglob('*') if p.is_file())
-    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def triples(record):

@@ -4,11 +4,10 @@ import random
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from chat_toys import CHARS, SPECIALS, char_tok, toy_model
+from chat_toys import CHARS, SPECIALS, char_tok, said_alone, toy_model
+from raw_toys import put_pairs
 
 from scclm.dataset import encode_pairs, pair_batches
 from scclm.scores import (answer_logp, batch_logp, bits_per_char, bleu4, check_finite, eval_loss, exact_match,
@@ -47,11 +46,6 @@ def slow_logps(model, prompt, answer):
         out.append(scores[i] - top - math.log(np.exp(scores - top).sum()))
         said.append(i)
     return out
-
-def said_alone(model, tok, prompt, most):
-    "What the library's own `generate` answers to one prompt."
-    out = model.generate(torch.tensor([ids_of(tok, prompt)]), max_new_tokens=most, do_sample=False, num_beams=1)
-    return tok.decode(out[0], skip_special_tokens=True)
 
 # Decoding
 
@@ -180,11 +174,6 @@ def test_scores_that_are_not_finite_are_refused(tok):
 
 # Held-out questions and `eval_fn`
 
-def write_heldout(path, prompts, answers, kinds):
-    "A parquet of held-out questions."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(dict(prompt=prompts, response=answers, kind=kinds)), path)
-
 def test_heldout_by_kind(model, tok, tmp_path, monkeypatch):
     monkeypatch.setenv('SCCLM_RUNS', str(tmp_path))
     monkeypatch.setenv('SCCLM_SCALE', 'tiny')
@@ -193,10 +182,10 @@ def test_heldout_by_kind(model, tok, tmp_path, monkeypatch):
     answers = [said_alone(model, tok, p, 64).strip() for p in prompts]
     wanted = [a if right else a + '错' for a, right in zip(answers, [1, 1, 0, 1, 0, 0, 1, 1])]
     kinds = ['template', 'phrasing'] * 4
-    write_heldout(tmp_path/'tiny'/'data'/'heldout.parquet', prompts, wanted, kinds)
+    put_pairs(tmp_path/'tiny'/'data'/'heldout.parquet', prompts, wanted, kind=kinds)
     assert heldout_exact(model, tok) == dict(all=5/8, phrasing=3/4, template=2/4)
     assert heldout_counts() == dict(all=8, phrasing=4, template=4)
-    write_heldout(tmp_path/'other.parquet', prompts[:1], wanted[:1], ['x'])
+    put_pairs(tmp_path/'other.parquet', prompts[:1], wanted[:1], kind=['x'])
     assert heldout_exact(model, tok, tmp_path/'other.parquet') == dict(all=1., x=1.)
     assert heldout_counts(tmp_path/'other.parquet') == dict(all=1, x=1)
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from chat_toys import CHARS, SPECIALS, toy_model
+from chat_toys import CHARS, SPECIALS, said_alone, toy_model
+from raw_toys import put_pairs
 
 from scclm import pretrain as pretraining
 from scclm import sft as fine_tuning
@@ -19,6 +20,7 @@ from scclm.dataset import read_pairs
 from scclm.model import build_model, load_model, model_config
 from scclm.pretrain import CharBigram, baseline_bits, hf_fit, one_table_, pretrain_cfg, rows_per_batch
 from scclm.runlog import read_log
+from scclm.runs import read_json
 from scclm.sft import freeze, length_filter, sft_cfg
 from scclm.stage import (Watch, finish_stage, heldout_eval, heldout_sample, last_eval, read_samples, run_costs,
     stage_eval, stage_figures, stage_stream, watch_callbacks)
@@ -39,6 +41,7 @@ class Cfg(TrainCfg):
     budget_tok:int=120
     max_len:int=24
     window:int=64
+    too_long:str='cut'
 
 @pytest.fixture(scope='module')
 def tok(): return wrap_tokenizer(bpe_tokenizer([*SPECIALS, *sorted(set(CHARS))], []))
@@ -59,10 +62,7 @@ def rows(n, seed):
 
 def put(path, pairs, **more):
     "A parquet of pairs, in row groups of three."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = dict(prompt=[p for p, _ in pairs], response=[r for _, r in pairs])
-    pq.write_table(pa.table(columns | more), path, row_group_size=3)
-    return path
+    return put_pairs(path, *map(list, zip(*pairs)), 3, **more)
 
 HELDOUT = rows(7, 13)
 
@@ -78,12 +78,6 @@ def home(tmp_path, monkeypatch):
     return tmp_path/'tiny'
 
 def weights(model): return {n: p.detach().clone() for n, p in model.named_parameters()}
-
-def said_alone(model, tok, prompt, most=64):
-    "What the library's own `generate` answers to one prompt."
-    ids = [*map(tok.get_vocab().get, prompt), 1]
-    out = model.generate(torch.tensor([ids]), max_new_tokens=most, do_sample=False, num_beams=1)
-    return tok.decode(out[0], skip_special_tokens=True)
 
 # Presets
 
@@ -143,7 +137,7 @@ def test_length_filter_keeps_what_pandas_keeps(tmp_path, seed):
     whole = pd.concat(tables)
     short = whole[(whole.prompt.str.len() <= 8) & (whole.response.str.len() <= 8)]
     n = length_filter(files, 8, tmp_path/'out.parquet')
-    assert n == dict(rows=33, kept=len(short)) and 0 < len(short) < 33, f'seed {seed}'
+    assert n == dict(rows=33, kept=len(short), null=0) and 0 < len(short) < 33, f'seed {seed}'
     assert read_pairs(tmp_path/'out.parquet') == list(short.itertuples(index=False, name=None)), f'seed {seed}'
     assert pq.read_schema(tmp_path/'out.parquet').names == ['prompt', 'response']
 
@@ -158,7 +152,7 @@ def test_length_filter_takes_every_text_type_and_leaves_nulls(tmp_path):
 
 def test_length_filter_takes_columns_in_any_order(tmp_path):
     pq.write_table(pa.table(dict(response=['玄'], more=[1], prompt=['天'])), tmp_path/'a.parquet')
-    assert length_filter([tmp_path/'a.parquet'], 8, tmp_path/'out.parquet') == dict(rows=1, kept=1)
+    assert length_filter([tmp_path/'a.parquet'], 8, tmp_path/'out.parquet') == dict(rows=1, kept=1, null=0)
     assert read_pairs(tmp_path/'out.parquet') == [('天', '玄')]
 
 def test_length_filter_without_rows_left_keeps_the_old_file(tmp_path):
@@ -391,8 +385,8 @@ def test_costs_count_real_tokens(tok, home, run):
 
 def test_a_finished_stage_leaves_model_and_figures(tok, run):
     assert finish_stage(run, tok, dict(loss_valid=1.5, 中文='好')) is run
-    assert json.loads((run.out/'figures.json').read_text(encoding='utf-8')) == dict(loss_valid=1.5, 中文='好')
-    saved = json.loads((run.out/'config.json').read_text(encoding='utf-8'))
+    assert read_json(run.out/'figures.json') == dict(loss_valid=1.5, 中文='好')
+    saved = read_json(run.out/'config.json')
     assert saved == json.loads(json.dumps(asdict(run.cfg)))
     reopened, tok2 = load_model(run.out/'model')
     assert weights(reopened).keys() == weights(run.model).keys()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from raw_toys import put
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET = {'application/vnd.jupyter.widget-view+json': {}, 'text/plain': 'bar'}
@@ -24,11 +25,6 @@ def book(*sources, outputs=()):
     return nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell('# title'), *cells]))
 
 def says(text, name='stdout'): return nbformat.v4.new_output('stream', text=text, name=name)
-
-def put(path, text):
-    "Write a file and its folders."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding='utf-8')
 
 def code_outputs(path):
     "Outputs of each code cell."
