@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -340,13 +340,20 @@ _STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/])|(?:(?<=[）》
                    rf'(?<![\n\x01]{_NUMERAL}\.)(?<!^{_NUMERAL}\.)(?<![\n\x01]十{_NUMERAL}\.)(?<!^十{_NUMERAL}\.)')
 
 # %% ../nbs/00_data_cleaning.ipynb #243a44da
+_NAMED = '和与跟是的' # after a mark that begins a row: the row speaks of it
+_ASCII_MARKS = '[,.;:!?]'
+_OF_THREE = rf'(?!({_ASCII_MARKS})\1*(?!\1){_ASCII_MARKS})' # not before two more different marks: ,.! are spoken of
+_LAST_OF_THREE = '|'.join(re.escape(a + b) for a, b in permutations(',.;:!?', 2))
+
 def _beside_han(mark:str, after:str='')->re.Pattern:
     """The pattern of an ASCII mark, or a run of it, with a Chinese character before it (perhaps a space between)
-    or behind it; never where `after`, a pattern, follows."""
+    or behind it; never where `after`, a pattern, follows, and not where it is spoken of."""
     one, run = re.escape(mark), '' if mark == ':' else re.escape(mark) + '*'
     behind = rf'(?<![0-9A-Za-z)]{one})' if mark == '!' else '' # 5!种 is a factorial
-    return re.compile(f'{one}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{behind}{run}(?={_R})){after}')
+    named = rf'(?!(?<=[\n\x01]{one})[{_NAMED}])(?!(?<=^{one})[{_NAMED}])(?<!(?:{_LAST_OF_THREE}){one})'
+    return re.compile(f'{one}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{named}{behind}{run}(?={_R})){_OF_THREE}{after}')
 
+# %% ../nbs/00_data_cleaning.ipynb #p0000023
 _AFTER = {'?': r'(?![A-Za-z_]\w*=)', '!': '(?!=)'} # a query in an address, the sign !=
 _MARKS = [(_beside_han(ascii_mark, _AFTER.get(ascii_mark, '')), mark) for ascii_mark, mark in _CHINESE.items()]
 _BEFORE_QUOTE = [(re.compile(f'[{ascii_mark}](?<![0-9A-Za-z)]!)[{ascii_mark}]* ?(?=“)'), mark)
@@ -376,39 +383,52 @@ def _chinese_quotes(text:str)->str:
 
 # %% ../nbs/00_data_cleaning.ipynb #278a6daf
 _RUN = re.compile('[，、；：。！？][，、；：。！？]+(?![）（])') # not into ：） and ；（
-_LONG_RUN = re.compile(r'([-=_*…—.])\1{3,}')
-_LEAD = re.compile(rf'{SEP}([ \t\n]*)[，。、；：！？][，。、；：！？ \t\n]*')
+_LONG_RUN = re.compile(r'([-=_*.~～·—])\1{20,}') # a rule across the page, a leader of dots
+_ELLIPSIS = re.compile('…{3,}')
+_LEAD = re.compile(rf'{SEP}([ \t\n]*)([，。、；：！？][，。、；：！？ \t\n]*)')
 _FACE_OR_COMMAND = re.compile('[：；][）（]|[：！][A-Za-z]') # ：） ！important ：wq
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000021
+def _is_named(marks:str, after:str)->bool:
+    "Are the marks that begin a row what it speaks of? 、和，的区别, ，。！？分别是什么"
+    if len(set(marks)) > 2 or (after and after in _NAMED): return True
+    return len(marks) == 2 and marks[1] == '、' != marks[0]
 
 # %% ../nbs/00_data_cleaning.ipynb #8fc57362
 def _one_mark(m:re.Match)->str:
-    "A run of punctuation: each sentence end once, in order; without any, the first mark."
-    if m[0][0] in '：；' and m.string[m.start() - 1:m.start()] == '（': return m[0] # a face
+    "A run of punctuation: each sentence end once, in order; without any, the first mark. Marks spoken of stay."
+    before, after = m.string[m.start() - 1:m.start()], m.string[m.end():m.end() + 1]
+    if len(set(m[0])) > 2 or (before in ('', SEP) and _is_named(m[0], after)): return m[0]
+    if m[0][0] in '：；' and before == '（': return m[0] # a face
     ends = dict.fromkeys(c for c in m[0] if c in '。！？')
     return ''.join(ends) or m[0][0]
 
 # %% ../nbs/00_data_cleaning.ipynb #5971b3c1
 def _short_run(m:re.Match)->str:
-    "A long run of one mark: two of an ellipsis or dash, three of any other. 138****5678 stays."
+    "A very long run of one sign: three of it, two of a dash. Between letters or digits it stays."
     before, after = m.string[m.start() - 1:m.start()], m.string[m.end():m.end() + 1]
     if (before + after).isascii() and before.isalnum() and after.isalnum(): return m[0]
-    return m[1]*(2 if m[1] in '…—' else 3)
+    return m[1]*(2 if m[1] == '—' else 3)
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000022
+def _collapse_marks(text:str)->str:
+    "The part of `collapse_runs` that looks at marks only."
+    text = _ELLIPSIS.sub('……', _RUN.sub(_one_mark, text))
+    return _at_row_starts(_LEAD, _no_lead, text)
 
 # %% ../nbs/00_data_cleaning.ipynb #45ee93f7
 def collapse_runs(
     text:str, # one row, or many joined
 )->str: # with one mark where there were many
     """One mark for a run of commas and full stops: of two different ones the stronger; none at the start.
-    Ellipses and dashes keep two; a sign that calculates only goes where the same one comes again and again."""
-    text = _RUN.sub(_one_mark, text)
-    for mark in '~～·':
-        if mark*2 in text: text = re.sub(f'{mark}{mark}+', mark, text)
-    text = _LONG_RUN.sub(_short_run, text)
-    return _at_row_starts(_LEAD, _no_lead, text)
+    Three different marks are spoken of and stay. An ellipsis keeps two of its signs.
+    Signs that may count (- = _ * . ~ · —) stay up to 20 of them: stars of a rating, Morse code, i--."""
+    return _collapse_marks(_LONG_RUN.sub(_short_run, text))
 
 # %% ../nbs/00_data_cleaning.ipynb #6d38250f
 def _no_lead(m:re.Match)->str:
-    "The beginning of a row without its marks."
+    "The beginning of a row without its marks, unless it speaks of them."
+    if _is_named(m[2], m.string[m.end():m.end() + 1]): return m[0]
     meant = _FACE_OR_COMMAND.match(m.string, m.end() - 1)
     return SEP + m[1] + (meant[0][0] if meant else '')
 
@@ -419,47 +439,98 @@ _ENDS = frozenset('，。、！？…')
 _ENDS_OF = {c: _ENDS if c in '（）' else _ENDS | {'：', '；'} for c in '（《“【）》”】'} # ：） is a face
 
 # %% ../nbs/00_data_cleaning.ipynb #3562782b
+_BRACKETS = re.compile('[（）《》“”【】]')
+
 def _unpaired(text:str)->list[int]:
     "Places of brackets and quotes that have no partner."
-    opened, odd = [], [] # (bracket, position) still open; positions without a partner
-    for i, c in enumerate(text):
-        if c in '（《“【': opened.append((c, i))
-        elif c in _PAIRS:
-            same = [k for k, (bracket, _) in enumerate(opened) if bracket == _PAIRS[c]]
-            if not same:
-                odd.append(i)
-                continue
-            odd += [at for _, at in opened[same[-1] + 1:]] # opened inside, never closed
-            del opened[same[-1]:]
-    return odd + [at for _, at in opened]
+    opened, odd = [], [] # places still open; places without a partner
+    waiting = Counter() # bracket -> how many of it are open
+    for m in _BRACKETS.finditer(text):
+        wanted = _PAIRS.get(m[0])
+        if wanted is None:
+            opened.append(m.start())
+            waiting[m[0]] += 1
+        elif not waiting[wanted]: odd.append(m.start())
+        else:
+            inside = _close(text, wanted, opened)
+            waiting.subtract([wanted, *(text[at] for at in inside)])
+            odd += inside
+    return odd + opened
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000031
+def _close(text:str, wanted:str, opened:list[int])->list[int]:
+    "Close the last open bracket of a kind; the places of those opened inside it and never closed."
+    inside = []
+    while text[at := opened.pop()] != wanted: inside.append(at)
+    return inside
 
 # %% ../nbs/00_data_cleaning.ipynb #a28bc265
-def _is_debris(text:str, i:int)->bool:
-    """Can the unpaired bracket at `i` go? Only at the edge of a line or beside a mark,
+def _is_debris(before:str, bracket:str, after:str)->bool:
+    """Can an unpaired bracket go, between these two characters? Only at the edge of a line or beside a mark,
     and not if it may mean something."""
-    before, after = (text[:i].rstrip(' \t')[-1:] or '\n'), (text[i + 1:i + 2] or '\n')
-    if before.isdigit() and text[i] in '“”': return False # 6.5”, 4'33”
-    ends = _ENDS_OF[text[i]]
+    if before.isdigit() and bracket in '“”': return False # 6.5”, 4'33”
+    if before == '\n' and after in '和与跟': return False # ）和】的区别
+    ends = _ENDS_OF[bracket]
     line_or_sentence = before == '\n' or before in ends
-    if text[i] in _PAIRS: return line_or_sentence
-    if after == '\n': return text[i] != '（' or before not in '：；:;' # not a face
+    if bracket in _PAIRS: return line_or_sentence
+    if after == '\n': return bracket != '（' or before not in '：；:;' # not a face
     return after in ends or (line_or_sentence and _HAN_CHAR.match(after) is not None)
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000030
 _HAN_CHAR = re.compile(f'[{HAN}]')
 
+class _LinkedList:
+    "A doubly linked list of places in a text: taking one out costs the same in a text of any length."
+    def __init__(self, places:Sequence[int], end:int):
+        self.before = dict(zip([*places, end], [-1, *places]))
+        self.after = dict(zip([-1, *places], [*places, end]))
+
+    def remove(self, at:int):
+        "Its neighbours become neighbours."
+        before, after = self.before.pop(at), self.after.pop(at)
+        self.after[before], self.before[after] = after, before
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000032
 def balance(
     text:str, # one row
 )->str: # without brackets and quotes that were left over
     "Drop every （《“【 or ）》”】 that has no partner and is surely debris."
-    debris = True
-    while debris:
-        odd = _unpaired(text)
-        quotes = Counter(text.count('\n', 0, i) for i in odd if text[i] in '“”') # line -> unpaired quotes
-        debris = {i for i in odd if _is_debris(text, i)
-                  and (text[i] not in '“”' or quotes[text.count('\n', 0, i)] == 1)} # ”安排“: one alone is worse
-        if debris: text = ''.join(c for i, c in enumerate(text) if i not in debris)
+    odd = _unpaired(text)
+    lone = _lone_quotes(text, odd) # ”安排“: one alone is worse
+    rest = {i for i in odd if text[i] not in '“”' or i in lone}
+    if rest: text = _without_debris(text, rest)
     return _BLANK.sub('\n\n', text)
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000033
+def _lone_quotes(text:str, odd:list[int])->set[int]:
+    "The unpaired quotes that are the only one in their line."
+    line_of, line, done = {}, 0, 0
+    for i in sorted(i for i in odd if text[i] in '“”'):
+        line += text.count('\n', done, i)
+        line_of[i], done = line, i
+    quotes = Counter(line_of.values())
+    return {i for i, line in line_of.items() if quotes[line] == 1}
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000034
+def _without_debris(text:str, odd:set[int])->str:
+    """A text without those of some brackets that are debris. Where one went, its neighbours meet:
+    only brackets beside it are looked at again, so that the work grows with the text and no faster."""
+    end = len(text)
+    places = _LinkedList(range(end), end)
+    visible = _LinkedList([i for i, c in enumerate(text) if c not in ' \t'], end)
+    char = [*text, '\n', '\n'] # at -1 and at the end of the text stands a line end
+    rest, look = set(odd), set(odd)
+    while look:
+        debris = {i for i in look if _is_debris(char[visible.before[i]], text[i], char[places.after[i]])}
+        rest -= debris
+        look = set()
+        for i in debris:
+            look |= {places.before[i], visible.after[i]}
+            places.remove(i)
+            visible.remove(i)
+        look &= rest
+    gone = odd - rest
+    return ''.join(c for i, c in enumerate(text) if i not in gone)
 
 # %% ../nbs/00_data_cleaning.ipynb #951a4518
 def fix_brackets(
@@ -471,17 +542,17 @@ def fix_brackets(
     odd = [k for k, brackets in enumerate(left.split(SEP)) if brackets]
     if not odd: return text
     rows = text.split(SEP)
-    for k in odd: rows[k] = _settle(rows[k])
+    for k in odd: rows[k] = _to_fixpoint(rows[k])
     return SEP.join(rows)
 
 # %% ../nbs/00_data_cleaning.ipynb #9421ac86
-def _settle(row:str)->str:
+def _to_fixpoint(row:str)->str:
     """A row without debris. Where some went, what it kept apart meets:
     the rules for marks look again, until nothing changes."""
     old, row = row, balance(row)
     while row != old:
         old = row
-        row = balance(collapse_runs(hug_marks(chinese_punct(row))))
+        row = balance(_collapse_marks(hug_marks(chinese_punct(row))))
     return row
 
 # %% ../nbs/00_data_cleaning.ipynb #9f7990ee
@@ -502,8 +573,7 @@ def simplify(
 TEXT_RULES = (strip_invisible, strip_html, half_width, tidy_spaces, chinese_punct, hug_marks, fix_brackets,
               collapse_runs)
 _INLINE_CODE = re.compile('`(?<!``)[^`\n\x01]{1,300}`(?!`)')
-_ADDRESS = re.compile(r'http(?:s|)://[!-~Ａ-Ｚａ-ｚ０-９]*[\w/=&#%+~-]', re.A)
-_HELD = {'\x02': _INLINE_CODE, '\x04': _ADDRESS} # what stands for a piece that no rule may touch
+_ADDRESS = re.compile(r'http(?:s|)://[!#-;=?-~Ａ-Ｚａ-ｚ０-９]*[\w/=&#%+~-]', re.A) # no < > " in it
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000040
 _CODE_OF = dict( # signs of code, for RE2: \w is ASCII, ^ and $ are the edges of a line
@@ -536,23 +606,33 @@ _CODE_OF |= dict(
          r'\b(?i:where) \w+ ?(?:[=<>]|(?i:in|like)\b)'),
     data=(r'"[^"\n]{0,100}"[ \t]*:[ \t]*(?:["\[{\d-]|true|false|null)|^[ \t]*[\w-]+:[ \t]*\n[ \t]+[-\w"\']',
           r'^[ \t]*- [a-zA-Z_][\w.-]*: |^[ \t]*[a-z_][\w.-]+: [^\n]*\n[ \t]*[a-z_][\w.-]+:(?:[ \n]|$)',
-          r'^[ \t]*[A-Za-z_][\w.]*(?: = \S| ?= ?["\'\[{])|^\[[\w.-]+\]\n[\w.]+ ?=',
-          r'^[ \t]*[.#]?[\w-]+ ?\{|[a-z-]+: ?[^;\n]+;[ \t]*\}'))
-_PARTS = (('markup', 'sheet', 'python', 'c'), ('shell', 'sql'), ('data',)) # RE2 slows down on one long pattern
+          r'^[ \t]*[$@]?[A-Za-z_][\w.]*(?: = \S| ?:?= ?["\'\[{])|^\[[\w.-]+\]\n[\w.]+ ?=',
+          r'^[ \t]*[.#]?[\w-]+ ?\{|[a-z-]+: ?[^;\n]+;[ \t]*\}'),
+    line=(r'\b(?:raise|throw) (?:new )?[A-Za-z_][\w.]*\(|^[ \t]*(?:assert|yield|raise|del) [A-Za-z_][\w.]*[ (\[=<>!,]',
+          r'^[ \t]*(?:puts|print|return|say|die|warn|put|p|write|writeln|fputs) ?["\']', # Ruby, Perl, Lua, Python 2
+          r'\b(?i:msgbox|inputbox|debug\.print|response\.write|write-(?:host|output)) ?[("\'$]|\bDim \w+ As\b|#\{\w',
+          r'\$[A-Za-z_]\w*(?: ?\.?= ?["\'\[]|->|\[["\'])|<\?php|\b(?:my|our) [$@%]\w|^[ \t]*[\w.$]+ ?<- ?["\'\w(]',
+          r'\b[a-z_]+!\(|^[ \t]*\w+(?:\.\w+)*\([^\n]*\)[ \t]*(?:#|//)|["\'];[ \t]*(?:(?:#|//|--)[^\n]*)?$',
+          r'^[ \t]*(?:val|local) \w+ ?(?::|=)|\w\(@"'))
+_PARTS = (('markup', 'sheet', 'python', 'c'), ('shell', 'sql'), ('data',), ('line',)) # RE2 slows down on one long pattern
 _CODE = ['(?m:' + '|'.join('|'.join(_CODE_OF[kind]) for kind in kinds) + ')' for kinds in _PARTS]
 
 # %% ../nbs/00_data_cleaning.ipynb #46ecd81c
 def clean_prose(
     text:str, # one row, or many joined
 )->str: # after every rule of `TEXT_RULES` but the first
-    "The chain of text rules for text whose invisible characters are gone. Inline code and addresses stay as they are."
-    held = {}
-    for instead, piece in _HELD.items():
-        held[instead] = piece.findall(text)
-        if held[instead]: text = piece.sub(instead, text)
-    for rule in TEXT_RULES[1:]: text = rule(text)
-    for instead in reversed(_HELD): text = _put_back(text, instead, held[instead])
-    return text
+    """The chain of text rules for text whose invisible characters are gone. Inline code stays as it is,
+    and so does an address once the tags around it are gone: before that, it would swallow them."""
+    text, code = _hold(text, _INLINE_CODE, '\x02')
+    text, addresses = _hold(strip_html(text), _ADDRESS, '\x04')
+    for rule in TEXT_RULES[2:]: text = rule(text)
+    return _put_back(_put_back(text, '\x04', addresses), '\x02', code)
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000044
+def _hold(text:str, piece:re.Pattern, instead:str)->tuple[str, list[str]]:
+    "The text with a character in the place of every piece that no rule may touch, and the pieces."
+    held = piece.findall(text)
+    return piece.sub(instead, text) if held else text, held
 
 # %% ../nbs/00_data_cleaning.ipynb #d6507d32
 def _put_back(text:str, instead:str, held:list[str])->str:
@@ -953,17 +1033,22 @@ def _fields(schema:Schema)->tuple[str, ...]:
     "The columns that a source's pair function gets."
     return ('instruction', 'input', 'output') if schema.name == 'chat' else schema.need + schema.may
 
+# %% ../nbs/00_data_cleaning.ipynb #p0000062
+def _is_nothing(value:object)->bool:
+    "Is a value null, or one of the NaN and infinities that stand for it in tables?"
+    return value is None or (isinstance(value, float) and as_text(value) is None)
+
 # %% ../nbs/00_data_cleaning.ipynb #05d82b9a
 def _values(row:Mapping, schema:Schema)->tuple[tuple[str, ...]|None, str]:
     """The fields of one record as text, or the rule that rejects it.
-    What is no text is empty where a field may be absent."""
+    Nothing is empty where a field may be absent; what is something but no text rejects the row anywhere."""
     if any(c not in row for c in schema.need): return None, 'missing_column'
     if schema.name == 'chat':
         row, rule = _chat_fields(row, schema.need[0])
         if rule: return None, rule
-    texts = {c: as_text(row.get(c)) for c in _fields(schema)}
-    if any(text is None and c not in schema.may for c, text in texts.items()): return None, 'bad_value'
-    return tuple(text or '' for text in texts.values()), ''
+    row = {c: row.get(c) for c in _fields(schema)}
+    texts = ['' if c in schema.may and _is_nothing(value) else as_text(value) for c, value in row.items()]
+    return (None, 'bad_value') if None in texts else (tuple(texts), '')
 
 # %% ../nbs/00_data_cleaning.ipynb #bd3a6c89
 KEPT = pa.schema([('prompt', pa.string()), ('response', pa.string()),
@@ -977,13 +1062,9 @@ class Kept(NamedTuple):
     line:int # in its file
 
 # %% ../nbs/00_data_cleaning.ipynb #0b348a12
-def _utf8(text:str)->str:
-    "Halves of surrogate pairs become question marks."
-    return text.encode('utf-8', 'replace').decode('utf-8')
-
 def _raw_text(row:Row)->str:
     "A row as it stands in its file."
-    return _utf8(row.text or json.dumps(row.record, ensure_ascii=False, default=str))
+    return row.text or json.dumps(row.record, ensure_ascii=False, default=str)
 
 # %% ../nbs/00_data_cleaning.ipynb #913ed415
 def _judge_rows(rows:list[Row], block:Block, cfg:CleanCfg)->tuple[list[Kept], list[Reject]]:
