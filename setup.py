@@ -4,14 +4,14 @@ from pathlib import Path
 from setuptools import setup
 
 parser = ConfigParser(delimiters=['='])
-parser.read(Path(__file__).parent / 'settings.ini', encoding='utf-8')
+parser.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], license='Apache-2.0',
     description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
-    long_description=(Path(__file__).parent / 'README.en.md').read_text(encoding='utf-8'),
+    long_description=(Path(__file__).parent/'README.en.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=[cfg['lib_path']], include_package_data=True, zip_safe=False,
     python_requires='>=' + cfg['min_python'],

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -25,8 +24,8 @@ from transformers import (LogitsProcessorList, NoRepeatNGramLogitsProcessor, Pre
     PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper,
     TopKLogitsWarper, TopPLogitsWarper)
 
-from .dataset import decode, encode as encode_texts, pad, plan_window
-from .model import load_model, write_tokens
+from .dataset import alike, decode, encode as encode_texts, pad
+from .model import end_id, load_model, write_tokens
 from .runs import chat_models
 
 # %% ../nbs/08_chat.ipynb #d62bb1e2
@@ -287,7 +286,7 @@ def encode(self:ChatBot,
     texts:list[str], # questions
 )->list[list[int]]: # ids of each question and [EOS]
     "`encode_prompts` with this model's limit and end mark."
-    return encode_prompts(self.tok, texts, self.max_prompt_tok, self.model.config.eos_token_id)
+    return encode_prompts(self.tok, texts, self.max_prompt_tok, end_id(self.model, self.tok))
 
 # %% ../nbs/08_chat.ipynb #21c890f5
 def answer_ids(
@@ -309,8 +308,7 @@ def answer(self:ChatBot,
     dec = decoding or self.decoding
     prompts = self.encode(texts)
     out = ['']*len(texts)
-    lens = np.array([(len(p), dec.max_new_tok) for p in prompts]).reshape(-1, 2)
-    for rows in plan_window(lens, self.batch_tok):
+    for rows in alike([(len(p), dec.max_new_tok) for p in prompts], self.batch_tok):
         answers = answer_ids(self.model, [prompts[i] for i in rows], dec)
         for i, ids in zip(rows, answers): out[i] = decode(self.tok, ids)
     return [text if text.strip() else self.fallback for text in out]

@@ -9,8 +9,8 @@ __all__ = ['PRESETS', 'LORA', 'TINY_REAL', 'PREFS', 'PREF', 'VARIANTS', 'BASE', 
            'write_prefs', 'banned_prompts', 'prepare_prefs', 'PairLogp', 'pair_logp', 'dpo_loss', 'count_pairs',
            'no_dropout_', 'PrefIds', 'encode_prefs', 'Fitting', 'fit_prefs', 'collate_prefs', 'pref_plan', 'logp_table',
            'rows_key', 'reference', 'PrefStream', 'pref_scores', 'answer_lens', 'pref_eval', 'add_lora', 'n_trained',
-           'weights_key', 'note_base', 'finish_dpo', 'pref_shares', 'dpo_figures', 'dpo', 'plot_logp', 'MergeCfg',
-           'load_base', 'load_adapter', 'merge']
+           'weights_key', 'note_base', 'save_adapter', 'finish_dpo', 'pref_shares', 'dpo_figures', 'dpo', 'plot_logp',
+           'MergeCfg', 'load_base', 'load_adapter', 'merge']
 
 # %% ../nbs/07_dpo.ipynb #86704992
 import json
@@ -21,7 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +38,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .data_cleaning import clean_texts
-from .dataset import TOO_LONG, LongRows, check_state, collate, encode, plan_window, read_pairs
+from .dataset import (TOO_LONG, LongRows, Position, check_position, check_state, collate, cut_ids,
+    encode, plan_window, read_pairs)
 from .model import first_not_finite, load_model, save_model
 from .readers import (Exchange, Part, Reject, Schema, Source, Turn, explain, file_parts,
     one_exchange, read_file, read_turns, rejects_table, shown_name, sniff, walk_files)
@@ -54,25 +55,25 @@ from .trainer import Run, TrainCfg, fit, lock_stage, named_weights, processes
 @dataclass(frozen=True)
 class DpoCfg(TrainCfg):
     "Preference optimisation: the loop's fields, pairs, loss, and LoRA."
-    scale:str = 'tiny'            # tiny, mini or base; chooses the preset
-    base:str = ''                 # model folder to start from, also the reference; none: sft/model of this scale
-    data:tuple[str, ...] = ()     # raw preference files or folders; none: prefs/ below SCCLM_RAW, else the sample
-    pairs:str = ''                # folder of the prepared pairs and own answers; none: dpo/ of this scale
-    variant:str = 'sft'           # loss: sigmoid (DPO), ipo, or sft (DPO with an SFT term)
-    beta:float = 0.1              # how far the model may move from the reference: smaller is farther
-    alpha:float = 1.              # weight of the SFT term
-    epochs:float = 0.             # passes over the pairs, in place of steps; 0: steps count
-    lora_r:int = 0                # rank of the LoRA adapter, which wants about 3 times the lr; 0 trains all parameters
-    lora_alpha:int = 16           # scale of the adapter, divided by the rank
-    lora_dropout:float = 0.1      # dropout on the adapter's input
-    lora_targets:tuple[str, ...] = ('q', 'k', 'v', 'o', 'wi', 'wo') # linear layers that get an adapter
-    max_char:int = 512            # longer prompts or answers are left out, characters
-    budget_tok:int = 2048         # padded tokens per batch, both answers counted
-    max_len:int = 128             # longest prompt and answer, tokens
-    too_long:str = 'cut'          # pairs longer than max_len: cut, drop, close (chapter 02)
-    answer_tok:int = 64           # longest own answer, tokens
-    valid_share:float = 0.03      # share of prompts held out where no file is in a heldout folder
-    out:str = ''                  # stage folder; none: dpo/ of this scale, dpo_lora/ with LoRA
+    scale:str='tiny'            # tiny, mini or base; chooses the preset
+    base:str=''                 # model folder to start from, also the reference; none: sft/model of this scale
+    data:tuple[str, ...]=()     # raw preference files or folders; none: prefs/ below SCCLM_RAW, else the sample
+    pairs:str=''                # folder of the prepared pairs and own answers; none: dpo/ of this scale
+    variant:str='sft'           # loss: sigmoid (DPO), ipo, or sft (DPO with an SFT term)
+    beta:float=0.1              # how far the model may move from the reference: smaller is farther
+    alpha:float=1.              # weight of the SFT term
+    epochs:float=0.             # passes over the pairs, in place of steps; 0: steps count
+    lora_r:int=0                # rank of the LoRA adapter, which wants about 3 times the lr; 0 trains all parameters
+    lora_alpha:int=16           # scale of the adapter, divided by the rank
+    lora_dropout:float=0.1      # dropout on the adapter's input
+    lora_targets:tuple[str, ...]=('q', 'k', 'v', 'o', 'wi', 'wo') # linear layers that get an adapter
+    max_char:int=512            # longer prompts or answers are left out, characters
+    budget_tok:int=2048         # padded tokens per batch, both answers counted
+    max_len:int=128             # longest prompt and answer, tokens
+    too_long:str='cut'          # pairs longer than max_len: cut, drop, close (chapter 02)
+    answer_tok:int=64           # longest own answer, tokens
+    valid_share:float=0.03      # share of prompts held out where no file is in a heldout folder
+    out:str=''                  # stage folder; none: dpo/ of this scale, dpo_lora/ with LoRA
 
     def __post_init__(self):
         "Raises ValueError for values that cannot train, naming the field."
@@ -297,7 +298,7 @@ def _read_part(part:Part, count:Counter)->Iterator[Judged]:
         raw = row.text or json.dumps(row.record, ensure_ascii=False, default=str)
         pref = None
         if not rule:
-            count[schema.name, 'literal_newline'] += any(_NEWLINE.search(v) for v in values)
+            count[schema.name, 'literal_newline'] += any(literal_newlines(v) != v for v in values)
             pref = Pref(schema.name, name, row.line, *as_pair(values, schema), _held_out(name))
         yield Judged(pref, Reject(schema.name, name, row.line, rule, raw))
 
@@ -504,7 +505,7 @@ def _sft(x:PairLogp, beta:float, alpha:float)->Tensor:
     "DPO, and the chosen answer itself should be likely."
     return -F.logsigmoid(beta * (x.chosen - x.rejected)) - alpha * x.logp / x.n_chosen
 
-VARIANTS:dict[str, Callable] = dict(sigmoid=_sigmoid, ipo=_ipo, sft=_sft) # (pairs, beta, alpha) -> (B,)
+VARIANTS:dict[str, Callable]=dict(sigmoid=_sigmoid, ipo=_ipo, sft=_sft) # (pairs, beta, alpha) -> (B,)
 
 # %% ../nbs/07_dpo.ipynb #809e4357
 def pair_logp(
@@ -556,6 +557,19 @@ class PrefIds(NamedTuple):
     chosen:np.ndarray # the better answer
     rejected:np.ndarray # the worse one
 
+# %% ../nbs/07_dpo.ipynb #3e7de4a5
+def _whole_prefs(rows:list[Pref], tok:PreTrainedTokenizerBase)->list[list[list[int]]]:
+    "Ids of prompt, chosen and rejected answer of every pair, none cut."
+    ids = encode([text for p in rows for text in (p.prompt, p.chosen, p.rejected)], tok)
+    return [ids[i:i + 3] for i in range(0, len(ids), 3)]
+
+# %% ../nbs/07_dpo.ipynb #7da03813
+def _cut_pref(ids:list[list[int]], max_len:int, too_long:str)->PrefIds:
+    "A pair as it is trained: what is too long is cut by chapter 02's rule."
+    prompt, *answers = ids
+    cut = [cut_ids(prompt, max_len), *(cut_ids(answer, max_len, too_long) for answer in answers)]
+    return PrefIds(*(np.array(x, np.int32) for x in cut))
+
 # %% ../nbs/07_dpo.ipynb #a07055f0
 def encode_prefs(
     rows:list[Pref], # with prompt, chosen, rejected
@@ -564,18 +578,13 @@ def encode_prefs(
     too_long:str='close', # close: a longer answer is cut and closed with [EOS]; otherwise cut, and nothing more
 )->list[PrefIds]: # as many
     "Tokenise every text once. A longer prompt is cut and closed."
-    texts = [text for p in rows for text in (p.prompt, p.chosen, p.rejected)]
-    closed = encode(texts, tok, max_len)
-    if too_long != 'close':
-        whole = encode(texts, tok)
-        closed = [short if i % 3 == 0 else ids[:max_len] for i, (short, ids) in enumerate(zip(closed, whole))]
-    ids = [np.array(x, np.int32) for x in closed]
-    return [PrefIds(*ids[i:i + 3]) for i in range(0, len(ids), 3)]
+    return [_cut_pref(row, max_len, too_long) for row in _whole_prefs(rows, tok)]
 
 # %% ../nbs/07_dpo.ipynb #4b5a0baa
 class Fitting(NamedTuple):
     "Pairs, and how many do not fit."
     prefs:list[Pref] # those to train on
+    rows:list[PrefIds] # the same in ids
     long:LongRows # counts over all pairs; `response`: the chosen answer, the rejected one, or both are longer
 
 # %% ../nbs/07_dpo.ipynb #9a0ff380
@@ -585,13 +594,14 @@ def fit_prefs(
     max_len:int, # longest prompt and answer, tokens
     too_long:str, # drop: longer pairs leave
 )->Fitting: # pairs and counts
-    "Count the pairs that are longer than `max_len`, and leave them out if asked to."
-    texts = [text for p in prefs for text in (p.prompt, p.chosen, p.rejected)]
-    over = np.array([len(ids) > max_len for ids in encode(texts, tok)], bool).reshape(-1, 3)
+    "Tokenise, count the pairs that are longer than `max_len`, and leave them out if asked to, else cut them."
+    whole = _whole_prefs(prefs, tok)
+    over = np.array([[len(ids) > max_len for ids in row] for row in whole], bool).reshape(-1, 3)
     either = over.any(1)
     long = LongRows(len(prefs), int(over[:, 0].sum()), int(over[:, 1:].any(1).sum()), int(either.sum()))
-    if too_long == 'drop': prefs = [p for p, leaves in zip(prefs, either) if not leaves]
-    return Fitting(prefs, long)
+    stays = np.flatnonzero(~either) if too_long == 'drop' else range(len(prefs))
+    rows = [_cut_pref(whole[i], max_len, too_long) for i in stays]
+    return Fitting([prefs[i] for i in stays], rows, long)
 
 # %% ../nbs/07_dpo.ipynb #dfea1a0f
 def collate_prefs(
@@ -675,7 +685,7 @@ class PrefStream:
         if not rows: raise ValueError('rows is empty: expected at least one preference pair')
         self.rows, self.ref = rows, ref
         self.rank, self.world = rank, world
-        self.pos = (0, 0, 0) # epoch, window (always 0), batch
+        self.pos = Position(0, 0, 0) # the window is always 0
         self.own = dict(fingerprint=rows_key(rows, ''), budget_tok=budget_tok, seed=seed)
 
     def plan(self,
@@ -686,13 +696,15 @@ class PrefStream:
 
     def state_dict(self)->dict: # JSON-able
         "Where the next batch is, and what the stream is made of."
-        return dict(zip(('epoch', 'window', 'batch'), self.pos), **self.own)
+        return self.pos._asdict() | self.own
 
     def load_state_dict(self,
         state:dict, # from `state_dict`; the number of ranks may differ
     ):
         "Continue with the batch that would have come. Raises ValueError naming what differs."
-        self.pos = check_state(state, self.own)
+        pos = check_state(state, self.own)
+        check_position(pos, 0 if pos.window else len(self.plan(pos.epoch)))
+        self.pos = pos
 
     def __iter__(self)->Iterator[dict]: # as `collate_prefs` makes them
         "Batches from the current position on, without end."
@@ -700,7 +712,7 @@ class PrefStream:
             epoch, _, first = self.pos
             plan = self.plan(epoch)
             for i in range(first, len(plan)):
-                self.pos = (epoch, 0, i + 1) if i + 1 < len(plan) else (epoch + 1, 0, 0)
+                self.pos = Position(epoch, 0, i + 1) if i + 1 < len(plan) else Position(epoch + 1, 0, 0)
                 mine = plan[i][self.rank::self.world]
                 yield collate_prefs([self.rows[j] for j in mine], self.ref[mine])
 
@@ -801,6 +813,16 @@ def note_base(
     except ValueError: base = '' # another drive
     return dict(weights=weights_key(model), base=base)
 
+# %% ../nbs/07_dpo.ipynb #14896387
+def save_adapter(
+    model:nn.Module, # with an adapter around it
+    folder:Path, # written to
+):
+    "The adapter in peft's format, and which weights it belongs to. A crash leaves the old folder or the new one."
+    with folder_aside(folder) as tmp:
+        model.save_pretrained(tmp)
+        write_json(tmp/BASE, note_base(model, folder))
+
 # %% ../nbs/07_dpo.ipynb #4b5a0bab
 def finish_dpo(
     run:Run, # of `fit`
@@ -808,15 +830,8 @@ def finish_dpo(
     figures:dict|None=None, # what was measured
 )->Run: # the same
     "As `finish_stage`; with LoRA the adapter goes to adapter/ in peft's format, and model/ is left to `merge`."
-    if not (run.done and run.cfg.lora_r): return finish_stage(run, tok, figures)
-    if not run.acc.is_main_process: return run
-    model = run.acc.unwrap_model(run.model)
-    with folder_aside(run.out/'adapter') as tmp:
-        model.save_pretrained(tmp)
-        write_json(tmp/BASE, note_base(model, run.out/'adapter'))
-    write_json(run.out/'config.json', asdict(run.cfg))
-    write_json(run.out/'figures.json', figures or {})
-    return run
+    keep = partial(save_adapter, folder=run.out/'adapter') if run.cfg.lora_r else None
+    return finish_stage(run, tok, figures, keep)
 
 # %% ../nbs/07_dpo.ipynb #36857c7e
 def pref_shares(
@@ -859,9 +874,9 @@ def _pairs_and_reference(cfg:DpoCfg, model:nn.Module, tok:PreTrainedTokenizerBas
         parts = prepare_prefs(cfg, model, tok, key, progress)
         fitting = {k: fit_prefs(v, tok, cfg.max_len, cfg.too_long) for k, v in parts.items()}
         parts = {k: v.prefs for k, v in fitting.items()}
-        for k, v in parts.items():
+        rows = {k: v.rows for k, v in fitting.items()}
+        for k, v in rows.items():
             if not v: raise ValueError(f'no {k} pair fits into max_len={cfg.max_len} tokens: expected a larger max_len')
-        rows = {k: encode_prefs(v, tok, cfg.max_len, cfg.too_long) for k, v in parts.items()}
         ref = {k: reference(model, rows[k], folder/f'ref_{k}.safetensors', key) for k in rows}
     return parts, rows, ref, fitting['train'].long
 
@@ -913,9 +928,9 @@ def plot_logp(
 @dataclass(frozen=True)
 class MergeCfg:
     "Where the adapter is and where the merged model goes."
-    adapter:str = ''              # adapter folder; none: dpo_lora/adapter of this scale
-    base:str = ''                 # model folder it was trained on; none: the one the adapter names
-    out:str = ''                  # merged model; none: model/ beside the adapter
+    adapter:str=''              # adapter folder; none: dpo_lora/adapter of this scale
+    base:str=''                 # model folder it was trained on; none: the one the adapter names
+    out:str=''                  # merged model; none: model/ beside the adapter
 
 # %% ../nbs/07_dpo.ipynb #4b5a0ba5
 def _base_places(adapter:Path, named:str, note:dict)->list[Path]:
@@ -949,8 +964,9 @@ def load_base(
                      'name its model with --base, or train it again with `scclm dpo`')
 
 # %% ../nbs/07_dpo.ipynb #4b5a0ba6
-def _check_adapter(path:Path, wanted:dict[str, Tensor]):
-    "Raise ValueError that names the first tensor which is missing, unknown, of another shape, or not finite."
+def _read_adapter(path:Path, wanted:dict[str, Tensor])->dict[str, Tensor]:
+    """The tensors of an adapter. Raises ValueError that names the first one which is missing, unknown, of another
+    shape, or not finite."""
     try: saved = load_file(str(path))
     except SafetensorError as e:
         raise ValueError(f'{path} is not a readable safetensors file: {first_line(e)}') from None
@@ -961,6 +977,7 @@ def _check_adapter(path:Path, wanted:dict[str, Tensor]):
         raise ValueError(f'{path} does not fit adapter_config.json: {name} has shape {has}, expected {want}')
     broken = first_not_finite(saved.items())
     if broken: raise ValueError(f'{path}: tensor {broken} holds numbers that are not finite')
+    return saved
 
 # %% ../nbs/07_dpo.ipynb #11b4d3a0
 def load_adapter(
@@ -976,9 +993,8 @@ def load_adapter(
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as e:
         raise ValueError(f"{adapter/'adapter_config.json'} does not describe an adapter of its model: "
                          f'{first_line(e)}') from None
-    weights = adapter/'adapter_model.safetensors'
-    _check_adapter(weights, get_peft_model_state_dict(wrapped))
-    set_peft_model_state_dict(wrapped, load_file(str(weights)))
+    weights = _read_adapter(adapter/'adapter_model.safetensors', get_peft_model_state_dict(wrapped))
+    set_peft_model_state_dict(wrapped, weights)
     return wrapped
 
 # %% ../nbs/07_dpo.ipynb #ec1c1938

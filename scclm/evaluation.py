@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'EXAMS', 'CHANCE', 'CHUNK', 'SHOWN', 'grams', 'Repeats', 'repeats', 'distinct', 'bleu_stats', 'bleu_of',
-           'end_id', 'EvaluateCfg', 'score_rows', 'pair_scores', 'Paper', 'PaperFile', 'read_members', 'Question',
+           'EvaluateCfg', 'score_rows', 'pair_scores', 'Paper', 'PaperFile', 'read_members', 'Question',
            'read_questions', 'Exam', 'Subject', 'read_exam', 'ask_letter', 'ExamTexts', 'exam_texts', 'Prompts',
            'fit_prompts', 'letter_ids', 'option_logp', 'letter_logp', 'pick_options', 'subject_result', 'exam_scores',
            'Cached', 'cached_part', 'Bench', 'bench', 'run_pairs', 'run_exam', 'read_rows', 'heldout_scores',
@@ -31,13 +31,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat import find_model, pick_device
-from scclm.dataset import (Pair, check_files, collate, columns, decode, encode, plan_window,
-    read_pairs)
-from .model import load_model
+from .dataset import Pair, alike, check_files, collate, columns, decode, encode, read_pairs
+from .model import end_id, load_model
 from .readers import BROKEN_ARCHIVE, MAX_MEMBER, decode_line, members
 from .runs import fingerprint, first_line, read_json, require, run_path, write_json
-from .scores import (answer_logp, bootstrap, check_finite, exact_match, greedy_ids,
-    ratio_score, scored, scored_chars, share_score, wilson)
+from .scores import (answer_logp, bootstrap, check_finite, greedy_ids, is_exact, ratio_score,
+    scored, scored_chars, share_score, wilson)
 from .trainer import answer_logits
 
 # %% ../nbs/appendix/evaluation.ipynb #18847128
@@ -95,18 +94,6 @@ def bleu_of(
     from sacrebleu.metrics import BLEU
     counts = [int(x) for x in sums]
     return BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9], smooth_method='exp').score
-
-# %% ../nbs/appendix/evaluation.ipynb #8e27f0b0
-def end_id(
-    model:PreTrainedModel, # sequence to sequence
-    tok:PreTrainedTokenizerBase, # its tokenizer
-)->int: # id
-    "The id that ends a text: the tokenizer's, else the model's. Raises ValueError if there is none."
-    ends = tok.eos_token_id if tok.eos_token_id is not None else model.config.eos_token_id
-    if ends is None:
-        raise ValueError('neither the tokenizer nor config.json has an end token: '
-            'expected eos_token or eos_token_id')
-    return ends[0] if isinstance(ends, list) else ends
 
 # %% ../nbs/appendix/evaluation.ipynb #0412ac8d
 _LEAST = dict(limit=0, limit_exam=0, max_len=2, max_new_tok=1, max_prompt_tok=16, budget_tok=2)
@@ -177,7 +164,7 @@ def _likelihood(col:dict[str, list])->dict:
 def _agreement(said:list[str], refs:list[str])->dict:
     "Answers against references."
     stats = bleu_stats(said, refs)
-    right = round(exact_match(said, refs) * len(refs))
+    right = sum(map(is_exact, said, refs))
     lengths = [len(t) for t in said], [len(t) for t in refs]
     return dict(bleu4=scored(bleu_of(stats.sum(0)), bootstrap(stats, bleu_of)),
                 exact=share_score(right, len(refs)), length_ratio=ratio_score(*lengths))
@@ -437,8 +424,7 @@ class _LetterPass(NamedTuple):
 def _letter_passes(model:PreTrainedModel, prompts:list[list[int]], letter:list[int],
                    budget_tok:int)->Iterator[_LetterPass]:
     "Log-probabilities of every token along one continuation, alike lengths together."
-    lens = np.array([(len(p), len(letter)) for p in prompts]).reshape(-1, 2)
-    for rows in plan_window(lens, budget_tok):
+    for rows in alike([(len(p), len(letter)) for p in prompts], budget_tok):
         batch = collate([(prompts[i], letter) for i in rows])
         batch = {k: v.to(model.device) for k, v in batch.items()}
         logits = answer_logits(model, batch, model.config.decoder_start_token_id)
@@ -565,6 +551,7 @@ def cached_part(
 # %% ../nbs/appendix/evaluation.ipynb #7b73f810
 class Bench(NamedTuple):
     "A model that is being measured."
+    path:Path # its folder
     model:PreTrainedModel # in eval mode
     tok:PreTrainedTokenizerBase # its tokenizer
     cfg:EvaluateCfg # settings
@@ -581,7 +568,7 @@ def bench(
     whole = path.resolve()
     name = whole.parent.name if path.name == 'model' else whole.name
     out = Path(cfg.out or run_path('eval', name))
-    return Bench(model, tok, cfg, out, fingerprint(path, cfg.dtype))
+    return Bench(path, model, tok, cfg, out, fingerprint(path, cfg.dtype))
 
 # %% ../nbs/appendix/evaluation.ipynb #2627f5b6
 def _bar(total:int, what:str)->tqdm:
@@ -652,7 +639,7 @@ def heldout_scores(
 )->dict: # as `pair_scores`, and kinds: kind -> exact match
     "The held-out phrasings, together and by kind."
     rows = run_pairs(b, 'heldout', read_rows(path))
-    right = pd.Series([r['answer'].strip() == r['reference'] for r in rows])
+    right = pd.Series([is_exact(r['answer'], r['reference']) for r in rows])
     by_kind = right.groupby(pq.read_table(path)['kind'].to_pylist()).agg(['sum', 'size'])
     kinds = {row.Index: share_score(int(row.sum), int(row.size)) for row in by_kind.itertuples()}
     return pair_scores(rows) | dict(kinds=kinds)
@@ -678,6 +665,9 @@ def score_pairs(
     if b.cfg.heldout and held.exists(): out['heldout'] = heldout_scores(b, held)
     return out
 
+# %% ../nbs/appendix/evaluation.ipynb #b2d2f80c
+_EXAM_SETS = tuple(exam + tail for exam in EXAMS for tail in ('', '_text')) # letters, and options scored as text
+
 # %% ../nbs/appendix/evaluation.ipynb #1db93ba3
 def score_exams(
     b:Bench, # the model
@@ -691,7 +681,7 @@ def score_exams(
     return out
 
 # %% ../nbs/appendix/evaluation.ipynb #77f9ae7d
-_SECTIONS = ('pairs', 'cmmlu', 'ceval', 'cmmlu_text', 'ceval_text') # of scores.json: entries are added one by one
+_SECTIONS = ('pairs', *_EXAM_SETS) # of scores.json: entries are added one by one
 
 def save_scores(
     path:Path, # scores.json
@@ -715,7 +705,7 @@ def evaluate(
     Raises FileNotFoundError or ValueError that names the file, line and field at fault."""
     began = time.perf_counter()
     b = bench(cfg)
-    scores = dict(model=str(find_model(cfg.model)), fingerprint=b.key, config=asdict(cfg))
+    scores = dict(model=str(b.path), fingerprint=b.key, config=asdict(cfg))
     if cfg.pairs: scores |= score_pairs(b)
     scores |= score_exams(b)
     scores['seconds'] = time.perf_counter() - began
@@ -752,7 +742,7 @@ def score_table(
     sets = dict(scores.get('pairs', {}))
     if 'heldout' in scores: sets['heldout'] = scores['heldout']
     lines = [line for name, s in sets.items() for line in _pair_lines(name, s)]
-    for name in (exam + tail for exam in EXAMS for tail in ('', '_text')):
+    for name in _EXAM_SETS:
         for shots, s in scores.get(name, {}).items():
             lines.append(_Line(name, f'accuracy {shots}', s['accuracy'], *s['ci95'], s['n']))
     return pd.DataFrame(lines, columns=_Line._fields).set_index(['set', 'measure'])

@@ -459,24 +459,24 @@ FRESH = ('scratch', 'stock') # starts with new weights
 @dataclass(frozen=True)
 class IeCfg(TrainCfg):
     "Triple extraction: the loop's fields, data, where to start, what to mix in."
-    scale:str = 'tiny'            # tiny, mini or base; chooses the preset
-    start:str = 'sft'             # sft, a model folder, or new weights: scratch (pretraining's), stock (the library's)
-    data:tuple[str, ...] = ()     # DuIE files or folders; none: duie/ below SCCLM_RAW if it is there, else the sample
-    max_rows:int = 0              # training sentences used; 0: all
-    max_test:int = 0              # sentences of each test used; 0: all
-    mix:float = 0.5               # share of rows that are answers learnt before, to keep them; 0: extraction only
-    mix_files:tuple[str, ...] = ('sft_train.parquet',) # parquet to mix in; a name without a folder is one of data/
-    replay_files:tuple[str, ...] = () # more of it, learnt before; new weights learnt nothing and do without
-    twins:bool = False            # ( ) and , start from the vectors of （ ） and ，: for models that never saw the former
-    epochs:float = 0.             # passes over the training rows; sets steps; 0: steps as given
-    lr_scratch:float = 1e-3       # peak learning rate of scratch and stock
-    budget_tok:int = 768          # padded tokens per batch
-    max_len:int = 256             # longest prompt and answer, tokens; longer training sentences are rejected
-    too_long:str = 'cut'          # mixed-in rows longer than max_len: cut, drop, close (chapter 02)
-    window:int = 16384            # rows shuffled and sorted together
-    max_new_tok:int = 256         # longest answer decoded, tokens
-    n_watch:int = 40              # sentences of each test decoded at every evaluation
-    out:str = ''                  # stage folder; none: ie/ of this scale, ie_scratch/ or ie_stock/
+    scale:str='tiny'            # tiny, mini or base; chooses the preset
+    start:str='sft'             # sft, a model folder, or new weights: scratch (pretraining's), stock (the library's)
+    data:tuple[str, ...]=()     # DuIE files or folders; none: duie/ below SCCLM_RAW if it is there, else the sample
+    max_rows:int=0              # training sentences used; 0: all
+    max_test:int=0              # sentences of each test used; 0: all
+    mix:float=0.5               # share of rows that are answers learnt before, to keep them; 0: extraction only
+    mix_files:tuple[str, ...]=('sft_train.parquet',) # parquet to mix in; a name without a folder is one of data/
+    replay_files:tuple[str, ...]=() # more of it, learnt before; new weights learnt nothing and do without
+    twins:bool=False            # ( ) and , start from the vectors of （ ） and ，: for models that never saw the former
+    epochs:float=0.             # passes over the training rows; sets steps; 0: steps as given
+    lr_scratch:float=1e-3       # peak learning rate of scratch and stock
+    budget_tok:int=768          # padded tokens per batch
+    max_len:int=256             # longest prompt and answer, tokens; longer training sentences are rejected
+    too_long:str='cut'          # mixed-in rows longer than max_len: cut, drop, close (chapter 02)
+    window:int=16384            # rows shuffled and sorted together
+    max_new_tok:int=256         # longest answer decoded, tokens
+    n_watch:int=40              # sentences of each test decoded at every evaluation
+    out:str=''                  # stage folder; none: ie/ of this scale, ie_scratch/ or ie_stock/
 
     def __post_init__(self):
         "Raises ValueError for values that cannot work, naming the field."
@@ -529,10 +529,13 @@ def mix_in(
     files:list[Path], # parquet files with prompt and response
     seed:int=0, # of the choice
 )->list[Pair]: # extraction, then the others; none repeated before all were taken
-    "Add rows of earlier stages."
+    "Add rows of earlier stages. Raises ValueError if there are none to add."
     n = round(len(pairs) * share / (1 - share))
     if not n: return pairs
     old = [p for f in files for p in read_pairs(f)]
+    if not old:
+        raise ValueError(f'mix={share} wants {n} rows learnt before, and mix_files give none: '
+                         'expected files with rows, or mix=0')
     rng = np.random.default_rng(seed)
     order = [i for _ in range(math.ceil(n / len(old))) for i in rng.permutation(len(old))]
     return [*pairs, *(old[i] for i in order[:n])]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'KINDS', 'SEARCHES', 'model_config', 'meta_model', 'n_params', 'param_table', 'build_model', 'bias_bucket',
            'aim_heads_', 'pass_through_', 'match_same_', 'mimetic_', 'default_init', 'check_vocab', 'save_model',
-           'first_not_finite', 'load_model', 'most_likely', 'write_tokens', 'TextToTextModel']
+           'first_not_finite', 'load_model', 'end_ids', 'end_id', 'most_likely', 'write_tokens', 'TextToTextModel']
 
 # %% ../nbs/03_model.ipynb #caa0fc79
 import json
@@ -334,6 +334,26 @@ def load_model(
         raise ValueError(f'{path}: the tokenizer has {len(tok)} ids but the model has {rows} embedding rows')
     return model.to(device or 'cpu').eval(), tok
 
+# %% ../nbs/03_model.ipynb #a94a9b4a
+def end_ids(
+    model:PreTrainedModel, # sequence to sequence
+)->list[int]: # ids; none if its config names none
+    "Every id that ends an answer: a config may name one or several."
+    ends = model.config.eos_token_id
+    if ends is None: return []
+    return list(ends) if isinstance(ends, (list, tuple)) else [ends]
+
+# %% ../nbs/03_model.ipynb #d4c02769
+def end_id(
+    model:PreTrainedModel, # sequence to sequence
+    tok:PreTrainedTokenizerBase, # its tokenizer
+)->int: # id
+    "The id that ends a text to be read: the tokenizer's, else the model's first. Raises ValueError if there is none."
+    if tok.eos_token_id is not None: return tok.eos_token_id
+    ends = end_ids(model)
+    if ends: return ends[0]
+    raise ValueError('neither the tokenizer nor config.json has an end token: expected eos_token or eos_token_id')
+
 # %% ../nbs/03_model.ipynb #7817e94d
 def most_likely(
     said:Tensor, # (B, T) what was written so far, unused
@@ -358,13 +378,14 @@ def write_tokens(
     cache = None
     said = torch.full((len(ids), 1), cfg.decoder_start_token_id, device=device)
     done = torch.zeros(len(ids), dtype=torch.bool, device=device)
+    ends = torch.tensor(end_ids(model), dtype=torch.long, device=device)
     for _ in range(max_new_tok):
         out = model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=said[:, -1:],
                     past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         new = choose(said, out.logits[:, -1].float()).masked_fill(done, cfg.pad_token_id)
         said = torch.cat([said, new[:, None]], 1)
-        done = done | (new == cfg.eos_token_id)
+        done = done | torch.isin(new, ends)
         yield new
         if done.all(): return
 

@@ -334,16 +334,16 @@ def peak_bytes(
 @dataclass(frozen=True)
 class ProbeCfg:
     "A few measured training steps."
-    scale:str = 'tiny'            # tiny, mini or base
-    vocab_size:int = 2331         # rows of the embedding
-    shape:tuple[int, int, int] = (32, 64, 64) # rows, prompt tokens, answer tokens
-    optimizer:str = 'adamw'       # by name
-    precision:str = 'fp32'        # fp32 or bf16
-    checkpointing:bool = False    # compute activations again on the way back
-    accum:int = 1                 # batches per step
-    loss_chunk:int = 0            # positions whose logits are computed together; 0: all. The formula knows only 0
-    weights:str = 'fp32'          # bf16: weights and optimiser states too. The formula knows only fp32
-    steps:int = 3                 # optimiser states appear in the first one
+    scale:str='tiny'            # tiny, mini or base
+    vocab_size:int=2331         # rows of the embedding
+    shape:tuple[int, int, int]=(32, 64, 64) # rows, prompt tokens, answer tokens
+    optimizer:str='adamw'       # by name
+    precision:str='fp32'        # fp32 or bf16
+    checkpointing:bool=False    # compute activations again on the way back
+    accum:int=1                 # batches per step
+    loss_chunk:int=0            # positions whose logits are computed together; 0: all. The formula knows only 0
+    weights:str='fp32'          # bf16: weights and optimiser states too. The formula knows only fp32
+    steps:int=3                 # optimiser states appear in the first one
 
 # %% ../nbs/appendix/planner.ipynb #b80759a8
 class Unplaced:
@@ -527,24 +527,24 @@ def run_speed(
 @dataclass(frozen=True)
 class PlanCfg:
     "What `scclm plan` is asked."
-    scale:str = ''                # tiny, mini or base; none: SCCLM_SCALE
-    gpu:float = 24.               # memory of the GPU, GiB; 0: this machine's CPU and memory
-    rows:float = 10e6             # rows to train on
-    epochs:float = 1.             # times each row is seen
-    prompt_tok:float = 0.         # mean prompt, tokens; 0: measured on data/train.parquet, else 30 is assumed
-    answer_tok:float = 0.         # mean answer, tokens; 0: measured on data/train.parquet, else 70 is assumed
-    vocab_size:int = 0            # 0: the trained tokenizer's, else 29298
-    budget_tok:int = 0            # padded tokens per batch; 0: the preset's
-    accum:int = 0                 # batches per step; 0: the preset's
-    optimizer:str = ''            # adamw, muon, adafactor; none: the preset's
-    precision:str = ''            # fp32, bf16, fp16; none: the preset's; auto: bf16 on a GPU, on a CPU what is fast
-    checkpointing:bool = False    # compute activations again on the way back
-    tok_per_s:float = 0.          # measured speed, real tokens per second
-    run:str = ''                  # folder of a finished stage whose speed counts, such as runs/tiny/pretrain
-    chip:str = ''                 # name of the GPU; none: a slow one of that memory
-    share:tuple[float, float, float] = (0.2, 0.3, 0.45) # assumed share of the chip's peak: low, middle, high
-    overhead_gb:float = 0.6       # GiB of the GPU that driver and libraries take
-    slack:float = 0.1             # share left free for the allocator
+    scale:str=''                # tiny, mini or base; none: SCCLM_SCALE
+    gpu:float=24.               # memory of the GPU, GiB; 0: this machine's CPU and memory
+    rows:float=10e6             # rows to train on
+    epochs:float=1.             # times each row is seen
+    prompt_tok:float=0.         # mean prompt, tokens; 0: measured on data/train.parquet, else 30 is assumed
+    answer_tok:float=0.         # mean answer, tokens; 0: measured on data/train.parquet, else 70 is assumed
+    vocab_size:int=0            # 0: the trained tokenizer's, else 29298
+    budget_tok:int=0            # padded tokens per batch; 0: the preset's
+    accum:int=0                 # batches per step; 0: the preset's
+    optimizer:str=''            # adamw, muon, adafactor; none: the preset's
+    precision:str=''            # fp32, bf16, fp16; none: the preset's; auto: bf16 on a GPU, on a CPU what is fast
+    checkpointing:bool=False    # compute activations again on the way back
+    tok_per_s:float=0.          # measured speed, real tokens per second
+    run:str=''                  # folder of a finished stage whose speed counts, such as runs/tiny/pretrain
+    chip:str=''                 # name of the GPU; none: a slow one of that memory
+    share:tuple[float, float, float]=(0.2, 0.3, 0.45) # assumed share of the chip's peak: low, middle, high
+    overhead_gb:float=0.6       # GiB of the GPU that driver and libraries take
+    slack:float=0.1             # share left free for the allocator
 
     def __post_init__(self):
         "Refuse values that mean nothing. Raises ValueError naming the field."

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from .dataset import PairStream, hf_dataset, read_pairs
 from .model import build_model, default_init, model_config
 from .runs import raw_dir, require, run_path, scale_name
-from .stage import (finish_stage, long_figures, stage_eval, stage_figures, stage_stream,
-    watch_callbacks)
+from .stage import (finish_stage, long_figures, require_measured, stage_eval, stage_figures,
+    stage_stream, watch_callbacks)
 from .tokenizer import load_tokenizer
 from .trainer import Run, TrainCfg, fit, lr_factor, make_optimizers, probe_precision, set_lr
 
@@ -29,14 +29,14 @@ from .trainer import Run, TrainCfg, fit, lr_factor, make_optimizers, probe_preci
 @dataclass(frozen=True)
 class PretrainCfg(TrainCfg):
     "Pretraining: the loop's fields, data and initialisation."
-    scale:str = 'tiny'            # model size: tiny, mini or base
-    init:str = 'auto'             # stock, mimetic; auto: the scale's default
-    files:tuple[str, ...] = ()    # parquet files with prompt and response; none: data/train.parquet of this scale
-    budget_tok:int = 768          # padded tokens per batch
-    max_len:int = 128             # longest prompt and answer, tokens
-    too_long:str = 'cut'          # rows longer than max_len: cut, drop, close (chapter 02)
-    window:int = 16384            # rows shuffled and sorted together
-    out:str = ''                  # stage folder; none: pretrain/ of this scale
+    scale:str='tiny'            # model size: tiny, mini or base
+    init:str='auto'             # stock, mimetic; auto: the scale's default
+    files:tuple[str, ...]=()    # parquet files with prompt and response; none: data/train.parquet of this scale
+    budget_tok:int=768          # padded tokens per batch
+    max_len:int=128             # longest prompt and answer, tokens
+    too_long:str='cut'          # rows longer than max_len: cut, drop, close (chapter 02)
+    window:int=16384            # rows shuffled and sorted together
+    out:str=''                  # stage folder; none: pretrain/ of this scale
 
 # %% ../nbs/05_pretrain.ipynb #e3869f97
 PRESETS = dict(
@@ -125,6 +125,7 @@ def pretrain(
     tok = load_tokenizer()
     out = Path(cfg.out or run_path('pretrain'))
     files = cfg.files or [require(run_path('data', 'train.parquet'), 'clean')]
+    require_measured()
     init = default_init(cfg.scale) if cfg.init == 'auto' else cfg.init
     model = build_model(model_config(cfg.scale, len(tok)), init=init, seed=cfg.seed)
     stream = stage_stream(files, tok, cfg)
@@ -207,7 +208,7 @@ def hf_fit(
     from transformers.trainer_callback import PrinterCallback
     settings = _hf_settings(cfg, out, batch_size) | overrides
     make = _hf_trainer(cfg)
-    data = hf_dataset(files, tok, cfg.max_len, too_long=getattr(cfg, 'too_long', 'close'))
+    data = hf_dataset(files, tok, cfg.max_len, too_long=cfg.too_long)
     trainer = make(one_table_(model), Seq2SeqTrainingArguments(**settings), DataCollatorForSeq2Seq(tok, model),
                    train_dataset=data)
     trainer.remove_callback(PrinterCallback)

@@ -548,8 +548,8 @@ def write_card(
 @dataclass(frozen=True)
 class CardCfg:
     "What `scclm card` gathers."
-    folder:str = ''               # runs/<scale> folder; none: of the scale in force
-    figure:bool = True            # draw card.png as well
+    folder:str=''               # runs/<scale> folder; none: of the scale in force
+    figure:bool=True            # draw card.png as well
 
 # %% ../nbs/appendix/report_card.ipynb #2f89f4b5
 def card(

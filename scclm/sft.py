@@ -18,24 +18,24 @@ from torch import nn
 from .dataset import check_files
 from .model import load_model
 from .runs import raw_dir, require, run_path, scale_name, write_aside
-from .stage import (finish_stage, long_figures, stage_eval, stage_figures, stage_stream,
-    watch_callbacks)
+from .stage import (finish_stage, long_figures, require_measured, stage_eval, stage_figures,
+    stage_stream, watch_callbacks)
 from .trainer import Run, TrainCfg, fit, lock_stage, processes
 
 # %% ../nbs/06_sft.ipynb #6ddd9bea
 @dataclass(frozen=True)
 class SftCfg(TrainCfg):
     "Supervised fine-tuning: the loop's fields, data, where to start and what to freeze."
-    scale:str = 'tiny'            # tiny, mini or base; chooses the preset
-    base:str = ''                 # model folder to start from; none: pretrain/model of this scale
-    files:tuple[str, ...] = ()    # parquet files with prompt and response; none: data/sft_train.parquet of this scale
-    freeze:tuple[str, ...] = ('shared.*', 'encoder.*') # patterns of parameter names that stay; () trains everything
-    max_char:int = 512            # longer prompts or answers are left out, characters
-    budget_tok:int = 768          # padded tokens per batch
-    max_len:int = 128             # longest prompt and answer, tokens
-    too_long:str = 'cut'          # rows longer than max_len: cut, drop, close (chapter 02)
-    window:int = 16384            # rows shuffled and sorted together
-    out:str = ''                  # stage folder; none: sft/ of this scale
+    scale:str='tiny'            # tiny, mini or base; chooses the preset
+    base:str=''                 # model folder to start from; none: pretrain/model of this scale
+    files:tuple[str, ...]=()    # parquet files with prompt and response; none: data/sft_train.parquet of this scale
+    freeze:tuple[str, ...]=('shared.*', 'encoder.*') # patterns of parameter names that stay; () trains everything
+    max_char:int=512            # longer prompts or answers are left out, characters
+    budget_tok:int=768          # padded tokens per batch
+    max_len:int=128             # longest prompt and answer, tokens
+    too_long:str='cut'          # rows longer than max_len: cut, drop, close (chapter 02)
+    window:int=16384            # rows shuffled and sorted together
+    out:str=''                  # stage folder; none: sft/ of this scale
 
 # %% ../nbs/06_sft.ipynb #550c471d
 PRESETS = dict(
@@ -96,25 +96,24 @@ def length_filter(
     files:list[Path], # parquet files with prompt and response
     max_char:int, # longest prompt or answer, characters
     out:Path, # parquet written
-)->dict: # rows in, kept; and null, if there are rows with a null cell: they are left out too
+)->dict: # rows: read; kept; null: rows with a null cell, which are left out too
     """Copy the rows whose prompt and response are both short enough; one row group at a time, written aside.
     Raises FileNotFoundError or ValueError for files without the two text columns, ValueError if no row is left."""
-    n = dict(rows=0, kept=0)
-    nulls = 0
+    n = dict(rows=0, kept=0, null=0)
     with write_aside(out) as tmp, pq.ParquetWriter(tmp, _PAIR) as writer:
         for f in map(pq.ParquetFile, check_files(files)):
             for g in range(f.num_row_groups):
                 table = f.read_row_group(g, columns=_PAIR.names).select(_PAIR.names).cast(_PAIR)
                 whole = _whole_rows(table)
                 kept = _short_rows(whole, max_char)
-                nulls += len(table) - len(whole)
+                n['null'] += len(table) - len(whole)
                 n['rows'] += len(table)
                 n['kept'] += len(kept)
                 if len(kept): writer.write_table(kept)
         if not n['kept']:
             names = ', '.join(map(str, files))
             raise ValueError(f'no row of {names} has prompt and response of at most max_char={max_char} characters')
-    return n | dict(null=nulls) if nulls else n
+    return n
 
 # %% ../nbs/06_sft.ipynb #5f7a11ed
 def say_left_out(
@@ -123,9 +122,8 @@ def say_left_out(
 ):
     "One line about the rows that were left out, if there are any."
     if n['kept'] == n['rows']: return
-    nulls = n.get('null', 0)
-    long = n['rows'] - n['kept'] - nulls
-    print(f"{n['rows'] - n['kept']:,} of {n['rows']:,} rows are left out: {nulls:,} with a null cell, "
+    long = n['rows'] - n['kept'] - n['null']
+    print(f"{n['rows'] - n['kept']:,} of {n['rows']:,} rows are left out: {n['null']:,} with a null cell, "
           f"{long:,} longer than max_char={max_char} characters")
 
 # %% ../nbs/06_sft.ipynb #92c2ad85
@@ -141,6 +139,7 @@ def sft(
     base = Path(cfg.base) if cfg.base else require(run_path('pretrain', 'model'), 'pretrain')
     model, tok = load_model(base)
     files = cfg.files or [require(run_path('data', 'sft_train.parquet'), 'clean')]
+    require_measured()
     with lock_stage(out), processes().main_process_first():
         kept = length_filter(files, cfg.max_char, out/'train.parquet')
     if processes().is_main_process: say_left_out(kept, cfg.max_char)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DONE_WITH', 'Watch', 'read_samples', 'watch_callbacks', 'say_long', 'long_figures', 'scored_as', 'stage_stream',
-           'heldout_sample', 'heldout_eval', 'stage_eval', 'run_costs', 'last_eval', 'stage_figures', 'finish_stage']
+           'heldout_sample', 'heldout_eval', 'stage_eval', 'run_costs', 'last_eval', 'require_measured',
+           'stage_figures', 'finish_stage']
 
 # %% ../nbs/appendix/stage.ipynb #004e1f50
 import json
@@ -101,14 +102,14 @@ def scored_as(
 def stage_stream(
     files:list[Path], # parquet files
     tok:PreTrainedTokenizerBase, # tokenizer
-    cfg:TrainCfg, # of the stage: gives budget_tok, max_len, window, seed and, if it has one, too_long
+    cfg:TrainCfg, # of the stage: gives budget_tok, max_len, window, seed and too_long
 )->PairStream: # this process's share of the batches
     """The endless stream of a training stage, aware of how many processes there are.
     The main process says how many rows are too long, if any."""
     state = processes()
     stream = PairStream([str(f) for f in files], tok, budget_tok=cfg.budget_tok, max_len=cfg.max_len,
                         window=cfg.window, seed=cfg.seed, rank=state.process_index, world=state.num_processes,
-                        too_long=getattr(cfg, 'too_long', 'close'))
+                        too_long=cfg.too_long)
     if state.process_index == 0: say_long(stream.long, cfg.max_len, stream.planner.too_long)
     return stream
 
@@ -171,6 +172,11 @@ def last_eval(
     "The figures of the last evaluation."
     return [e for e in read_log(run.out/'log.jsonl') if 'loss_valid' in e][-1]
 
+# %% ../nbs/appendix/stage.ipynb #b4152ee0
+def require_measured():
+    "Raise FileNotFoundError, before hours of training, for a file that `stage_figures` will want afterwards."
+    for name in ('test.parquet', 'valid.parquet'): require(run_path('data', name), 'clean')
+
 # %% ../nbs/appendix/stage.ipynb #541abe26
 def stage_figures(
     run:Run, # done
@@ -185,7 +191,7 @@ def stage_figures(
     asked = [p.prompt for p in test[:3]]
     answers = greedy_answers(model, tok, asked, max_len=max_len)
     figures = {k: last[k] for k in ('loss_valid', 'bleu4')}
-    how = scored_as(getattr(run.cfg, 'too_long', 'close'))
+    how = scored_as(run.cfg.too_long)
     figures['bits_per_char'] = bits_per_char(model, tok, test, max_len, how)
     figures['bits_per_char_valid'] = bits_per_char(model, tok, valid, max_len, how)
     figures['exact_heldout'] = heldout_exact(model, tok)
@@ -198,14 +204,17 @@ def finish_stage(
     run:Run, # of `fit`
     tok:PreTrainedTokenizerBase, # tokenizer
     figures:dict|None=None, # what was measured; written to figures.json
+    keep:Callable[[nn.Module], None]|None=None, # writes the trained model; None: to model/, by `save_model`
 )->Run: # the same
-    """Write config.json always, model/ and figures.json once all steps are done. An interrupted run says how to go on.
-    The main process writes."""
+    """Write config.json always, the model and figures.json once all steps are done. An interrupted run says how to
+    go on. The main process writes."""
     if not run.acc.is_main_process: return run
     write_json(run.out/'config.json', asdict(run.cfg))
     if not run.done:
         print(f'stopped by {run.stopped} at step {run.step} of {run.cfg.steps}; the same call goes on from here')
         return run
-    save_model(run.acc.unwrap_model(run.model), tok, run.out/'model')
+    model = run.acc.unwrap_model(run.model)
+    if keep: keep(model)
+    else: save_model(model, tok, run.out/'model')
     write_json(run.out/'figures.json', figures or {})
     return run

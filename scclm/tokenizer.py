@@ -42,14 +42,14 @@ ALWAYS = '\t\n' + ''.join(map(chr, range(32, 127))) + '，。！？；：、“�
 @dataclass(frozen=True)
 class TokenizerCfg:
     "What `train_tokenizer` reads, keeps and writes."
-    files:tuple[Path, ...] = () # parquet files with prompt and response; empty: data/train.parquet of this scale
-    min_count:int = 1500 # keep words seen at least this often
-    min_char_count:int = 1500 # keep characters seen at least this often
-    max_vocab:int = 29298 # at most this many entries, special tokens included
-    max_word_len:int = 10 # longest word kept, in characters; 1: characters only
-    workers:int = 0 # processes that count; 0: one per core
-    limit:int = 300_000 # distinct words a process holds before it spills to disk
-    out:Path|None = None # folder to write; None: tokenizer/ of this scale
+    files:tuple[Path, ...]=() # parquet files with prompt and response; empty: data/train.parquet of this scale
+    min_count:int=1500 # keep words seen at least this often
+    min_char_count:int=1500 # keep characters seen at least this often
+    max_vocab:int=29298 # at most this many entries, special tokens included
+    max_word_len:int=10 # longest word kept, in characters; 1: characters only
+    workers:int=0 # processes that count; 0: one per core
+    limit:int=300_000 # distinct words a process holds before it spills to disk
+    out:Path|None=None # folder to write; None: tokenizer/ of this scale
 
 # %% ../nbs/01_tokenizer.ipynb #c7d832ef
 def tokenizer_cfg(

@@ -137,26 +137,26 @@ PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')
 @dataclass(frozen=True)
 class TrainCfg:
     "What the loop needs to know; stages add their own fields."
-    steps:int = 1000              # optimiser steps in all; the budget is in steps, never in seconds
-    lr:float = 1e-3               # peak learning rate
-    optimizer:str = 'adamw'       # adamw, muon, adafactor, adafactor_relative
-    betas:tuple[float, float] = (0.9, 0.98) # Adam's decay rates
-    weight_decay:float = 0.       # decoupled weight decay
-    emb_lr:float = 1.             # the embedding's learning rate, as a multiple of lr
-    schedule:str = 'linear'       # linear, cosine, onecycle, constant, or a name added to CURVES
-    warmup:float = 0.03           # share of the steps in which the learning rate rises
-    final_lr:float = 0.05         # learning rate at the last step, as a share of the peak
-    clip:float = 1.               # largest gradient norm; 0 turns clipping off
-    accum:int = 1                 # batches per optimiser step
-    act_ckpt:bool = False         # activation checkpointing: about a third more time, far less memory
-    precision:str = 'auto'        # auto, fp32, bf16, fp16; auto probes the device once
-    log_every:int = 20            # steps between log lines
-    eval_every:int = 0            # steps between evaluations; 0: only after the last step
-    save_every:int = 500          # steps between checkpoints; one is always written at the end
-    keep_last:int = 2             # checkpoints kept, besides the best weights
-    max_skipped:int = 20          # steps in a row with a gradient that is not finite before the run stops
-    seed:int = 0                  # data order, dropout
-    trackers:tuple[str, ...] = () # accelerate trackers by name, such as tensorboard, wandb
+    steps:int=1000              # optimiser steps in all; the budget is in steps, never in seconds
+    lr:float=1e-3               # peak learning rate
+    optimizer:str='adamw'       # adamw, muon, adafactor, adafactor_relative
+    betas:tuple[float, float]=(0.9, 0.98) # Adam's decay rates
+    weight_decay:float=0.       # decoupled weight decay
+    emb_lr:float=1.             # the embedding's learning rate, as a multiple of lr
+    schedule:str='linear'       # linear, cosine, onecycle, constant, or a name added to CURVES
+    warmup:float=0.03           # share of the steps in which the learning rate rises
+    final_lr:float=0.05         # learning rate at the last step, as a share of the peak
+    clip:float=1.               # largest gradient norm; 0 turns clipping off
+    accum:int=1                 # batches per optimiser step
+    act_ckpt:bool=False         # activation checkpointing: about a third more time, far less memory
+    precision:str='auto'        # auto, fp32, bf16, fp16; auto probes the device once
+    log_every:int=20            # steps between log lines
+    eval_every:int=0            # steps between evaluations; 0: only after the last step
+    save_every:int=500          # steps between checkpoints; one is always written at the end
+    keep_last:int=2             # checkpoints kept, besides the best weights
+    max_skipped:int=20          # steps in a row with a gradient that is not finite before the run stops
+    seed:int=0                  # data order, dropout
+    trackers:tuple[str, ...]=() # accelerate trackers by name, such as tensorboard, wandb
 
     def __post_init__(self):
         "Raises ValueError for values that cannot train, naming the field."
@@ -416,22 +416,22 @@ class Run:
     cfg:TrainCfg                  # the stage's configuration
     out:Path                      # the stage's folder
     precision:str                 # fp32, bf16 or fp16
-    step:int = 0                  # optimiser steps done
-    pos:dict|None = None          # loader position after `step` steps
-    best:float|None = None        # lowest loss_valid so far
-    skipped:int = 0               # steps dropped for a gradient that was not finite
-    skipped_in_row:int = 0        # of these, the last ones without a good step between
-    tally:dict = field(default_factory=lambda: empty_tally()) # since the last log line
-    real_tok:int = 0              # tokens trained on, padding not counted
-    seconds:float = 0.            # training time, all sessions
-    entry:dict = field(default_factory=dict) # the newest log entry
-    ended:str|None = None         # why a callback ended the run before `cfg.steps`
-    stopped:str|None = None       # the signal that stopped `fit`, or 'another process'; the same call goes on
-    saved:int = -1                # step of the newest checkpoint
-    began:int = 0                 # step at which this session started
-    callbacks:tuple = ()          # those with `state_dict` are part of the checkpoint
-    writer:object = field(default_factory=lambda: Writer()) # writes checkpoints in the background
-    phases:dict = field(default_factory=dict) # seconds: data, forward, backward, optimiser, log, eval, callbacks, save
+    step:int=0                  # optimiser steps done
+    pos:dict|None=None          # loader position after `step` steps
+    best:float|None=None        # lowest loss_valid so far
+    skipped:int=0               # steps dropped for a gradient that was not finite
+    skipped_in_row:int=0        # of these, the last ones without a good step between
+    tally:dict=field(default_factory=lambda: empty_tally()) # since the last log line
+    real_tok:int=0              # tokens trained on, padding not counted
+    seconds:float=0.            # training time, all sessions
+    entry:dict=field(default_factory=dict) # the newest log entry
+    ended:str|None=None         # why a callback ended the run before `cfg.steps`
+    stopped:str|None=None       # the signal that stopped `fit`, or 'another process'; the same call goes on
+    saved:int=-1                # step of the newest checkpoint
+    began:int=0                 # step at which this session started
+    callbacks:tuple=()          # those with `state_dict` are part of the checkpoint
+    writer:object=field(default_factory=lambda: Writer()) # writes checkpoints in the background
+    phases:dict=field(default_factory=dict) # seconds: data, forward, backward, optimiser, log, eval, callbacks, save
 
     @property
     def done(self)->bool: # True: nothing left to train

@@ -64,12 +64,12 @@ def export():
 
 def ruff():
     "Names, syntax and the traps that ruff.toml lists."
-    folders = [d for d in ('scclm', 'nbs', 'tests', 'benchmarks') if (ROOT/d).exists()]
-    sh('-m', 'ruff', 'check', '--output-format', 'concise', *folders)
+    places = [p for p in ('scclm', 'nbs', 'tests', 'benchmarks', '.ci', 'setup.py') if (ROOT/p).exists()]
+    sh('-m', 'ruff', 'check', '--output-format', 'concise', *places)
 
 def house():
-    "The house rules, before anything that takes long."
-    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_house.py')
+    "The house rules and the style, before anything that takes long."
+    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_house.py', 'tests/test_style.py')
 
 def course():
     "The whole course from an empty folder; the tests use what it makes."

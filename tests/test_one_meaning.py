@@ -240,12 +240,12 @@ def test_a_cut_answer_is_scored_as_it_is_trained(tok):
 @dataclass(frozen=True)
 class Cfg(TrainCfg):
     "A small stage."
-    steps:int = 2
-    precision:str = 'fp32'
-    budget_tok:int = 120
-    max_len:int = LIMIT
-    window:int = 64
-    too_long:str = 'cut'
+    steps:int=2
+    precision:str='fp32'
+    budget_tok:int=120
+    max_len:int=LIMIT
+    window:int=64
+    too_long:str='cut'
 
 def test_a_stage_says_how_many_rows_are_too_long(tok, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('SCCLM_RUNS', str(tmp_path))

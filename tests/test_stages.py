@@ -30,15 +30,15 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 @dataclass(frozen=True)
 class Cfg(TrainCfg):
     "What a stage needs to know, small."
-    steps:int = 6
-    lr:float = 1e-3
-    precision:str = 'fp32'
-    log_every:int = 1
-    save_every:int = 100
-    seed:int = 1
-    budget_tok:int = 120
-    max_len:int = 24
-    window:int = 64
+    steps:int=6
+    lr:float=1e-3
+    precision:str='fp32'
+    log_every:int=1
+    save_every:int=100
+    seed:int=1
+    budget_tok:int=120
+    max_len:int=24
+    window:int=64
 
 @pytest.fixture(scope='module')
 def tok(): return wrap_tokenizer(bpe_tokenizer([*SPECIALS, *sorted(set(CHARS))], []))
