@@ -15,6 +15,7 @@ __all__ = ['SCHEMAS', 'EXPECTED', 'LATER', 'SEP', 'TEXT_RULES', 'Cols', 'QUESTIO
 # %% ../nbs/00_data_cleaning.ipynb #203f603a
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -22,8 +23,9 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
 from functools import lru_cache
-from itertools import islice, permutations
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -262,6 +264,7 @@ _FORMS = str.maketrans('｡､﹐﹑﹔﹕﹖﹗「」『』〝〞\u3000\xa0', '
 _FORMS |= {c: c - 0xFEE0 for c in map(ord, '０１２３４５６７８９＋－＝％＃＆＠＊／．')}
 _FORMS |= {c: c - 0xFEE0 for a in (0xFF21, 0xFF41) for c in range(a, a + 26)}
 _FORMS |= dict.fromkeys([*range(0x2002, 0x200B), 0x202F, 0x205F], ord(' ')) # narrow, thin and wide spaces
+_PLAIN = {c: to for c, to in _FORMS.items() if to == ord(' ') or chr(to).isalnum()} # no marks
 _FORM = re.compile(f"[{''.join(map(chr, _FORMS))}]+")
 _WIDE_INDENT = re.compile('\n[ \t\xa0]*\u3000[ \t\xa0\u3000]*')
 
@@ -335,23 +338,17 @@ _NAME = ('阿埃艾安奥巴贝本比彼波伯博布查茨达戴丹德登迪狄�
          '昆拉莱兰朗劳勒雷里利丽莉列林琳卢鲁伦罗洛马玛迈曼梅门蒙米密敏明姆穆纳娜奈南内尼妮涅诺欧帕佩皮珀普浦齐恰乔切琼热茹瑞萨塞森桑沙莎舍'
          '圣施史斯司丝苏索塔泰坦特汀廷图托瓦娃威韦维温文沃乌西希夏肖谢辛休逊雅娅亚扬耶伊因茵英尤于约泽扎詹珍朱兹佐') # foreign names: 约翰.史密斯
 _NUMERAL = '[一二三四五六七八九十]'
-_STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/])|(?:(?<=[）》”]\.)|(?<=[{HAN}]{{5}}\.))(?=[{HAN}])'
+_STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/-])|(?:(?<=[）》”]\.)|(?<=[{HAN}]{{5}}\.))(?=[{HAN}])'
                    rf'(?!(?<=[{_NAME}]\.)[{_NAME}]))'
                    rf'(?<![\n\x01]{_NUMERAL}\.)(?<!^{_NUMERAL}\.)(?<![\n\x01]十{_NUMERAL}\.)(?<!^十{_NUMERAL}\.)')
 
 # %% ../nbs/00_data_cleaning.ipynb #243a44da
-_NAMED = '和与跟是的' # after a mark that begins a row: the row speaks of it
-_ASCII_MARKS = '[,.;:!?]'
-_OF_THREE = rf'(?!({_ASCII_MARKS})\1*(?!\1){_ASCII_MARKS})' # not before two more different marks: ,.! are spoken of
-_LAST_OF_THREE = '|'.join(re.escape(a + b) for a, b in permutations(',.;:!?', 2))
-
 def _beside_han(mark:str, after:str='')->re.Pattern:
     """The pattern of an ASCII mark, or a run of it, with a Chinese character before it (perhaps a space between)
-    or behind it; never where `after`, a pattern, follows, and not where it is spoken of."""
+    or behind it; never where `after`, a pattern, follows."""
     one, run = re.escape(mark), '' if mark == ':' else re.escape(mark) + '*'
-    behind = rf'(?<![0-9A-Za-z)]{one})' if mark == '!' else '' # 5!种 is a factorial
-    named = rf'(?!(?<=[\n\x01]{one})[{_NAMED}])(?!(?<=^{one})[{_NAMED}])(?<!(?:{_LAST_OF_THREE}){one})'
-    return re.compile(f'{one}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{named}{behind}{run}(?={_R})){_OF_THREE}{after}')
+    behind = rf'(?<![0-9A-Za-z)!]{one})' if mark == '!' else '' # 5!种 is a factorial, 5!!种 a double one
+    return re.compile(f'{one}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{behind}{run}(?={_R})){after}')
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000023
 _AFTER = {'?': r'(?![A-Za-z_]\w*=)', '!': '(?!=)'} # a query in an address, the sign !=
@@ -385,30 +382,28 @@ def _chinese_quotes(text:str)->str:
 _RUN = re.compile('[，、；：。！？][，、；：。！？]+(?![）（])') # not into ：） and ；（
 _LONG_RUN = re.compile(r'([-=_*.~～·—])\1{20,}') # a rule across the page, a leader of dots
 _ELLIPSIS = re.compile('…{3,}')
-_LEAD = re.compile(rf'{SEP}([ \t\n]*)([，。、；：！？][，。、；：！？ \t\n]*)')
+_LEAD = re.compile(rf'{SEP}([ \t\n]*)[，。、；：！？][，。、；：！？ \t\n]*')
 _FACE_OR_COMMAND = re.compile('[：；][）（]|[：！][A-Za-z]') # ：） ！important ：wq
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000021
-def _is_named(marks:str, after:str)->bool:
-    "Are the marks that begin a row what it speaks of? 、和，的区别, ，。！？分别是什么"
-    if len(set(marks)) > 2 or (after and after in _NAMED): return True
-    return len(marks) == 2 and marks[1] == '、' != marks[0]
+def _inside_word(m:re.Match)->bool:
+    "Does a match stand between two Latin letters or digits? 138****5678, std：：cout"
+    around = m.string[m.start() - 1:m.start()] + m.string[m.end():m.end() + 1]
+    return len(around) == 2 and around.isascii() and around.isalnum()
 
 # %% ../nbs/00_data_cleaning.ipynb #8fc57362
 def _one_mark(m:re.Match)->str:
-    "A run of punctuation: each sentence end once, in order; without any, the first mark. Marks spoken of stay."
-    before, after = m.string[m.start() - 1:m.start()], m.string[m.end():m.end() + 1]
-    if len(set(m[0])) > 2 or (before in ('', SEP) and _is_named(m[0], after)): return m[0]
-    if m[0][0] in '：；' and before == '（': return m[0] # a face
+    """A run of punctuation: each sentence end once, in order; without any, the first mark.
+    Three different marks are a list of marks and stay, and so does a run inside a word."""
+    if len(set(m[0])) > 2 or _inside_word(m): return m[0]
+    if m[0][0] in '：；' and m.string[m.start() - 1:m.start()] == '（': return m[0] # a face
     ends = dict.fromkeys(c for c in m[0] if c in '。！？')
     return ''.join(ends) or m[0][0]
 
 # %% ../nbs/00_data_cleaning.ipynb #5971b3c1
 def _short_run(m:re.Match)->str:
-    "A very long run of one sign: three of it, two of a dash. Between letters or digits it stays."
-    before, after = m.string[m.start() - 1:m.start()], m.string[m.end():m.end() + 1]
-    if (before + after).isascii() and before.isalnum() and after.isalnum(): return m[0]
-    return m[1]*(2 if m[1] == '—' else 3)
+    "A very long run of one sign: three of it, two of a dash. Inside a word it stays."
+    return m[0] if _inside_word(m) else m[1]*(2 if m[1] == '—' else 3)
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000022
 def _collapse_marks(text:str)->str:
@@ -421,14 +416,13 @@ def collapse_runs(
     text:str, # one row, or many joined
 )->str: # with one mark where there were many
     """One mark for a run of commas and full stops: of two different ones the stronger; none at the start.
-    Three different marks are spoken of and stay. An ellipsis keeps two of its signs.
+    Three different marks are a list of marks and stay. An ellipsis keeps two of its signs.
     Signs that may count (- = _ * . ~ · —) stay up to 20 of them: stars of a rating, Morse code, i--."""
     return _collapse_marks(_LONG_RUN.sub(_short_run, text))
 
 # %% ../nbs/00_data_cleaning.ipynb #6d38250f
 def _no_lead(m:re.Match)->str:
-    "The beginning of a row without its marks, unless it speaks of them."
-    if _is_named(m[2], m.string[m.end():m.end() + 1]): return m[0]
+    "The beginning of a row without its marks."
     meant = _FACE_OR_COMMAND.match(m.string, m.end() - 1)
     return SEP + m[1] + (meant[0][0] if meant else '')
 
@@ -452,24 +446,19 @@ def _unpaired(text:str)->list[int]:
             waiting[m[0]] += 1
         elif not waiting[wanted]: odd.append(m.start())
         else:
-            inside = _close(text, wanted, opened)
-            waiting.subtract([wanted, *(text[at] for at in inside)])
-            odd += inside
+            closed = opened.pop()
+            while text[closed] != wanted: # opened inside, never closed
+                odd.append(closed)
+                waiting[text[closed]] -= 1
+                closed = opened.pop()
+            waiting[wanted] -= 1
     return odd + opened
-
-# %% ../nbs/00_data_cleaning.ipynb #p0000031
-def _close(text:str, wanted:str, opened:list[int])->list[int]:
-    "Close the last open bracket of a kind; the places of those opened inside it and never closed."
-    inside = []
-    while text[at := opened.pop()] != wanted: inside.append(at)
-    return inside
 
 # %% ../nbs/00_data_cleaning.ipynb #a28bc265
 def _is_debris(before:str, bracket:str, after:str)->bool:
     """Can an unpaired bracket go, between these two characters? Only at the edge of a line or beside a mark,
     and not if it may mean something."""
     if before.isdigit() and bracket in '“”': return False # 6.5”, 4'33”
-    if before == '\n' and after in '和与跟': return False # ）和】的区别
     ends = _ENDS_OF[bracket]
     line_or_sentence = before == '\n' or before in ends
     if bracket in _PAIRS: return line_or_sentence
@@ -479,16 +468,11 @@ def _is_debris(before:str, bracket:str, after:str)->bool:
 # %% ../nbs/00_data_cleaning.ipynb #p0000030
 _HAN_CHAR = re.compile(f'[{HAN}]')
 
-class _LinkedList:
-    "A doubly linked list of places in a text: taking one out costs the same in a text of any length."
-    def __init__(self, places:Sequence[int], end:int):
-        self.before = dict(zip([*places, end], [-1, *places]))
-        self.after = dict(zip([-1, *places], [*places, end]))
-
-    def remove(self, at:int):
-        "Its neighbours become neighbours."
-        before, after = self.before.pop(at), self.after.pop(at)
-        self.after[before], self.before[after] = after, before
+def _seen_before(text:str, kept:list[int])->str:
+    "What stands before the last of the places kept, blanks left out; a line end at the beginning."
+    k = len(kept) - 2
+    while k >= 0 and text[kept[k]] in ' \t': k -= 1
+    return text[kept[k]] if k >= 0 else '\n'
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000032
 def balance(
@@ -497,9 +481,8 @@ def balance(
     "Drop every （《“【 or ）》”】 that has no partner and is surely debris."
     odd = _unpaired(text)
     lone = _lone_quotes(text, odd) # ”安排“: one alone is worse
-    rest = {i for i in odd if text[i] not in '“”' or i in lone}
-    if rest: text = _without_debris(text, rest)
-    return _BLANK.sub('\n\n', text)
+    odd = {i for i in odd if text[i] not in '“”' or i in lone}
+    return _BLANK.sub('\n\n', _without_debris(text, odd) if odd else text)
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000033
 def _lone_quotes(text:str, odd:list[int])->set[int]:
@@ -513,24 +496,13 @@ def _lone_quotes(text:str, odd:list[int])->set[int]:
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000034
 def _without_debris(text:str, odd:set[int])->str:
-    """A text without those of some brackets that are debris. Where one went, its neighbours meet:
-    only brackets beside it are looked at again, so that the work grows with the text and no faster."""
-    end = len(text)
-    places = _LinkedList(range(end), end)
-    visible = _LinkedList([i for i, c in enumerate(text) if c not in ' \t'], end)
-    char = [*text, '\n', '\n'] # at -1 and at the end of the text stands a line end
-    rest, look = set(odd), set(odd)
-    while look:
-        debris = {i for i in look if _is_debris(char[visible.before[i]], text[i], char[places.after[i]])}
-        rest -= debris
-        look = set()
-        for i in debris:
-            look |= {places.before[i], visible.after[i]}
-            places.remove(i)
-            visible.remove(i)
-        look &= rest
-    gone = odd - rest
-    return ''.join(c for i, c in enumerate(text) if i not in gone)
+    """A text without those of some brackets that are debris, in one pass: every character decides over the bracket
+    before it, and if that goes, over the one that stands there then."""
+    kept = [] # places
+    for i, c in enumerate(text + '\n'):
+        while kept and kept[-1] in odd and _is_debris(_seen_before(text, kept), text[kept[-1]], c): kept.pop()
+        kept.append(i)
+    return ''.join(text[i] for i in kept[:-1])
 
 # %% ../nbs/00_data_cleaning.ipynb #951a4518
 def fix_brackets(
@@ -573,7 +545,7 @@ def simplify(
 TEXT_RULES = (strip_invisible, strip_html, half_width, tidy_spaces, chinese_punct, hug_marks, fix_brackets,
               collapse_runs)
 _INLINE_CODE = re.compile('`(?<!``)[^`\n\x01]{1,300}`(?!`)')
-_ADDRESS = re.compile(r'http(?:s|)://[!#-;=?-~Ａ-Ｚａ-ｚ０-９]*[\w/=&#%+~-]', re.A) # no < > " in it
+_ADDRESS = re.compile(r'https?://[!#-;=?-~]*[\w/=&#%+~-]', re.A) # no < > " in it
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000040
 _CODE_OF = dict( # signs of code, for RE2: \w is ASCII, ^ and $ are the edges of a line
@@ -606,15 +578,15 @@ _CODE_OF |= dict(
          r'\b(?i:where) \w+ ?(?:[=<>]|(?i:in|like)\b)'),
     data=(r'"[^"\n]{0,100}"[ \t]*:[ \t]*(?:["\[{\d-]|true|false|null)|^[ \t]*[\w-]+:[ \t]*\n[ \t]+[-\w"\']',
           r'^[ \t]*- [a-zA-Z_][\w.-]*: |^[ \t]*[a-z_][\w.-]+: [^\n]*\n[ \t]*[a-z_][\w.-]+:(?:[ \n]|$)',
-          r'^[ \t]*[$@]?[A-Za-z_][\w.]*(?: = \S| ?:?= ?["\'\[{])|^\[[\w.-]+\]\n[\w.]+ ?=',
+          r'^[ \t]*[A-Za-z_][\w.]*(?: = \S| ?:?= ?["\'\[{])|^\[[\w.-]+\]\n[\w.]+ ?=',
           r'^[ \t]*[.#]?[\w-]+ ?\{|[a-z-]+: ?[^;\n]+;[ \t]*\}'),
     line=(r'\b(?:raise|throw) (?:new )?[A-Za-z_][\w.]*\(|^[ \t]*(?:assert|yield|raise|del) [A-Za-z_][\w.]*[ (\[=<>!,]',
           r'^[ \t]*(?:puts|print|return|say|die|warn|put|p|write|writeln|fputs) ?["\']', # Ruby, Perl, Lua, Python 2
           r'\b(?i:msgbox|inputbox|debug\.print|response\.write|write-(?:host|output)) ?[("\'$]|\bDim \w+ As\b|#\{\w',
-          r'\$[A-Za-z_]\w*(?: ?\.?= ?["\'\[]|->|\[["\'])|<\?php|\b(?:my|our) [$@%]\w|^[ \t]*[\w.$]+ ?<- ?["\'\w(]',
-          r'\b[a-z_]+!\(|^[ \t]*\w+(?:\.\w+)*\([^\n]*\)[ \t]*(?:#|//)|["\'];[ \t]*(?:(?:#|//|--)[^\n]*)?$',
+          r'[$@][A-Za-z_]\w*(?: ?\.?= ?(?:["\']|\[["\'\]])|->|\[["\'])|<\?php|\b(?:my|our) [$@%]\w|^[ \t]*[\w.$]+ ?<- ?["\'\w(]',
+          r'\b[a-z_]+!\([\w"\'&]|^[ \t]*\w+(?:\.\w+)*\([^\n]*\)[ \t]*(?:#|//)|["\'];[ \t]*(?:(?:#|//|--)[^\n]*)?$',
           r'^[ \t]*(?:val|local) \w+ ?(?::|=)|\w\(@"'))
-_PARTS = (('markup', 'sheet', 'python', 'c'), ('shell', 'sql'), ('data',), ('line',)) # RE2 slows down on one long pattern
+_PARTS = (('markup', 'sheet', 'python', 'c'), ('shell', 'sql'), ('data',), ('line',)) # one long one is slower in RE2
 _CODE = ['(?m:' + '|'.join('|'.join(_CODE_OF[kind]) for kind in kinds) + ')' for kinds in _PARTS]
 
 # %% ../nbs/00_data_cleaning.ipynb #46ecd81c
@@ -624,8 +596,8 @@ def clean_prose(
     """The chain of text rules for text whose invisible characters are gone. Inline code stays as it is,
     and so does an address once the tags around it are gone: before that, it would swallow them."""
     text, code = _hold(text, _INLINE_CODE, '\x02')
-    text, addresses = _hold(strip_html(text), _ADDRESS, '\x04')
-    for rule in TEXT_RULES[2:]: text = rule(text)
+    text, addresses = _hold(half_width(strip_html(text)), _ADDRESS, '\x04')
+    for rule in TEXT_RULES[3:]: text = rule(text)
     return _put_back(_put_back(text, '\x04', addresses), '\x02', code)
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000044
@@ -633,6 +605,16 @@ def _hold(text:str, piece:re.Pattern, instead:str)->tuple[str, list[str]]:
     "The text with a character in the place of every piece that no rule may touch, and the pieces."
     held = piece.findall(text)
     return piece.sub(instead, text) if held else text, held
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000045
+_ABOUT_MARKS = ('标点|[逗句顿问叹冒分引括]号|感叹号|省略号|破折号|书名号|'
+                r'\A\s*[，。、；：！？（）《》“”【】,.;:!?]{1,9}(?:和|与|跟|及|是什么|是啥|分别|表示|代表|怎么|如何|连用|叫'
+                '|有(?:什么|何)|的(?:区别|用法|作用|意思|含义|名|写法|读法|位置|不同))') # for RE2
+
+def _keep_marks(text:str)->str:
+    "The chain for text that speaks of punctuation: only tags and odd spaces go, the marks are what it is about."
+    text, code = _hold(text, _INLINE_CODE, '\x02')
+    return _put_back(tidy_spaces(strip_html(text).translate(_PLAIN)), '\x02', code)
 
 # %% ../nbs/00_data_cleaning.ipynb #d6507d32
 def _put_back(text:str, instead:str, held:list[str])->str:
@@ -644,20 +626,28 @@ def _put_back(text:str, instead:str, held:list[str])->str:
 # %% ../nbs/00_data_cleaning.ipynb #6140faca
 _MAY_BE_CODE = r'(?m:[A-Za-z]{2}|[=&`~|;{}]|/[/*]|"[ \t]*:|^[#$>])' # one of these is in every line of code
 
-def _holds(texts:Sequence[str], pattern:str)->np.ndarray:
-    "Which texts hold a pattern of RE2."
-    return pc.match_substring_regex(pa.array(texts, pa.large_string()), pattern).to_numpy(zero_copy_only=False)
+def _holds(texts:Sequence[str], *patterns:str)->np.ndarray:
+    "Which texts hold which patterns of RE2: a row per pattern."
+    column = pa.array(texts, pa.large_string())
+    return np.stack([pc.match_substring_regex(column, p).to_numpy(zero_copy_only=False) for p in patterns])
 
 # %% ../nbs/00_data_cleaning.ipynb #13f4645f
 def is_code(
     texts:Sequence[str], # one string per row
 )->list[bool]: # does a row hold a line of code?
     "Rows with a sign of code, in a fence or without one; `code` inside a sentence does not count."
-    found = _holds(texts, _MAY_BE_CODE)
-    at = np.flatnonzero(found)
+    return _code_and_marks(texts)[0].tolist()
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000046
+def _code_and_marks(texts:Sequence[str])->tuple[np.ndarray, np.ndarray]:
+    "Which rows hold a line of code, and which of the others speak of punctuation."
+    code = _holds(texts, f'{_MAY_BE_CODE}|{_ABOUT_MARKS}')[0] # most rows are neither
+    marks = np.zeros_like(code)
+    at = np.flatnonzero(code)
     rest = [_INLINE_CODE.sub('', texts[k]) if '`' in texts[k] else texts[k] for k in at]
-    found[at] = np.any([_holds(rest, signs) for signs in _CODE], axis=0)
-    return found.tolist()
+    *signs, marks[at] = _holds(rest, *_CODE, _ABOUT_MARKS)
+    code[at] = np.any(signs, axis=0)
+    return code, marks & ~code
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000041
 def clean_texts(
@@ -670,10 +660,11 @@ def clean_texts(
 def _clean_texts(texts:Sequence[str])->tuple[list[str], list[bool]]:
     "The cleaned texts, and whether each is code."
     texts = on_joined(strip_invisible, texts)
-    code = is_code(texts)
-    cleaned = iter(on_joined(clean_prose, [t for t, keep in zip(texts, code) if not keep]))
-    texts = [t if keep else next(cleaned) for t, keep in zip(texts, code)]
-    return [_strip(t) if '\n ' in t or '\n\t' in t else t.strip() for t in texts], code
+    code, marks = _code_and_marks(texts)
+    for rule, group in ((clean_prose, ~(code | marks)), (_keep_marks, marks)):
+        at = np.flatnonzero(group)
+        for k, text in zip(at, on_joined(rule, [texts[k] for k in at])): texts[k] = text
+    return [_strip(t) if '\n ' in t or '\n\t' in t else t.strip() for t in texts], code.tolist()
 
 # %% ../nbs/00_data_cleaning.ipynb #493f81ae
 _EMPTY_LINES = re.compile(r'\A(?:[ \t]*\n)+')
@@ -1036,7 +1027,7 @@ def _fields(schema:Schema)->tuple[str, ...]:
 # %% ../nbs/00_data_cleaning.ipynb #p0000062
 def _is_nothing(value:object)->bool:
     "Is a value null, or one of the NaN and infinities that stand for it in tables?"
-    return value is None or (isinstance(value, float) and as_text(value) is None)
+    return value is None or (isinstance(value, (float, Decimal)) and not math.isfinite(value))
 
 # %% ../nbs/00_data_cleaning.ipynb #05d82b9a
 def _values(row:Mapping, schema:Schema)->tuple[tuple[str, ...]|None, str]:
