@@ -345,16 +345,22 @@ _STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/-])|(?:(?<=[）�
 # %% ../nbs/00_data_cleaning.ipynb #243a44da
 def _beside_han(mark:str, after:str='')->re.Pattern:
     """The pattern of an ASCII mark, or a run of it, with a Chinese character before it (perhaps a space between)
-    or behind it; never where `after`, a pattern, follows."""
+    or behind it; never where `after`, a pattern, follows. Two colons are a sign of C++ and no marks."""
     one, run = re.escape(mark), '' if mark == ':' else re.escape(mark) + '*'
-    behind = rf'(?<![0-9A-Za-z)!]{one})' if mark == '!' else '' # 5!种 is a factorial, 5!!种 a double one
-    return re.compile(f'{one}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{behind}{run}(?={_R})){after}')
+    behind = rf'(?<![0-9A-Za-z)!\x04]{one})' if mark == '!' else '' # 5!种 is a factorial, 5!!种 a double one
+    alone = '(?<!::)(?!:)' if mark == ':' else ''
+    return re.compile(f'{one}{alone}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{behind}{run}(?={_R})){after}')
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000023
 _AFTER = {'?': r'(?![A-Za-z_]\w*=)', '!': '(?!=)'} # a query in an address, the sign !=
 _MARKS = [(_beside_han(ascii_mark, _AFTER.get(ascii_mark, '')), mark) for ascii_mark, mark in _CHINESE.items()]
-_BEFORE_QUOTE = [(re.compile(f'[{ascii_mark}](?<![0-9A-Za-z)]!)[{ascii_mark}]* ?(?=“)'), mark)
+_BEFORE_QUOTE = [(re.compile(f'[{ascii_mark}](?<![0-9A-Za-z)!\x04]!)[{ascii_mark}]* ?(?=“)'), mark)
                  for ascii_mark, mark in _CHINESE.items()]
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000024
+def _wide_pair(m:re.Match)->str:
+    "A pair of brackets in their Chinese form, unless one without a partner stands inside."
+    return f'（{m[1]}）' if m[1].count('（') == m[1].count('）') else m[0]
 
 # %% ../nbs/00_data_cleaning.ipynb #aa76c77d
 def chinese_punct(
@@ -363,9 +369,8 @@ def chinese_punct(
     """ASCII punctuation that touches a Chinese character becomes Chinese, a run of one mark a single one.
     Numbers, addresses, formulas, foreign names and English sentences keep theirs."""
     if '(' in text:
-        text = _PAREN.sub(r'（\1）', text) # the inner ones first
-        found = 1
-        while found and _NESTED.search(text): text, found = _PAREN.subn(r'（\1）', text)
+        text, old = _PAREN.sub(_wide_pair, text), '' # the inner ones first
+        while text != old and _NESTED.search(text): text, old = _PAREN.sub(_wide_pair, text), text
         text = _PAREN_LATIN.sub(r'（\1）', text)
     for pattern, mark in _MARKS: text = pattern.sub(mark, text)
     return _STOP.sub('。', _chinese_quotes(text) if '"' in text else text)
@@ -387,8 +392,8 @@ _FACE_OR_COMMAND = re.compile('[：；][）（]|[：！][A-Za-z]') # ：） ！i
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000021
 def _inside_word(m:re.Match)->bool:
-    "Does a match stand between two Latin letters or digits? 138****5678, std：：cout"
-    around = m.string[m.start() - 1:m.start()] + m.string[m.end():m.end() + 1]
+    "Does a match stand between two Latin letters, digits or addresses? 138****5678, std：：cout"
+    around = half_width(m.string[m.start() - 1:m.start()] + m.string[m.end():m.end() + 1]).replace('\x04', 'a')
     return len(around) == 2 and around.isascii() and around.isalnum()
 
 # %% ../nbs/00_data_cleaning.ipynb #8fc57362
@@ -436,29 +441,20 @@ _ENDS_OF = {c: _ENDS if c in '（）' else _ENDS | {'：', '；'} for c in '（�
 _BRACKETS = re.compile('[（）《》“”【】]')
 
 def _unpaired(text:str)->list[int]:
-    "Places of brackets and quotes that have no partner."
-    opened, odd = [], [] # places still open; places without a partner
-    waiting = Counter() # bracket -> how many of it are open
+    "Places of brackets and quotes that have no partner of their kind."
+    opened = {bracket: [] for bracket in _PAIRS.values()} # places still open
+    odd = []
     for m in _BRACKETS.finditer(text):
-        wanted = _PAIRS.get(m[0])
-        if wanted is None:
-            opened.append(m.start())
-            waiting[m[0]] += 1
-        elif not waiting[wanted]: odd.append(m.start())
-        else:
-            closed = opened.pop()
-            while text[closed] != wanted: # opened inside, never closed
-                odd.append(closed)
-                waiting[text[closed]] -= 1
-                closed = opened.pop()
-            waiting[wanted] -= 1
-    return odd + opened
+        if m[0] in opened: opened[m[0]].append(m.start())
+        elif opened[_PAIRS[m[0]]]: opened[_PAIRS[m[0]]].pop()
+        else: odd.append(m.start())
+    return odd + [at for places in opened.values() for at in places]
 
 # %% ../nbs/00_data_cleaning.ipynb #a28bc265
 def _is_debris(before:str, bracket:str, after:str)->bool:
     """Can an unpaired bracket go, between these two characters? Only at the edge of a line or beside a mark,
     and not if it may mean something."""
-    if before.isdigit() and bracket in '“”': return False # 6.5”, 4'33”
+    if (before.isdigit() or before == '\x04') and bracket in '“”': return False # 6.5”, 4'33”, an address
     ends = _ENDS_OF[bracket]
     line_or_sentence = before == '\n' or before in ends
     if bracket in _PAIRS: return line_or_sentence
@@ -874,7 +870,18 @@ def wiki_question(
     return QUESTIONS[draw % len(QUESTIONS)].format(title)
 
 # %% ../nbs/00_data_cleaning.ipynb #a320d8a7
-_VARIANT = re.compile(r'-\{(?:[^{}\x01]*?zh-(?:hans|cn):([^;{}\x01]*)[^{}\x01]*|(?:[A-Z]\|)?([^{}\x01]*))\}-')
+_VARIANT = re.compile(r'-\{([^{}\x01]*)\}-')
+_MAINLAND = ('zh-hans', 'zh-cn', 'zh-sg', 'zh-my', 'zh') # what is read there: the first that is given
+
+def _variant(m:re.Match)->str:
+    "What -{…}- shows: the mainland form, else the first; nothing where it only defines a word (H) or a title (T)."
+    flag, _, words = m[1].rpartition('|')
+    if flag.strip() in ('H', 'T'): return ''
+    pairs = [part.partition(':') for part in words.split(';')]
+    forms = {region.strip(): word.strip() for region, colon, word in reversed(pairs) if colon}
+    forms = {region: word for region, word in forms.items() if region.startswith('zh')}
+    first = next(reversed(forms.values()), words)
+    return next((forms[region] for region in _MAINLAND if region in forms), first)
 
 # %% ../nbs/00_data_cleaning.ipynb #3ffeeaa3
 def wiki_variants(
@@ -882,7 +889,7 @@ def wiki_variants(
 )->str: # with the mainland form of every marked word
     "MediaWiki marks words that differ by region, -{zh-tw:資訊;zh-hans:信息}- or -{系}-; keep one form."
     if '-{' not in text: return text
-    return _VARIANT.sub(lambda m: m[1] or m[2] or '', text)
+    return _VARIANT.sub(_variant, text)
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000050
 _EMPTIED = re.compile(r'[（(](?<![A-Za-z_][（(])[，、；：。,;:\s]*[）)]|《》|“”|【】|‘’')
