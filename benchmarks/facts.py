@@ -35,7 +35,7 @@ ESCAPED_LINE = re.compile(r'(?:\\r)?\\n')
 HTML_RULES = frozenset(('strip_html', 'clean_prose', 'clean_texts'))
 BLOCK, CELL, SUP, SUB, SCRIPT_END = '\ue000\ue001\ue002\ue003\ue004' # what is seen of a tag
 LINE_ENDS = frozenset('\n\r\x0b\x0c\x85\u2028\u2029')
-CHINESE_MARKS, ASCII_MARKS = frozenset('，、；：。！？'), frozenset(',;:.!?')
+CHINESE_MARKS, ASCII_MARKS = frozenset('，、；：。！？'), frozenset(',;:.．!?')
 MARKS = CHINESE_MARKS | ASCII_MARKS
 OPENING = dict(zip('（《“【「〝', '）》”】」〞')) # these may go where they have no partner
 CLOSING = {c: o for o, c in OPENING.items()}
@@ -196,7 +196,8 @@ def next_reached(r:Reached, signs:list[Sign], k:int, after:list[Sign], gap:Gap, 
     s, here = signs[k], after[r.done:r.done + 2]
     is_mark = s.raw in MARKS
     if s.c in (SUP, SUB, SCRIPT_END):
-        forms = ([], ['}']) if s.c == SCRIPT_END else ([], ['^' if s.c == SUP else '_'], [*('^' if s.c == SUP else '_'), '{'])
+        sign = '^' if s.c == SUP else '_'
+        forms = ([], ['}']) if s.c == SCRIPT_END else ([], [sign], [sign, '{'])
         for form in forms:
             if [a.c for a in here[:len(form)]] == form: yield Reached(r.done + len(form), False, False)
         return
@@ -368,6 +369,7 @@ def mainland(marked:str)->str:
 
 def variants_violation(before:str, after:str)->str:
     "Every -{…}- became what the mainland reads, and nothing else changed."
+    before, after = (''.join(c for c in t if not is_invisible(c)) for t in (before, after))
     want, rest = '', before
     while '-{' in rest:
         start, _, rest = rest.partition('-{')

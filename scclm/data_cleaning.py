@@ -579,7 +579,8 @@ _CODE_OF |= dict(
     line=(r'\b(?:raise|throw) (?:new )?[A-Za-z_][\w.]*\(|^[ \t]*(?:assert|yield|raise|del) [A-Za-z_][\w.]*[ (\[=<>!,]',
           r'^[ \t]*(?:puts|print|return|say|die|warn|put|p|write|writeln|fputs) ?["\']', # Ruby, Perl, Lua, Python 2
           r'\b(?i:msgbox|inputbox|debug\.print|response\.write|write-(?:host|output)) ?[("\'$]|\bDim \w+ As\b|#\{\w',
-          r'[$@][A-Za-z_]\w*(?: ?\.?= ?(?:["\']|\[["\'\]])|->|\[["\'])|<\?php|\b(?:my|our) [$@%]\w|^[ \t]*[\w.$]+ ?<- ?["\'\w(]',
+          r'[$@][A-Za-z_]\w*(?: ?\.?= ?(?:["\']|\[["\'\]])|->|\[["\'])|<\?php',
+          r'\b(?:my|our) [$@%]\w|^[ \t]*[\w.$]+ ?<- ?["\'\w(]',
           r'\b[a-z_]+!\([\w"\'&]|^[ \t]*\w+(?:\.\w+)*\([^\n]*\)[ \t]*(?:#|//)|["\'];[ \t]*(?:(?:#|//|--)[^\n]*)?$',
           r'^[ \t]*(?:val|local) \w+ ?(?::|=)|\w\(@"'))
 _PARTS = (('markup', 'sheet', 'python', 'c'), ('shell', 'sql'), ('data',), ('line',)) # one long one is slower in RE2
@@ -753,7 +754,7 @@ class CleanCfg:
     min_answer:int=15 # baike, medical: shortest answer
     min_zhihu_prompt:int=4 # zhihu: shortest question
     min_zhihu_response:int=10 # zhihu: shortest answer
-    min_instruct:int=15 # belle and the like: shortest answer
+    min_instruct:int=15 # belle, chat: shortest answer
     min_wiki:int=15 # wiki: shortest article
     wiki_chars:int=320 # wiki: first characters of an article, cut at a sentence end
     max_prompt:int=512 # longer questions are rejected
@@ -1066,7 +1067,7 @@ def _raw_text(row:Row)->str:
 
 # %% ../nbs/00_data_cleaning.ipynb #913ed415
 def _judge_rows(rows:list[Row], block:Block, cfg:CleanCfg)->tuple[list[Kept], list[Reject]]:
-    "Kept and rejected rows of one chunk. Held-out rows meet no length rule."
+    "Kept and rejected rows of one chunk. Held-out pairs meet no length rule."
     readable, values = [], [] # rows with all their fields, and these fields
     rule_of = {} # number of a rejected row -> why
     for k, row in enumerate(rows):
@@ -1101,7 +1102,7 @@ def _clean_values(values:list[tuple[str, ...]], block:Block, cfg:CleanCfg)->tupl
 
 # %% ../nbs/00_data_cleaning.ipynb #5960db42
 def _heldout_columns(cols:Cols)->Pairs:
-    "Held-out questions are cleaned like the others, but only an empty one is rejected."
+    "Held-out pairs are cleaned like the others, but only an empty question is rejected."
     prompts, responses = clean_texts(cols['prompt']), clean_texts(cols['response'])
     return Pairs(prompts, responses, _when('prompt_short', (not p for p in prompts)))
 

@@ -150,11 +150,11 @@ def test_a_row_about_marks_leaves_its_neighbours_alone():
 @pytest.mark.parametrize('bit', ['（', '）', '（，', '“\n', '（。', '甲（乙。', '【《', '（ '])
 def test_brackets_cost_the_same_in_a_long_text(bit):
     def seconds(n:int)->float:
-        start = time.perf_counter()
+        start = time.process_time()
         dc.fix_brackets(bit*n)
-        return time.perf_counter() - start
+        return time.process_time() - start
     seconds(100)
-    assert min(seconds(32_000) for _ in range(3)) < 16*min(seconds(4000) for _ in range(3)) # 8 times as long
+    assert min(seconds(32_000) for _ in range(3)) < 24*min(seconds(4000) for _ in range(3)) # 8 times as long, not 64
 
 @pytest.mark.parametrize('raw, want', [
     ('-{zh-tw:資訊;zh-hk:資訊}-', '資訊'), ('-{A|zh-cn:软件;zh-tw:軟體}-', '软件'), ('-{H|zh-cn:软件;zh-tw:軟體}-甲', '甲'),

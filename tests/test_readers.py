@@ -295,14 +295,16 @@ def test_an_input_that_is_no_text_rejects_the_row(tmp_path, runs):
     inputs = ['["甲", "乙"]', '{"a": 1}', 'true', 'false', '[]', 'null', 'NaN', '-Infinity', '5', '"丙"', '""']
     lines = [f'{{"instruction": "问{k}", "input": {x}, "output": "{answer}{k}"}}' for k, x in enumerate(inputs)]
     put(tmp_path/'raw'/'a.jsonl', '\n'.join(lines))
-    cells = dict(instruction=['问甲', '问乙'], input=pa.array([b'bytes', None], pa.binary()), output=[answer + '甲', answer + '乙'])
+    cells = dict(instruction=['问甲', '问乙'], input=pa.array([b'bytes', None], pa.binary()),
+                 output=[answer + '甲', answer + '乙'])
     pq.write_table(pa.table(cells), tmp_path/'raw'/'b.parquet')
     cells = dict(instruction=['问丙', '问丁'], input=pa.array([['甲'], None]), output=[answer + '丙', answer + '丁'])
     pq.write_table(pa.table(cells), tmp_path/'raw'/'c.parquet')
     run(tmp_path/'raw')
     rejects = pd.read_parquet(runs/'rejects.parquet')
     assert rejects[['file', 'line', 'rule']].values.tolist() == [
-        *(['a.jsonl', line, 'bad_value'] for line in range(1, 6)), ['b.parquet', 1, 'bad_value'], ['c.parquet', 1, 'bad_value']]
+        *(['a.jsonl', line, 'bad_value'] for line in range(1, 6)),
+        ['b.parquet', 1, 'bad_value'], ['c.parquet', 1, 'bad_value']]
     assert {p for p, _ in trained(runs)} == {'问5', '问6', '问7', '问8\n5', '问9\n丙', '问10', '问乙', '问丁'}
 
 # Folders
