@@ -386,14 +386,15 @@ def _chinese_quotes(text:str)->str:
 # %% ../nbs/00_data_cleaning.ipynb #278a6daf
 _RUN = re.compile('[，、；：。！？][，、；：。！？]+(?![）（])') # not into ：） and ；（
 _LONG_RUN = re.compile(r'([-=_*.~～·—])\1{20,}') # a rule across the page, a leader of dots
-_ELLIPSIS = re.compile('…{3,}')
+_ELLIPSIS = re.compile('………+')
 _LEAD = re.compile(rf'{SEP}([ \t\n]*)[，。、；：！？][，。、；：！？ \t\n]*')
 _FACE_OR_COMMAND = re.compile('[：；][）（]|[：！][A-Za-z]') # ：） ！important ：wq
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000021
 def _inside_word(m:re.Match)->bool:
     "Does a match stand between two Latin letters, digits or addresses? 138****5678, std：：cout"
-    around = half_width(m.string[m.start() - 1:m.start()] + m.string[m.end():m.end() + 1]).replace('\x04', 'a')
+    around = m.string[m.start() - 1:m.start()] + m.string[m.end():m.end() + 1]
+    around = around.replace('\x04', 'a').translate(_FORMS)
     return len(around) == 2 and around.isascii() and around.isalnum()
 
 # %% ../nbs/00_data_cleaning.ipynb #8fc57362
@@ -604,8 +605,9 @@ def _hold(text:str, piece:re.Pattern, instead:str)->tuple[str, list[str]]:
     return piece.sub(instead, text) if held else text, held
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000045
-_ABOUT_MARKS = ('标点|[逗句顿问叹冒分引括]号|感叹号|省略号|破折号|书名号|'
-                r'\A\s*[，。、；：！？（）《》“”【】,.;:!?]{1,9}(?:和|与|跟|及|是什么|是啥|分别|表示|代表|怎么|如何|连用|叫'
+_MARK_OR_PAIR = '(?:[，。、；：！？）》】,.;:!?]|（）|《》|“”|【】)'
+_ABOUT_MARKS = (r'(?:\A|[^鼠光目坐地])标点|(?:\A|[^包概])括号|[逗句顿问叹冒分引]号|感叹号|省略号|破折号|书名号|'
+                rf'\A\s*{_MARK_OR_PAIR}+(?:[和与跟及]{_MARK_OR_PAIR}|是什么|是啥|分别|表示|代表|怎么|如何|连用|叫'
                 '|有(?:什么|何)|的(?:区别|用法|作用|意思|含义|名|写法|读法|位置|不同))') # for RE2
 
 def _keep_marks(text:str)->str:
@@ -659,7 +661,7 @@ def _clean_texts(texts:Sequence[str])->tuple[list[str], list[bool]]:
     texts = on_joined(strip_invisible, texts)
     code, marks = _code_and_marks(texts)
     for rule, group in ((clean_prose, ~(code | marks)), (_keep_marks, marks)):
-        at = np.flatnonzero(group)
+        at = np.flatnonzero(group).tolist()
         for k, text in zip(at, on_joined(rule, [texts[k] for k in at])): texts[k] = text
     return [_strip(t) if '\n ' in t or '\n\t' in t else t.strip() for t in texts], code.tolist()
 

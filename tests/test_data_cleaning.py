@@ -138,7 +138,8 @@ def test_what_means_something_stays(text):
     ('<p>http://a.com</p><p>2</p>', 'http://a.com\n2'), ('<p>官网http://a.com</p><p>电话2</p>', '官网http://a.com\n电话2'),
     ('<br>http://a.com<br>2', 'http://a.com\n2'), ('http://x.com&nbsp;后文', 'http://x.com 后文'),
     ('http://a.cn/?x=1&amp;y=2,好', 'http://a.cn/?x=1&y=2，好'), ('http://a.cn/ｘ!!!好', 'http://a.cn/x!!!好'),
-    ('标点<b>有</b>Ａ,。', '标点有A,。'), ('gyao!(日本)', 'gyao!（日本）'), ('甲' + '.'*30 + '乙', '甲...乙'), ('好……………吗', '好……吗'),
+    ('标点<b>有</b>Ａ,。', '标点有A,。'), ('鼠标点击,包括号召', '鼠标点击，包括号召'),
+    ('“与我们一起,露营”', '“与我们一起，露营”'), ('，与走路,没有关系', '与走路，没有关系'), ('gyao!(日本)', 'gyao!（日本）'), ('甲' + '.'*30 + '乙', '甲...乙'), ('好……………吗', '好……吗'),
     ('好的。谢谢.', '好的。谢谢。'), ('需要“安慰”或”理解“时', '需要“安慰”或”理解“时')])
 def test_form_changes_and_the_fact_stays(raw, want):
     assert dc.clean_texts([raw]) == [want]
