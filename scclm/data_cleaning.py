@@ -15,6 +15,7 @@ __all__ = ['SCHEMAS', 'EXPECTED', 'LATER', 'SEP', 'TEXT_RULES', 'Cols', 'QUESTIO
 # %% ../nbs/00_data_cleaning.ipynb #203f603a
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -262,6 +264,7 @@ _FORMS = str.maketrans('｡､﹐﹑﹔﹕﹖﹗「」『』〝〞\u3000\xa0', '
 _FORMS |= {c: c - 0xFEE0 for c in map(ord, '０１２３４５６７８９＋－＝％＃＆＠＊／．')}
 _FORMS |= {c: c - 0xFEE0 for a in (0xFF21, 0xFF41) for c in range(a, a + 26)}
 _FORMS |= dict.fromkeys([*range(0x2002, 0x200B), 0x202F, 0x205F], ord(' ')) # narrow, thin and wide spaces
+_PLAIN = {c: to for c, to in _FORMS.items() if to == ord(' ') or chr(to).isalnum()} # no marks
 _FORM = re.compile(f"[{''.join(map(chr, _FORMS))}]+")
 _WIDE_INDENT = re.compile('\n[ \t\xa0]*\u3000[ \t\xa0\u3000]*')
 
@@ -335,22 +338,29 @@ _NAME = ('阿埃艾安奥巴贝本比彼波伯博布查茨达戴丹德登迪狄�
          '昆拉莱兰朗劳勒雷里利丽莉列林琳卢鲁伦罗洛马玛迈曼梅门蒙米密敏明姆穆纳娜奈南内尼妮涅诺欧帕佩皮珀普浦齐恰乔切琼热茹瑞萨塞森桑沙莎舍'
          '圣施史斯司丝苏索塔泰坦特汀廷图托瓦娃威韦维温文沃乌西希夏肖谢辛休逊雅娅亚扬耶伊因茵英尤于约泽扎詹珍朱兹佐') # foreign names: 约翰.史密斯
 _NUMERAL = '[一二三四五六七八九十]'
-_STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/])|(?:(?<=[）》”]\.)|(?<=[{HAN}]{{5}}\.))(?=[{HAN}])'
+_STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/-])|(?:(?<=[）》”]\.)|(?<=[{HAN}]{{5}}\.))(?=[{HAN}])'
                    rf'(?!(?<=[{_NAME}]\.)[{_NAME}]))'
                    rf'(?<![\n\x01]{_NUMERAL}\.)(?<!^{_NUMERAL}\.)(?<![\n\x01]十{_NUMERAL}\.)(?<!^十{_NUMERAL}\.)')
 
 # %% ../nbs/00_data_cleaning.ipynb #243a44da
 def _beside_han(mark:str, after:str='')->re.Pattern:
     """The pattern of an ASCII mark, or a run of it, with a Chinese character before it (perhaps a space between)
-    or behind it; never where `after`, a pattern, follows."""
+    or behind it; never where `after`, a pattern, follows. Two colons are a sign of C++ and no marks."""
     one, run = re.escape(mark), '' if mark == ':' else re.escape(mark) + '*'
-    behind = rf'(?<![0-9A-Za-z)]{one})' if mark == '!' else '' # 5!种 is a factorial
-    return re.compile(f'{one}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{behind}{run}(?={_R})){after}')
+    behind = rf'(?<![0-9A-Za-z)!\x04]{one})' if mark == '!' else '' # 5!种 is a factorial, 5!!种 a double one
+    alone = '(?<!::)(?!:)' if mark == ':' else ''
+    return re.compile(f'{one}{alone}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{behind}{run}(?={_R})){after}')
 
+# %% ../nbs/00_data_cleaning.ipynb #p0000023
 _AFTER = {'?': r'(?![A-Za-z_]\w*=)', '!': '(?!=)'} # a query in an address, the sign !=
 _MARKS = [(_beside_han(ascii_mark, _AFTER.get(ascii_mark, '')), mark) for ascii_mark, mark in _CHINESE.items()]
-_BEFORE_QUOTE = [(re.compile(f'[{ascii_mark}](?<![0-9A-Za-z)]!)[{ascii_mark}]* ?(?=“)'), mark)
+_BEFORE_QUOTE = [(re.compile(f'[{ascii_mark}](?<![0-9A-Za-z)!\x04]!)[{ascii_mark}]* ?(?=“)'), mark)
                  for ascii_mark, mark in _CHINESE.items()]
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000024
+def _wide_pair(m:re.Match)->str:
+    "A pair of brackets in their Chinese form, unless one without a partner stands inside."
+    return f'（{m[1]}）' if m[1].count('（') == m[1].count('）') else m[0]
 
 # %% ../nbs/00_data_cleaning.ipynb #aa76c77d
 def chinese_punct(
@@ -359,9 +369,8 @@ def chinese_punct(
     """ASCII punctuation that touches a Chinese character becomes Chinese, a run of one mark a single one.
     Numbers, addresses, formulas, foreign names and English sentences keep theirs."""
     if '(' in text:
-        text = _PAREN.sub(r'（\1）', text) # the inner ones first
-        found = 1
-        while found and _NESTED.search(text): text, found = _PAREN.subn(r'（\1）', text)
+        text, old = _PAREN.sub(_wide_pair, text), '' # the inner ones first
+        while text != old and _NESTED.search(text): text, old = _PAREN.sub(_wide_pair, text), text
         text = _PAREN_LATIN.sub(r'（\1）', text)
     for pattern, mark in _MARKS: text = pattern.sub(mark, text)
     return _STOP.sub('。', _chinese_quotes(text) if '"' in text else text)
@@ -376,35 +385,46 @@ def _chinese_quotes(text:str)->str:
 
 # %% ../nbs/00_data_cleaning.ipynb #278a6daf
 _RUN = re.compile('[，、；：。！？][，、；：。！？]+(?![）（])') # not into ：） and ；（
-_LONG_RUN = re.compile(r'([-=_*…—.])\1{3,}')
+_LONG_RUN = re.compile(r'([-=_*.~～·—])\1{20,}') # a rule across the page, a leader of dots
+_ELLIPSIS = re.compile('………+')
 _LEAD = re.compile(rf'{SEP}([ \t\n]*)[，。、；：！？][，。、；：！？ \t\n]*')
 _FACE_OR_COMMAND = re.compile('[：；][）（]|[：！][A-Za-z]') # ：） ！important ：wq
 
+# %% ../nbs/00_data_cleaning.ipynb #p0000021
+def _inside_word(m:re.Match)->bool:
+    "Does a match stand between two Latin letters, digits or addresses? 138****5678, std：：cout"
+    around = m.string[m.start() - 1:m.start()] + m.string[m.end():m.end() + 1]
+    around = around.replace('\x04', 'a').translate(_FORMS)
+    return len(around) == 2 and around.isascii() and around.isalnum()
+
 # %% ../nbs/00_data_cleaning.ipynb #8fc57362
 def _one_mark(m:re.Match)->str:
-    "A run of punctuation: each sentence end once, in order; without any, the first mark."
+    """A run of punctuation: each sentence end once, in order; without any, the first mark.
+    Three different marks are a list of marks and stay, and so does a run inside a word."""
+    if len(set(m[0])) > 2 or _inside_word(m): return m[0]
     if m[0][0] in '：；' and m.string[m.start() - 1:m.start()] == '（': return m[0] # a face
     ends = dict.fromkeys(c for c in m[0] if c in '。！？')
     return ''.join(ends) or m[0][0]
 
 # %% ../nbs/00_data_cleaning.ipynb #5971b3c1
 def _short_run(m:re.Match)->str:
-    "A long run of one mark: two of an ellipsis or dash, three of any other. 138****5678 stays."
-    before, after = m.string[m.start() - 1:m.start()], m.string[m.end():m.end() + 1]
-    if (before + after).isascii() and before.isalnum() and after.isalnum(): return m[0]
-    return m[1]*(2 if m[1] in '…—' else 3)
+    "A very long run of one sign: three of it, two of a dash. Inside a word it stays."
+    return m[0] if _inside_word(m) else m[1]*(2 if m[1] == '—' else 3)
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000022
+def _collapse_marks(text:str)->str:
+    "The part of `collapse_runs` that looks at marks only."
+    text = _ELLIPSIS.sub('……', _RUN.sub(_one_mark, text))
+    return _at_row_starts(_LEAD, _no_lead, text)
 
 # %% ../nbs/00_data_cleaning.ipynb #45ee93f7
 def collapse_runs(
     text:str, # one row, or many joined
 )->str: # with one mark where there were many
     """One mark for a run of commas and full stops: of two different ones the stronger; none at the start.
-    Ellipses and dashes keep two; a sign that calculates only goes where the same one comes again and again."""
-    text = _RUN.sub(_one_mark, text)
-    for mark in '~～·':
-        if mark*2 in text: text = re.sub(f'{mark}{mark}+', mark, text)
-    text = _LONG_RUN.sub(_short_run, text)
-    return _at_row_starts(_LEAD, _no_lead, text)
+    Three different marks are a list of marks and stay. An ellipsis keeps two of its signs.
+    Signs that may count (- = _ * . ~ · —) stay up to 20 of them: stars of a rating, Morse code, i--."""
+    return _collapse_marks(_LONG_RUN.sub(_short_run, text))
 
 # %% ../nbs/00_data_cleaning.ipynb #6d38250f
 def _no_lead(m:re.Match)->str:
@@ -419,47 +439,67 @@ _ENDS = frozenset('，。、！？…')
 _ENDS_OF = {c: _ENDS if c in '（）' else _ENDS | {'：', '；'} for c in '（《“【）》”】'} # ：） is a face
 
 # %% ../nbs/00_data_cleaning.ipynb #3562782b
+_BRACKETS = re.compile('[（）《》“”【】]')
+
 def _unpaired(text:str)->list[int]:
-    "Places of brackets and quotes that have no partner."
-    opened, odd = [], [] # (bracket, position) still open; positions without a partner
-    for i, c in enumerate(text):
-        if c in '（《“【': opened.append((c, i))
-        elif c in _PAIRS:
-            same = [k for k, (bracket, _) in enumerate(opened) if bracket == _PAIRS[c]]
-            if not same:
-                odd.append(i)
-                continue
-            odd += [at for _, at in opened[same[-1] + 1:]] # opened inside, never closed
-            del opened[same[-1]:]
-    return odd + [at for _, at in opened]
+    "Places of brackets and quotes that have no partner of their kind."
+    opened = {bracket: [] for bracket in _PAIRS.values()} # places still open
+    odd = []
+    for m in _BRACKETS.finditer(text):
+        if m[0] in opened: opened[m[0]].append(m.start())
+        elif opened[_PAIRS[m[0]]]: opened[_PAIRS[m[0]]].pop()
+        else: odd.append(m.start())
+    return odd + [at for places in opened.values() for at in places]
 
 # %% ../nbs/00_data_cleaning.ipynb #a28bc265
-def _is_debris(text:str, i:int)->bool:
-    """Can the unpaired bracket at `i` go? Only at the edge of a line or beside a mark,
+def _is_debris(before:str, bracket:str, after:str)->bool:
+    """Can an unpaired bracket go, between these two characters? Only at the edge of a line or beside a mark,
     and not if it may mean something."""
-    before, after = (text[:i].rstrip(' \t')[-1:] or '\n'), (text[i + 1:i + 2] or '\n')
-    if before.isdigit() and text[i] in '“”': return False # 6.5”, 4'33”
-    ends = _ENDS_OF[text[i]]
+    if (before.isdigit() or before == '\x04') and bracket in '“”': return False # 6.5”, 4'33”, an address
+    ends = _ENDS_OF[bracket]
     line_or_sentence = before == '\n' or before in ends
-    if text[i] in _PAIRS: return line_or_sentence
-    if after == '\n': return text[i] != '（' or before not in '：；:;' # not a face
+    if bracket in _PAIRS: return line_or_sentence
+    if after == '\n': return bracket != '（' or before not in '：；:;' # not a face
     return after in ends or (line_or_sentence and _HAN_CHAR.match(after) is not None)
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000030
 _HAN_CHAR = re.compile(f'[{HAN}]')
 
+def _seen_before(text:str, kept:list[int])->str:
+    "What stands before the last of the places kept, blanks left out; a line end at the beginning."
+    k = len(kept) - 2
+    while k >= 0 and text[kept[k]] in ' \t': k -= 1
+    return text[kept[k]] if k >= 0 else '\n'
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000032
 def balance(
     text:str, # one row
 )->str: # without brackets and quotes that were left over
     "Drop every （《“【 or ）》”】 that has no partner and is surely debris."
-    debris = True
-    while debris:
-        odd = _unpaired(text)
-        quotes = Counter(text.count('\n', 0, i) for i in odd if text[i] in '“”') # line -> unpaired quotes
-        debris = {i for i in odd if _is_debris(text, i)
-                  and (text[i] not in '“”' or quotes[text.count('\n', 0, i)] == 1)} # ”安排“: one alone is worse
-        if debris: text = ''.join(c for i, c in enumerate(text) if i not in debris)
-    return _BLANK.sub('\n\n', text)
+    odd = _unpaired(text)
+    lone = _lone_quotes(text, odd) # ”安排“: one alone is worse
+    odd = {i for i in odd if text[i] not in '“”' or i in lone}
+    return _BLANK.sub('\n\n', _without_debris(text, odd) if odd else text)
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000033
+def _lone_quotes(text:str, odd:list[int])->set[int]:
+    "The unpaired quotes that are the only one in their line."
+    line_of, line, done = {}, 0, 0
+    for i in sorted(i for i in odd if text[i] in '“”'):
+        line += text.count('\n', done, i)
+        line_of[i], done = line, i
+    quotes = Counter(line_of.values())
+    return {i for i, line in line_of.items() if quotes[line] == 1}
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000034
+def _without_debris(text:str, odd:set[int])->str:
+    """A text without those of some brackets that are debris, in one pass: every character decides over the bracket
+    before it, and if that goes, over the one that stands there then."""
+    kept = [] # places
+    for i, c in enumerate(text + '\n'):
+        while kept and kept[-1] in odd and _is_debris(_seen_before(text, kept), text[kept[-1]], c): kept.pop()
+        kept.append(i)
+    return ''.join(text[i] for i in kept[:-1])
 
 # %% ../nbs/00_data_cleaning.ipynb #951a4518
 def fix_brackets(
@@ -471,17 +511,17 @@ def fix_brackets(
     odd = [k for k, brackets in enumerate(left.split(SEP)) if brackets]
     if not odd: return text
     rows = text.split(SEP)
-    for k in odd: rows[k] = _settle(rows[k])
+    for k in odd: rows[k] = _to_fixpoint(rows[k])
     return SEP.join(rows)
 
 # %% ../nbs/00_data_cleaning.ipynb #9421ac86
-def _settle(row:str)->str:
+def _to_fixpoint(row:str)->str:
     """A row without debris. Where some went, what it kept apart meets:
     the rules for marks look again, until nothing changes."""
     old, row = row, balance(row)
     while row != old:
         old = row
-        row = balance(collapse_runs(hug_marks(chinese_punct(row))))
+        row = balance(_collapse_marks(hug_marks(chinese_punct(row))))
     return row
 
 # %% ../nbs/00_data_cleaning.ipynb #9f7990ee
@@ -517,8 +557,7 @@ def simplify(
 TEXT_RULES = (strip_invisible, strip_html, half_width, tidy_spaces, chinese_punct, hug_marks, fix_brackets,
               collapse_runs)
 _INLINE_CODE = re.compile('`(?<!``)[^`\n\x01]{1,300}`(?!`)')
-_ADDRESS = re.compile(r'http(?:s|)://[!-~Ａ-Ｚａ-ｚ０-９]*[\w/=&#%+~-]', re.A)
-_HELD = {'\x02': _INLINE_CODE, '\x04': _ADDRESS} # what stands for a piece that no rule may touch
+_ADDRESS = re.compile(r'https?://[!#-;=?-~]*[\w/=&#%+~-]', re.A) # no < > " in it
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000040
 _CODE_OF = dict( # signs of code, for RE2: \w is ASCII, ^ and $ are the edges of a line
@@ -551,23 +590,45 @@ _CODE_OF |= dict(
          r'\b(?i:where) \w+ ?(?:[=<>]|(?i:in|like)\b)'),
     data=(r'"[^"\n]{0,100}"[ \t]*:[ \t]*(?:["\[{\d-]|true|false|null)|^[ \t]*[\w-]+:[ \t]*\n[ \t]+[-\w"\']',
           r'^[ \t]*- [a-zA-Z_][\w.-]*: |^[ \t]*[a-z_][\w.-]+: [^\n]*\n[ \t]*[a-z_][\w.-]+:(?:[ \n]|$)',
-          r'^[ \t]*[A-Za-z_][\w.]*(?: = \S| ?= ?["\'\[{])|^\[[\w.-]+\]\n[\w.]+ ?=',
-          r'^[ \t]*[.#]?[\w-]+ ?\{|[a-z-]+: ?[^;\n]+;[ \t]*\}'))
-_PARTS = (('markup', 'sheet', 'python', 'c'), ('shell', 'sql'), ('data',)) # RE2 slows down on one long pattern
+          r'^[ \t]*[A-Za-z_][\w.]*(?: = \S| ?:?= ?["\'\[{])|^\[[\w.-]+\]\n[\w.]+ ?=',
+          r'^[ \t]*[.#]?[\w-]+ ?\{|[a-z-]+: ?[^;\n]+;[ \t]*\}'),
+    line=(r'\b(?:raise|throw) (?:new )?[A-Za-z_][\w.]*\(|^[ \t]*(?:assert|yield|raise|del) [A-Za-z_][\w.]*[ (\[=<>!,]',
+          r'^[ \t]*(?:puts|print|return|say|die|warn|put|p|write|writeln|fputs) ?["\']', # Ruby, Perl, Lua, Python 2
+          r'\b(?i:msgbox|inputbox|debug\.print|response\.write|write-(?:host|output)) ?[("\'$]|\bDim \w+ As\b|#\{\w',
+          r'[$@][A-Za-z_]\w*(?: ?\.?= ?(?:["\']|\[["\'\]])|->|\[["\'])|<\?php',
+          r'\b(?:my|our) [$@%]\w|^[ \t]*[\w.$]+ ?<- ?["\'\w(]',
+          r'\b[a-z_]+!\([\w"\'&]|^[ \t]*\w+(?:\.\w+)*\([^\n]*\)[ \t]*(?:#|//)|["\'];[ \t]*(?:(?:#|//|--)[^\n]*)?$',
+          r'^[ \t]*(?:val|local) \w+ ?(?::|=)|\w\(@"'))
+_PARTS = (('markup', 'sheet', 'python', 'c'), ('shell', 'sql'), ('data',), ('line',)) # one long one is slower in RE2
 _CODE = ['(?m:' + '|'.join('|'.join(_CODE_OF[kind]) for kind in kinds) + ')' for kinds in _PARTS]
 
 # %% ../nbs/00_data_cleaning.ipynb #46ecd81c
 def clean_prose(
     text:str, # one row, or many joined
 )->str: # after every rule of `TEXT_RULES` but the first
-    "The chain of text rules for text whose invisible characters are gone. Inline code and addresses stay as they are."
-    held = {}
-    for instead, piece in _HELD.items():
-        held[instead] = piece.findall(text)
-        if held[instead]: text = piece.sub(instead, text)
-    for rule in TEXT_RULES[1:]: text = rule(text)
-    for instead in reversed(_HELD): text = _put_back(text, instead, held[instead])
-    return text
+    """The chain of text rules for text whose invisible characters are gone. Inline code stays as it is,
+    and so does an address once the tags around it are gone: before that, it would swallow them."""
+    text, code = _hold(text, _INLINE_CODE, '\x02')
+    text, addresses = _hold(half_width(strip_html(text)), _ADDRESS, '\x04')
+    for rule in TEXT_RULES[3:]: text = rule(text)
+    return _put_back(_put_back(text, '\x04', addresses), '\x02', code)
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000044
+def _hold(text:str, piece:re.Pattern, instead:str)->tuple[str, list[str]]:
+    "The text with a character in the place of every piece that no rule may touch, and the pieces."
+    held = piece.findall(text)
+    return piece.sub(instead, text) if held else text, held
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000045
+_MARK_OR_PAIR = '(?:[，。、；：！？）》】,.;:!?]|（）|《》|“”|【】)'
+_ABOUT_MARKS = (r'(?:\A|[^鼠光目坐地])标点|(?:\A|[^包概])括号|[逗句顿问叹冒分引]号|感叹号|省略号|破折号|书名号|'
+                rf'\A\s*{_MARK_OR_PAIR}+(?:[和与跟及]{_MARK_OR_PAIR}|是什么|是啥|分别|表示|代表|怎么|如何|连用|叫'
+                '|有(?:什么|何)|的(?:区别|用法|作用|意思|含义|名|写法|读法|位置|不同))') # for RE2
+
+def _keep_marks(text:str)->str:
+    "The chain for text that speaks of punctuation: only tags and odd spaces go, the marks are what it is about."
+    text, code = _hold(text, _INLINE_CODE, '\x02')
+    return _put_back(tidy_spaces(strip_html(text).translate(_PLAIN)), '\x02', code)
 
 # %% ../nbs/00_data_cleaning.ipynb #d6507d32
 def _put_back(text:str, instead:str, held:list[str])->str:
@@ -579,20 +640,28 @@ def _put_back(text:str, instead:str, held:list[str])->str:
 # %% ../nbs/00_data_cleaning.ipynb #6140faca
 _MAY_BE_CODE = r'(?m:[A-Za-z]{2}|[=&`~|;{}]|/[/*]|"[ \t]*:|^[#$>])' # one of these is in every line of code
 
-def _holds(texts:Sequence[str], pattern:str)->np.ndarray:
-    "Which texts hold a pattern of RE2."
-    return pc.match_substring_regex(pa.array(texts, pa.large_string()), pattern).to_numpy(zero_copy_only=False)
+def _holds(texts:Sequence[str], *patterns:str)->np.ndarray:
+    "Which texts hold which patterns of RE2: a row per pattern."
+    column = pa.array(texts, pa.large_string())
+    return np.stack([pc.match_substring_regex(column, p).to_numpy(zero_copy_only=False) for p in patterns])
 
 # %% ../nbs/00_data_cleaning.ipynb #13f4645f
 def is_code(
     texts:Sequence[str], # one string per row
 )->list[bool]: # does a row hold a line of code?
     "Rows with a sign of code, in a fence or without one; `code` inside a sentence does not count."
-    found = _holds(texts, _MAY_BE_CODE)
-    at = np.flatnonzero(found)
+    return _code_and_marks(texts)[0].tolist()
+
+# %% ../nbs/00_data_cleaning.ipynb #p0000046
+def _code_and_marks(texts:Sequence[str])->tuple[np.ndarray, np.ndarray]:
+    "Which rows hold a line of code, and which of the others speak of punctuation."
+    code = _holds(texts, f'{_MAY_BE_CODE}|{_ABOUT_MARKS}')[0] # most rows are neither
+    marks = np.zeros_like(code)
+    at = np.flatnonzero(code)
     rest = [_INLINE_CODE.sub('', texts[k]) if '`' in texts[k] else texts[k] for k in at]
-    found[at] = np.any([_holds(rest, signs) for signs in _CODE], axis=0)
-    return found.tolist()
+    *signs, marks[at] = _holds(rest, *_CODE, _ABOUT_MARKS)
+    code[at] = np.any(signs, axis=0)
+    return code, marks & ~code
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000041
 def clean_texts(
@@ -605,10 +674,11 @@ def clean_texts(
 def _clean_texts(texts:Sequence[str])->tuple[list[str], list[bool]]:
     "The cleaned texts, and whether each is code."
     texts = on_joined(strip_invisible, texts)
-    code = is_code(texts)
-    cleaned = iter(on_joined(clean_prose, [t for t, keep in zip(texts, code) if not keep]))
-    texts = [t if keep else next(cleaned) for t, keep in zip(texts, code)]
-    return [_strip(t) if '\n ' in t or '\n\t' in t else t.strip() for t in texts], code
+    code, marks = _code_and_marks(texts)
+    for rule, group in ((clean_prose, ~(code | marks)), (_keep_marks, marks)):
+        at = np.flatnonzero(group).tolist()
+        for k, text in zip(at, on_joined(rule, [texts[k] for k in at])): texts[k] = text
+    return [_strip(t) if '\n ' in t or '\n\t' in t else t.strip() for t in texts], code.tolist()
 
 # %% ../nbs/00_data_cleaning.ipynb #493f81ae
 _EMPTY_LINES = re.compile(r'\A(?:[ \t]*\n)+')
@@ -722,7 +792,7 @@ class CleanCfg:
     min_answer:int=15 # baike, medical: shortest answer
     min_zhihu_prompt:int=4 # zhihu: shortest question
     min_zhihu_response:int=10 # zhihu: shortest answer
-    min_instruct:int=15 # belle and the like: shortest answer
+    min_instruct:int=15 # belle, chat: shortest answer
     min_wiki:int=15 # wiki: shortest article
     wiki_chars:int=320 # wiki: first characters of an article, cut at a sentence end
     max_prompt:int=512 # longer questions are rejected
@@ -841,7 +911,18 @@ def wiki_question(
     return QUESTIONS[draw % len(QUESTIONS)].format(title)
 
 # %% ../nbs/00_data_cleaning.ipynb #a320d8a7
-_VARIANT = re.compile(r'-\{(?:[^{}\x01]*?zh-(?:hans|cn):([^;{}\x01]*)[^{}\x01]*|(?:[A-Z]\|)?([^{}\x01]*))\}-')
+_VARIANT = re.compile(r'-\{([^{}\x01]*)\}-')
+_MAINLAND = ('zh-hans', 'zh-cn', 'zh-sg', 'zh-my', 'zh') # what is read there: the first that is given
+
+def _variant(m:re.Match)->str:
+    "What -{…}- shows: the mainland form, else the first; nothing where it only defines a word (H) or a title (T)."
+    flag, _, words = m[1].rpartition('|')
+    if flag.strip() in ('H', 'T'): return ''
+    pairs = [part.partition(':') for part in words.split(';')]
+    forms = {region.strip(): word.strip() for region, colon, word in reversed(pairs) if colon}
+    forms = {region: word for region, word in forms.items() if region.startswith('zh')}
+    first = next(reversed(forms.values()), words)
+    return next((forms[region] for region in _MAINLAND if region in forms), first)
 
 # %% ../nbs/00_data_cleaning.ipynb #3ffeeaa3
 def wiki_variants(
@@ -849,7 +930,7 @@ def wiki_variants(
 )->str: # with the mainland form of every marked word
     "MediaWiki marks words that differ by region, -{zh-tw:資訊;zh-hans:信息}- or -{系}-; keep one form."
     if '-{' not in text: return text
-    return _VARIANT.sub(lambda m: m[1] or m[2] or '', text)
+    return _VARIANT.sub(_variant, text)
 
 # %% ../nbs/00_data_cleaning.ipynb #p0000050
 _EMPTIED = re.compile(r'[（(](?<![A-Za-z_][（(])[，、；：。,;:\s]*[）)]|《》|“”|【】|‘’')
@@ -992,17 +1073,22 @@ def _fields(schema:Schema)->tuple[str, ...]:
     "The columns that a source's pair function gets."
     return ('instruction', 'input', 'output') if schema.name == 'chat' else schema.need + schema.may
 
+# %% ../nbs/00_data_cleaning.ipynb #p0000062
+def _is_nothing(value:object)->bool:
+    "Is a value null, or one of the NaN and infinities that stand for it in tables?"
+    return value is None or (isinstance(value, (float, Decimal)) and not math.isfinite(value))
+
 # %% ../nbs/00_data_cleaning.ipynb #05d82b9a
 def _values(row:Mapping, schema:Schema)->tuple[tuple[str, ...]|None, str]:
     """The fields of one record as text, or the rule that rejects it.
-    What is no text is empty where a field may be absent."""
+    Nothing is empty where a field may be absent; what is something but no text rejects the row anywhere."""
     if any(c not in row for c in schema.need): return None, 'missing_column'
     if schema.name == 'chat':
         row, rule = _chat_fields(row, schema.need[0])
         if rule: return None, rule
-    texts = {c: as_text(row.get(c)) for c in _fields(schema)}
-    if any(text is None and c not in schema.may for c, text in texts.items()): return None, 'bad_value'
-    return tuple(text or '' for text in texts.values()), ''
+    row = {c: row.get(c) for c in _fields(schema)}
+    texts = ['' if c in schema.may and _is_nothing(value) else as_text(value) for c, value in row.items()]
+    return (None, 'bad_value') if None in texts else (tuple(texts), '')
 
 # %% ../nbs/00_data_cleaning.ipynb #bd3a6c89
 KEPT = pa.schema([('prompt', pa.string()), ('response', pa.string()),
@@ -1016,17 +1102,13 @@ class Kept(NamedTuple):
     line:int # in its file
 
 # %% ../nbs/00_data_cleaning.ipynb #0b348a12
-def _utf8(text:str)->str:
-    "Halves of surrogate pairs become question marks."
-    return text.encode('utf-8', 'replace').decode('utf-8')
-
 def _raw_text(row:Row)->str:
     "A row as it stands in its file."
-    return _utf8(row.text or json.dumps(row.record, ensure_ascii=False, default=str))
+    return row.text or json.dumps(row.record, ensure_ascii=False, default=str)
 
 # %% ../nbs/00_data_cleaning.ipynb #913ed415
 def _judge_rows(rows:list[Row], block:Block, cfg:CleanCfg)->tuple[list[Kept], list[Reject]]:
-    "Kept and rejected rows of one chunk. Held-out rows meet no length rule."
+    "Kept and rejected rows of one chunk. Held-out pairs meet no length rule."
     readable, values = [], [] # rows with all their fields, and these fields
     rule_of = {} # number of a rejected row -> why
     for k, row in enumerate(rows):
@@ -1061,7 +1143,7 @@ def _clean_values(values:list[tuple[str, ...]], block:Block, cfg:CleanCfg)->tupl
 
 # %% ../nbs/00_data_cleaning.ipynb #5960db42
 def _heldout_columns(cols:Cols, cfg:CleanCfg)->Pairs:
-    "Held-out questions are cleaned like the others, but only an empty one is rejected."
+    "Held-out pairs are cleaned like the others, but only an empty question is rejected."
     asked = as_asked(cols['prompt']) if cfg.chat_form else cols['prompt']
     prompts, responses = clean_texts(asked), clean_texts(cols['response'])
     return Pairs(prompts, responses, _when('prompt_short', (not p for p in prompts)))

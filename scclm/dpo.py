@@ -157,9 +157,9 @@ def _files_in(path:Path)->list[PrefFile]:
 _LATEX = ('abla|atural|ot|otin|e|eq|eqq|ewline|ewcommand|exists|i|u|leq|geq|less|gtr|mid|parallel|prec|succ|sim'
           '|cong|subseteq|supseteq|subset|supset|earrow|warrow|oindent|onumber|olimits|ormalsize'
           '|rightarrow|leftarrow|Rightarrow')
-_QUOTED = r"""(?<![\\"'`\[^“‘])(?<!quot;)(?<!\\r\?)""" # what stands before the escape of a program
+_QUOTED = r"""(?<![\\"'`\[^“‘])(?<!quot;)(?<!\\r\?)(?<!\\r)""" # what stands before the escape of a program
 _NEWLINE = re.compile(_QUOTED + rf"""(?:\\r)?\\n(?!(?:{_LATEX})(?![A-Za-z])|["'`”’]|&quot;)""")
-_PATH = re.compile(r'\b[A-Za-z]:\\[^\s"<>|*?，。；：！？、（）]*')
+_PATH = re.compile(r'(?:\b|(?<=\\n))[A-Za-z]:\\[^\s"<>|*?，。；：！？、（）]*')
 
 def literal_newlines(
     text:str, # may hold a backslash and an n where a newline was meant

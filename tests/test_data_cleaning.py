@@ -102,7 +102,19 @@ KEPT_FACTS = [
     '张三 李四', '春眠不觉晓\n处处闻啼鸟\n\n夜来风雨声', '床前明月光\n    疑是地上霜', '第一段\n\n第二段', '~/home', '：wq 保存退出',
     # numbers, signs, names
     '3~5克', '10:30', '1,000元', '-5度', '5!种排法', 'a != b', '138****5678', '约翰.史密斯', '2^10', '±0.5', '50%~60%',
-    'https://a.cn/中?x=1,2']
+    'https://a.cn/中?x=1,2',
+    # signs that count: stars, Morse code, factorials, C++
+    '五星：***** 四星：****', '评分*****，满分', '0是-----，5是.....', 'H的摩尔斯电码是....', 'A是.-，B是-...', 'std：：cout', 'std::字符串',
+    'a~~b', '密码是******', '~~删除~~', '2·····3', '求5!!的值', 'OK!!!好',
+    # punctuation is what the text is about
+    '、和，的区别是什么？', '！和？有什么不同', '，。！？分别是什么', '标点有，。！？', '标点有,.!?', '常用标点：，。？！、；：', '；与：的区别', ',和.的区别',
+    '。表示什么', '？！连用对吗', '）和】的区别', '中文逗号是，还是、？', '《》是什么', '修改标点:我喜欢苹果,香蕉', '「」和“”都是引号',
+    '常用的有，。！？',
+    # code in other languages
+    'raise ValueError("错误!")', 'puts "你好, #{name}"', 'MsgBox "你好,世界"', '$a="中,文";', 'println!("你,好")', '@n = "中,文"',
+    '$a["键"] = "中,文"',
+    # brackets that cross
+    '【甲《乙】，》丙']
 
 @pytest.mark.parametrize('text', KEPT_FACTS)
 def test_what_means_something_stays(text):
@@ -122,10 +134,35 @@ def test_what_means_something_stays(text):
     ('甲\u2028乙\u2029丙\x85丁', '甲\n乙\n丙\n丁'), ('甲\n\n\n \n乙', '甲\n\n乙'), ('甲\xad乙', '甲乙'), ('\ufeff甲\u200b乙', '甲乙'),
     ('用`a,b`打印,好吗?', '用`a,b`打印，好吗？'), ('见https://a.cn/x,谢谢!', '见https://a.cn/x，谢谢！'), ('１０～２０', '10～20'),
     ('真的!!!好吗???', '真的！好吗？'), ('他说"你好,世界".', '他说“你好，世界”。'), ('“今天很好。”他说。”', '“今天很好。”他说。'),
+    ('来源：<a href="http://a.com" target="_blank">百科</a>5', '来源：百科5'), ('<img src="http://a.com/x.jpg">图', '图'),
+    ('<p>http://a.com</p><p>2</p>', 'http://a.com\n2'), ('<p>官网http://a.com</p><p>电话2</p>', '官网http://a.com\n电话2'),
+    ('<br>http://a.com<br>2', 'http://a.com\n2'), ('http://x.com&nbsp;后文', 'http://x.com 后文'),
+    ('http://a.cn/?x=1&amp;y=2,好', 'http://a.cn/?x=1&y=2，好'), ('http://a.cn/ｘ!!!好', 'http://a.cn/x!!!好'),
+    ('标点<b>有</b>Ａ,。', '标点有A,。'), ('鼠标点击,包括号召', '鼠标点击，包括号召'),
+    ('“与我们一起,露营”', '“与我们一起，露营”'), ('，与走路,没有关系', '与走路，没有关系'),
+    ('gyao!(日本)', 'gyao!（日本）'), ('甲' + '.'*30 + '乙', '甲...乙'), ('好……………吗', '好……吗'),
     ('好的。谢谢.', '好的。谢谢。'), ('需要“安慰”或”理解“时', '需要“安慰”或”理解“时')])
 def test_form_changes_and_the_fact_stays(raw, want):
     assert dc.clean_texts([raw]) == [want]
     assert dc.clean_texts(['前。', raw, '后。']) == ['前。', want, '后。']
+
+def test_a_row_about_marks_leaves_its_neighbours_alone():
+    assert dc.clean_texts(['你好,世界', '标点有,。', 'x = 1', '，好']) == ['你好，世界', '标点有,。', 'x = 1', '好']
+
+@pytest.mark.parametrize('bit', ['（', '）', '（，', '“\n', '（。', '甲（乙。', '【《', '（ '])
+def test_brackets_cost_the_same_in_a_long_text(bit):
+    def seconds(n:int)->float:
+        start = time.process_time()
+        dc.fix_brackets(bit*n)
+        return time.process_time() - start
+    seconds(100)
+    assert min(seconds(32_000) for _ in range(3)) < 24*min(seconds(4000) for _ in range(3)) # 8 times as long, not 64
+
+@pytest.mark.parametrize('raw, want', [
+    ('-{zh-tw:資訊;zh-hk:資訊}-', '資訊'), ('-{A|zh-cn:软件;zh-tw:軟體}-', '软件'), ('-{H|zh-cn:软件;zh-tw:軟體}-甲', '甲'),
+    ('-{T|标题}-', ''), ('-{R|x:y}-', 'x:y'), ('-{zh-tw:資訊; zh-cn:信息;}-', '信息'), ('未闭合-{甲', '未闭合-{甲')])
+def test_words_that_differ_by_region(raw, want):
+    assert dc.wiki_variants(raw) == want
 
 @pytest.mark.parametrize('title, desc, same', [
     ('头痛怎么办', '头痛怎么办？', True), ('血压130/80正常吗', '血压180/30正常吗', False), ('能吃10毫升吗', '能吃100毫升吗', False),
@@ -200,6 +237,16 @@ def test_source_rules_by_hand(tmp_path, runs):
     assert asked == {'为什么天空是蓝的', '猫为什么打呼噜', '怎么养花\n我家阳台朝北', '写两句话\n关于春天',
                      '单轮问题', '四个字呀'}
     assert report['rows_in'] == 15 and report['kept'] == 6
+
+def test_numbers_that_only_look_alike_all_stay(tmp_path, runs):
+    pairs = [('该吃多少药', '每天3~5克'), ('该吃多少药', '每天35克'), ('选哪一组', '(1,23)'), ('选哪一组', '(12,3)'),
+             ('温度是多少', '-5度'), ('温度是多少', '5度'), ('几点', '10:30'), ('几点', '1030'), ('第几章', '第1、2章'),
+             ('第几章', '第12章')]
+    put_lines(tmp_path/'raw'/'a.jsonl', [pair(p, r) for p, r in pairs])
+    report = run(tmp_path/'raw')
+    assert report['kept'] == len(pairs) and report['duplicates'] == dict(exact=0, near=0)
+    got = pretrain(runs)
+    assert sorted(got.response) == sorted(r for _, r in pairs)
 
 def test_gb18030_csv_with_newlines(tmp_path, runs):
     out = io.StringIO()

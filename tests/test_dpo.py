@@ -23,8 +23,8 @@ import torch
 from chat_toys import char_tok, toy_model
 from raw_toys import gbk, link, put
 from scclm.dpo import (AnswerCfg, DpoCfg, MergeCfg, Pref, PrefStream, VARIANTS, add_lora, answer_lens, collate_prefs,
-    count_pairs, dpo, dpo_cfg, dpo_loss, encode_prefs, fill_own, logp_table, merge, no_dropout_, own_answers, pair_logp,
-    pref_files, pref_scores, prepare_prefs, read_prefs, reference, split_prefs)
+    count_pairs, dpo, dpo_cfg, dpo_loss, encode_prefs, fill_own, literal_newlines, logp_table, merge, no_dropout_,
+    own_answers, pair_logp, pref_files, pref_scores, prepare_prefs, read_prefs, reference, split_prefs)
 from scclm.model import build_model, load_model, model_config, save_model
 from scclm.runlog import read_log
 from scclm.runs import read_json
@@ -256,6 +256,11 @@ def test_nothing_left_still_writes_report_and_rejects(tmp_path, monkeypatch):
     report = read_json(tmp_path/'pairs'/'report.json')
     assert report['reward']['in'] == 1 and report['reward']['rejected'] == dict(same=1)
     assert pq.read_table(tmp_path/'pairs'/'rejects.parquet')['rule'].to_pylist() == ['same']
+
+@pytest.mark.parametrize('raw, want', [
+    ('"\\r\\n"', '"\\r\\n"'), ("用'\\r\\n换行", "用'\\r\\n换行"), ('一\\nC:\\new', '一\nC:\\new'), ('一\\r\\n二', '一\n二')])
+def test_literal_newlines_leave_escapes_and_paths(raw, want):
+    assert literal_newlines(raw) == want
 
 def test_literal_newlines_come_before_the_comparison(tmp_path):
     "Two answers that differ only in how the newline is written are the same answer."

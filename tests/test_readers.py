@@ -383,9 +383,27 @@ def test_values_that_are_no_text(tmp_path, runs):
     report = run(tmp_path/'raw')
     rejects = pd.read_parquet(runs/'rejects.parquet')
     assert rejects[['file', 'line', 'rule']].values.tolist() == [
-        ['a.jsonl', 2, 'bad_value'], ['a.jsonl', 3, 'bad_value'], ['a.jsonl', 5, 'bad_value'],
+        *(['a.jsonl', line, 'bad_value'] for line in (2, 3, 4, 5)),
         ['b.parquet', 1, 'bad_value'], ['b.parquet', 2, 'response_short']]
-    assert {p for p, _ in trained(runs)} == {'问一', '问四', '6'} and report['kept'] == 3
+    assert {p for p, _ in trained(runs)} == {'问一', '6'} and report['kept'] == 2
+
+def test_an_input_that_is_no_text_rejects_the_row(tmp_path, runs):
+    "Dropping it would leave an instruction without what it speaks of; only null and the like are no input."
+    answer = '这是一个足够长的回答，没有问题。'
+    inputs = ['["甲", "乙"]', '{"a": 1}', 'true', 'false', '[]', 'null', 'NaN', '-Infinity', '5', '"丙"', '""']
+    lines = [f'{{"instruction": "问{k}", "input": {x}, "output": "{answer}{k}"}}' for k, x in enumerate(inputs)]
+    put(tmp_path/'raw'/'a.jsonl', '\n'.join(lines))
+    cells = dict(instruction=['问甲', '问乙'], input=pa.array([b'bytes', None], pa.binary()),
+                 output=[answer + '甲', answer + '乙'])
+    pq.write_table(pa.table(cells), tmp_path/'raw'/'b.parquet')
+    cells = dict(instruction=['问丙', '问丁'], input=pa.array([['甲'], None]), output=[answer + '丙', answer + '丁'])
+    pq.write_table(pa.table(cells), tmp_path/'raw'/'c.parquet')
+    run(tmp_path/'raw')
+    rejects = pd.read_parquet(runs/'rejects.parquet')
+    assert rejects[['file', 'line', 'rule']].values.tolist() == [
+        *(['a.jsonl', line, 'bad_value'] for line in range(1, 6)),
+        ['b.parquet', 1, 'bad_value'], ['c.parquet', 1, 'bad_value']]
+    assert {p for p, _ in trained(runs)} == {'问5', '问6', '问7', '问8\n5', '问9\n丙', '问10', '问乙', '问丁'}
 
 # Folders
 
