@@ -128,15 +128,16 @@ def loop_closers(
     ids:list[int], # what was written so far
     chars:list[int], # characters of every token of the vocabulary
     copies:int=3, # this many in a row are a loop
-    least:int=4, # characters of the shortest piece that counts; a shorter one must fill as many places
+    least:int=4, # characters of the shortest piece that counts; a shorter one must come again until it fills as much
 )->set[int]: # token ids; most often none
     "The tokens that would complete a loop: a piece of text that comes `copies` times in a row."
     found = set()
     for period in range(1, (len(ids) + 1)//copies + 1):
         piece_chars = max(1, sum(chars[i] for i in ids[-period:]))
-        needed = period*copies*math.ceil(least/piece_chars) - 1 # tokens of the loop that stand there already
-        tail = ids[-needed:]
-        if len(tail) == needed and tail[period:] == tail[:-period]: found.add(ids[-period])
+        times = max(copies, math.ceil(copies*least/piece_chars))
+        there = period*times - 1 # tokens of the loop that stand there already
+        tail = ids[-there:]
+        if len(tail) == there and tail[period:] == tail[:-period]: found.add(ids[-period])
     return found
 
 # %% ../nbs/08_chat.ipynb #lgd00004

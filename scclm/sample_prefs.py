@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WISHES', 'HARMS', 'FLAWS', 'NAMES', 'is_heldout', 'Wish', 'wish_rows', 'harm_pair', 'harm_rows', 'flawed',
-           'flaw_rows', 'make_sample_prefs']
+           'flaw_rows', 'unknown_pairs', 'make_sample_prefs']
 
 # %% ../nbs/appendix/sample_prefs.ipynb #fbf7453b
 import json
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from .runs import write_aside
 from .sample_corpus import parquet_bytes
 from .sample_facts import RELATIONS, Fact, facts, phrasings
+from .sample_unknown import REFUSALS, unknown_questions
 
 # %% ../nbs/appendix/sample_prefs.ipynb #3a491dac
 def is_heldout(
@@ -108,7 +109,7 @@ def flawed(
     "An answer with one flaw."
     if flaw == 'twice': return fact.response * 2
     if flaw == 'rude': return rng.choice(_RUDE) + fact.response
-    if flaw == 'refused': return '对不起，我不能帮你。'
+    if flaw == 'refused': return rng.choice(list(REFUSALS.values()))
     other = rng.choice([g for g in facts(fact.relation) if g.response != fact.response])
     mixed = RELATIONS[fact.relation].answer.format(fact.subject, *other.columns[1:])
     return other.response if mixed == fact.response else mixed
@@ -127,6 +128,17 @@ def flaw_rows(
             flaw = FLAWS[len(rows) % len(FLAWS)]
             rows.append(dict(prompt=ask, chosen=f.response, rejected=flawed(f, flaw, rng)))
     return rows
+
+# %% ../nbs/appendix/sample_prefs.ipynb #spu00002
+def unknown_pairs(
+    held:bool, # False: training pairs; True: the topics and forms of the test
+    seed:int=0, # of the questions and the wrong answers
+    n:int=900, # training rows; held out: a ninth
+)->list[dict[str, str]]: # prompt, chosen, rejected
+    "Questions that nothing was taught about: saying so is better than some fact."
+    rng = random.Random(f'unknown:{held}:{seed}')
+    asked = unknown_questions(n//9 if held else n, f'prefs:{seed}', test=held)
+    return [dict(prompt=q.text, chosen=q.refusal, rejected=rng.choice(facts()).response) for q in asked]
 
 # %% ../nbs/appendix/sample_prefs.ipynb #51d17d89
 _LONG = '这段话太长了，' * 80
@@ -191,7 +203,8 @@ def make_sample_prefs(
     folder = Path(root)/'prefs'
     counts, dirt = {}, Counter()
     for held in (False, True):
-        sources = dict(alpaca=wish_rows(held, seed), huozi=harm_rows(held), reward=flaw_rows(held, seed))
+        flaws = flaw_rows(held, seed) + unknown_pairs(held, seed)
+        sources = dict(alpaca=wish_rows(held, seed), huozi=harm_rows(held), reward=flaws)
         counts[held] = {source: len(rows) for source, rows in sources.items()}
         for source, rows in sources.items():
             random.Random(f'order:{source}:{seed}').shuffle(rows)

@@ -44,6 +44,7 @@ ROOMS = {
     'runlog': '',
     'trainer': 'runs model fast_dropout runlog',
     'scores': 'runs dataset model trainer',
+    'chat_exam': 'runs sample_typed sample_unknown dataset model chat scores',
     'stage': 'runs dataset model runlog trainer scores',
     'pretrain': 'runs tokenizer dataset model trainer stage',
     'sft': 'runs dataset model trainer stage',
@@ -51,7 +52,7 @@ ROOMS = {
     'ie_finetune': 'runs readers sample_triples tokenizer dataset model runlog trainer scores stage',
     'evaluation': 'runs readers dataset model chat trainer scores',
     'planner': 'runs tokenizer dataset model runlog trainer pretrain',
-    'report_card': 'runs runlog scores',
+    'report_card': 'runs sample_typed runlog scores',
     'course': 'runs report_card',
     'website': '',
     'cli': 'runs'}

@@ -59,6 +59,7 @@ def folder(tmp_path, monkeypatch):
     put(f/'eval/scores.json', dict(
         model=str(f/'sft'/'model'), pairs=dict(test=measured), cmmlu={'0-shot': exam(.24), '5-shot': exam(.26)},
         ceval={'0-shot': exam(.25)}, cmmlu_text={'5-shot': exam(.9)}))
+    put(f/'chat/scores.json', {k: dict(value=.97, ci95=[.96, .98], n=1426) for k in CONTRACT['chat']})
     chapters = [dict(name='00_data_cleaning', seconds=4., peak_rss_mb=300, ok=True),
                 dict(name='05_pretrain', seconds=250., peak_rss_mb=1000, ok=True),
                 dict(name='06_sft', seconds=1., peak_rss_mb=1, ok=False, error='x', stopped=False)]
@@ -95,6 +96,8 @@ def test_values_arrive_unchanged(folder):
     assert (c['eval']['cmmlu']['accuracy'], c['eval']['cmmlu']['shots'], c['eval']['ceval']['shots']) == (.26, 5, 0)
     assert c['eval']['test'] == dict(loss=.1, loss_ci95=[.05, .2], exact=.5, exact_ci95=[.3, .7])
     assert c['eval']['model'] == 'runs/tiny/sft/model'
+    assert (c['chat']['slip'], c['chat']['slip_ci95'], c['chat']['slip_n']) == (.97, [.96, .98], 1426)
+    assert [r['key'] for r in card_rows(c) if r['key'].startswith('chat.')] == [f'chat.{k}' for k in CONTRACT['chat']]
 
 def test_intervals_of_shares_by_definition(folder):
     c = make_card(folder)
@@ -131,7 +134,7 @@ def test_what_is_absent_stays_absent(folder):
 def test_an_empty_folder_gives_a_card_without_figures(tmp_path):
     (tmp_path/'mini').mkdir()
     c = write_card(tmp_path/'mini')
-    assert set(c) == {'scale', 'env'} and c['scale'] == 'mini' and len(missing(c)) == 16
+    assert set(c) == {'scale', 'env'} and c['scale'] == 'mini' and len(missing(c)) == 24
     assert (tmp_path/'mini'/'card.png').stat().st_size > 1000
 
 def test_files_are_whole_and_private(folder, tmp_path):
