@@ -1,0 +1,330 @@
+"Questions as people type them, questions that nobody taught, and what the chat makes of both."
+import io
+import math
+import random
+import re
+import threading
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from chat_toys import CHARS, byte_tok, char_tok, toy_model
+
+from scclm.chat import ChatBot, Decoding, LoopGuard, chat_widget, loop_closers, say, token_chars
+from scclm.chat_exam import (Examinee, forced_answers, form_scores, in_circles, refusal_scores, refusal_starts, refused_at,
+    trade_off)
+from scclm.data_cleaning import clean_texts, read_questions, simplify
+from scclm.dataset import decode
+from scclm.sample_corpus import fact_rows, heldout_rows, sft_rows, unknown_rows
+from scclm.sample_facts import facts
+from scclm.sample_typed import FORMS, SHORT_NAMES, type_as, typed
+from scclm.sample_unknown import REFUSALS, TEST_TOPICS, TOPICS, is_refusal, unknown_questions
+
+HELD = [h['prompt'] for h in heldout_rows()]
+PLAIN = Decoding(max_new_tok=60, loop_copies=0)
+GUARDED = replace(PLAIN, loop_copies=3)
+
+def letters(text): return re.sub(r'[\W_]', '', text)
+
+
+# ---- one reading of questions
+
+READ = [
+    ('浙江省的省会是哪里?', '浙江省的省会是哪里？'), ('浙江省的省会是哪里??', '浙江省的省会是哪里？'),
+    (' 浙江省的省会是哪里？ ', '浙江省的省会是哪里？'), ('\t浙江省的省会是哪里？\n', '浙江省的省会是哪里？'),
+    ('\u3000浙江省的省会是哪里？\u3000', '浙江省的省会是哪里？'), ('\ufeff浙江省的省会是哪里？', '浙江省的省会是哪里？'),
+    ('浙江省的省会是哪里？\u200b', '浙江省的省会是哪里？'), ('浙江省的省會是哪裡？', '浙江省的省会是哪里？'),
+    ('「詩仙」指的是誰？', '“诗仙”指的是谁？'), ('「诗仙」指的是谁?', '“诗仙”指的是谁？'), ('"诗仙"指的是谁?', '“诗仙”指的是谁？'),
+    ('『红楼梦』是谁写的？', '‘红楼梦’是谁写的？'), ('你好,你是谁?', '你好，你是谁？'), ('１＋１等于几？', '1+1等于几？'),
+    ('他在乾清宫打坏了杯子', '他在乾清宫打坏了杯子'), ('乾隆是谁？', '乾隆是谁？'), ('乾淨的水', '干净的水'),
+    ('浙江省的省会', '浙江省的省会'), ('？', '？'), ('。。。', '。。。'), ('print("你好,世界")', 'print("你好,世界")'),
+    ('x = "「」"', 'x = "「」"'), ('3~5克是多少？', '3~5克是多少？'), ('《静夜思》的作者', '《静夜思》的作者')]
+
+@pytest.mark.parametrize('asked, want', READ)
+def test_a_question_is_read_as_it_was_taught(asked, want):
+    assert read_questions([asked]) == [want]
+    assert read_questions([want]) == [want], 'again gives the same'
+
+def test_reading_depends_on_no_neighbour():
+    asked = [a for a, _ in READ]
+    for order in (asked, asked[::-1]): assert read_questions(order) == [dict(READ)[a] for a in order]
+    assert read_questions([]) == []
+
+def test_taught_questions_are_read_as_they_stand():
+    "What cleaning has left is in the form of chat already: training and chat meet in one form."
+    asked = [r.prompt for r in fact_rows()[::7] + sft_rows()[::5] + unknown_rows()[::5]]
+    cleaned = clean_texts(asked)
+    assert read_questions(cleaned) == cleaned
+
+def test_a_simplified_text_is_no_business_of_the_converter():
+    "Every character of GB 2312: the set of simplified Chinese."
+    gb = [bytes([a, b]).decode('gb2312', 'ignore') for a, b in product(range(0xB0, 0xF8), range(0xA1, 0xFF))]
+    text = ''.join(gb)
+    assert len(text) == 6763 and simplify(text) == text
+
+@pytest.mark.parametrize('form', ['half_width', 'space_before', 'space_after', 'wide_space', 'byte_order_mark',
+                                  'corner_quotes', 'traditional'])
+def test_what_only_looks_different_is_read_as_one(form):
+    "Nearly all: a title such as 乾 that OpenCC cannot bring back may differ."
+    same = [a == b for a, b in zip(read_questions(typed(HELD, form)), read_questions(HELD))]
+    assert sum(same) >= .995*len(HELD)
+
+
+# ---- ways of typing
+
+def test_every_form_by_hand():
+    q, rng = '“诗仙”，你知道浙江省吗？', random.Random(0)
+    def by(form): return type_as(q, form, rng)
+    assert by('half_width') == '“诗仙”,你知道浙江省吗?' and by('no_mark') == '“诗仙”，你知道浙江省吗'
+    assert by('space_before') == ' ' + q and by('space_after') == q + '  '
+    assert by('wide_space') == f'\u3000{q}\u3000' and by('byte_order_mark') == '\ufeff' + q
+    assert by('corner_quotes') == '「诗仙」，你知道浙江省吗？' and by('traditional') == '“詩仙”，你知道浙江省嗎？'
+    assert by('short_name') == '“诗仙”，你知道浙江吗？' and by('you') == '“诗仙”，您知道浙江省吗？'
+    assert by('bare') == '诗仙，你知道浙江省吗？' and q in by('polite')
+
+@pytest.mark.parametrize('question', HELD[::97])
+def test_a_slip_doubles_one_character_and_a_space_parts_two(question):
+    rng = random.Random(question)
+    for _ in range(20):
+        slipped, spaced = type_as(question, 'slip', rng), type_as(question, 'inner_space', rng)
+        places = [i for i in range(len(slipped) - 1) if slipped[i] == slipped[i + 1]]
+        assert question in {slipped[:i] + slipped[i + 1:] for i in places}
+        assert spaced.replace(' ', '') == question.replace(' ', '') and len(spaced) == len(question) + 1
+        i = spaced.index(' ')
+        assert '\u4e00' <= spaced[i - 1] <= '\u9fff' and '\u4e00' <= spaced[i + 1] <= '\u9fff'
+
+def test_slips_prefer_the_name():
+    rng = random.Random(0)
+    slips = [type_as('浙江省的省会是什么地方？', 'slip', rng, '浙江省') for _ in range(1000)]
+    inside = sum('的省会是什么地方？' in s for s in slips)
+    assert .8 < inside/1000 < .92 # four in five, and those that hit it by chance
+
+def test_short_names_are_those_that_people_use():
+    assert SHORT_NAMES['内蒙古自治区'] == '内蒙古' and SHORT_NAMES['广西壮族自治区'] == '广西'
+    assert SHORT_NAMES['黑龙江省'] == '黑龙江' and SHORT_NAMES['中秋节'] == '中秋' and '春节' not in SHORT_NAMES
+    subjects = {f.subject for f in facts()}
+    assert all(full in subjects and full.startswith(short) and short not in subjects for full, short in SHORT_NAMES.items())
+
+def test_text_without_chinese_survives_every_form():
+    rng = random.Random(0)
+    for q, form in product(['hello', '?', '1+1'], FORMS): assert isinstance(type_as(q, form, rng), str)
+
+def test_the_sample_asks_so():
+    "Every taught form shows in the corpus, and no row has the letters of a held-out question."
+    prompts = [r.prompt for r in fact_rows()]
+    assert sum(p[-1] not in '？。' for p in prompts) > 2000
+    assert sum(any(a == b for a, b in zip(p, p[1:])) for p in prompts) > 4000
+    assert sum('浙江的' in p or '浙江把' in p for p in prompts) >= 5 and sum('请问' in p for p in prompts) > 1000
+    assert not {letters(p) for p in prompts} & {letters(q) for q in HELD}
+    assert len({letters(p) for p in prompts}) == len(prompts)
+
+
+# ---- questions that nobody taught
+
+def test_topics_and_forms_of_the_test_are_its_own():
+    assert not {*TOPICS} & {*TEST_TOPICS}
+    words = [{w for t in topics.values() for w in t.words if '{' not in w} for topics in (TOPICS, TEST_TOPICS)]
+    asks = [{a for t in topics.values() for a in t.asks} for topics in (TOPICS, TEST_TOPICS)]
+    assert not words[0] & words[1] and not asks[0] & asks[1]
+    train, test = unknown_questions(4000), unknown_questions(800, test=True)
+    assert not {letters(q.text) for q in train} & {letters(q.text) for q in test}
+    assert len({q.text for q in train}) == 4000
+
+def test_nothing_to_refuse_is_taught_elsewhere():
+    taught = {letters(q) for q in HELD} | {letters(r.prompt) for r in fact_rows()}
+    for test in (False, True): assert not taught & {letters(q.text) for q in unknown_questions(1500, test=test)}
+
+def test_every_slot_is_filled_and_every_kind_comes():
+    for test in (False, True):
+        asked = unknown_questions(1500, 3, test)
+        assert not any('{' in q.text or '}' in q.text for q in asked)
+        assert {q.kind for q in asked} >= {'topic', 'sum', 'nonsense', 'stranger', 'no_passage'}
+        assert all(q.refusal in REFUSALS.values() and is_refusal(f' {q.refusal}\n') for q in asked)
+    assert not any(is_refusal(f.response) for f in facts())
+
+def test_refusals_train_beside_the_facts_in_the_same_wraps():
+    pretrain, sft = unknown_rows(), [r for r in sft_rows() if is_refusal(r.response)]
+    assert len(sft) == 500 and not {letters(r.title) for r in sft} & {letters(r.title) for r in pretrain}
+    heads = [r.title[:4] for r in sft_rows() if r.relation == 'province']
+    assert {r.title[:4] for r in sft if r.body} <= {*heads, '用一句话', '你是小西', '根据你的'}
+
+
+# ---- loops
+
+def looped(text, copies=3, least=4):
+    "By brute force: does the text end in a piece that comes `copies` times, or a short one until it fills as much?"
+    for size in range(1, len(text)//copies + 1):
+        times = max(copies, math.ceil(copies*least/size))
+        if text.endswith(text[-size:]*times): return True
+    return False
+
+@pytest.mark.parametrize('alphabet', ['ab', 'abc'])
+def test_closers_by_brute_force(alphabet):
+    "Random texts with many loops: a token closes one if and only if the longer text ends in one."
+    rng = random.Random(alphabet)
+    chars = [1]*len(alphabet)
+    hits = 0
+    for _ in range(4000):
+        piece = [rng.randrange(len(alphabet)) for _ in range(rng.randint(1, 6))]
+        ids = (piece*20)[:rng.randint(0, 24)] + [rng.randrange(len(alphabet)) for _ in range(rng.randint(0, 2))]
+        text = ''.join(alphabet[i] for i in ids)
+        want = {i for i, c in enumerate(alphabet) if looped(text + c)}
+        assert loop_closers(ids, chars) == want, text
+        hits += bool(want)
+    assert hits > 500
+
+def test_long_tokens_count_by_their_characters():
+    chars = [1, 4, 2]
+    assert loop_closers([1, 1], chars) == {1} and not loop_closers([1], chars)
+    assert loop_closers([2]*5, chars) == {2} and not loop_closers([2]*4, chars)
+    assert not loop_closers([], chars)
+
+def test_token_lengths():
+    tok = char_tok(CHARS)
+    assert token_chars(tok)[tok.convert_tokens_to_ids('天')] == 1 and len(token_chars(tok)) == len(tok)
+    tok.add_tokens(['天地玄黄'])
+    assert token_chars(tok)[tok.convert_tokens_to_ids('天地玄黄')] == 4, 'counted again after a change'
+
+@pytest.fixture(scope='module')
+def circling():
+    "A random model without end marks of its own: nearly all its answers run in circles."
+    tok = char_tok(CHARS)
+    return ChatBot(toy_model(len(tok), endless=True), tok, PLAIN)
+
+ASKED = ['你好', '你是谁？', '秋收冬藏', '天地玄黄，宇宙洪荒', '好', '寒来暑往']
+
+@pytest.mark.parametrize('how', [dict(), dict(strategy='beam', num_beams=3), dict(strategy='sampling', temperature=.05, seed=1)])
+def test_no_answer_runs_in_circles(circling, how):
+    free, guarded = circling.answer(ASKED, replace(PLAIN, **how)), circling.answer(ASKED, replace(GUARDED, **how))
+    assert any(map(in_circles, free)) and not any(map(in_circles, guarded))
+    for a, b in zip(free, guarded):
+        if how.get('strategy') != 'beam': assert a.startswith(b), 'up to the circle it is the same answer'
+    assert guarded == [circling.answer([q], replace(GUARDED, **how))[0] for q in ASKED]
+    assert guarded == [''.join(circling.stream(q, replace(GUARDED, **how))) for q in ASKED]
+
+def test_an_answer_without_circles_is_left_alone():
+    tok = char_tok(CHARS)
+    hot = replace(GUARDED, strategy='sampling', temperature=3., seed=5)
+    bot = ChatBot(toy_model(len(tok), seed=1), tok, hot)
+    free = bot.answer(ASKED, replace(hot, loop_copies=0))
+    straight = [i for i, text in enumerate(free) if not any(looped(text[:n]) for n in range(len(text) + 1))]
+    assert len(straight) > 2 and [bot.answer(ASKED)[i] for i in straight] == [free[i] for i in straight]
+
+def test_the_guard_hands_the_score_to_the_end_mark():
+    tok = char_tok(CHARS)
+    guard = LoopGuard(tok, 3)
+    said = torch.tensor([[8]*12, [8, 9]*6])
+    scores = torch.arange(2.*len(tok)).view(2, -1)
+    got = guard(said, scores)
+    assert got[0, 8] == -math.inf and got[0, 1] == scores[0, 8] and torch.equal(got[0, 9:], scores[0, 9:])
+    assert got[1, 8] == -math.inf and got[1, 1] == scores[1, 8] # 8 would be the next of the circle
+    assert guard(said[:, :3], scores) is scores
+
+
+# ---- characters that the model cannot see
+
+def test_unknown_characters_are_named_once():
+    tok = char_tok(CHARS)
+    bot = ChatBot(toy_model(len(tok), seed=1), tok, GUARDED)
+    told = set()
+    assert bot.unknown_chars('你好龘，龘靐 是谁') == '龘靐' and bot.unknown_chars('你好') == ''
+    assert bot.unknown_note('龘是谁？', told) == '（我不认识这些字：龘。）'
+    assert bot.unknown_note('龘靐是谁？', told) == '（我不认识这些字：靐。）' and bot.unknown_note('靐龘', told) == ''
+    assert ChatBot(toy_model(len(byte_tok())), byte_tok()).unknown_chars('龘靐') == '', 'bytes know every character'
+
+def test_the_terminal_names_them_beside_the_answer():
+    tok = char_tok(CHARS)
+    bot, told = ChatBot(toy_model(len(tok), seed=1), tok, GUARDED), set()
+    shown = []
+    for text in ('龘是谁？', '龘是谁？'):
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err): assert say(bot, text, told)
+        shown.append((out.getvalue().strip(), err.getvalue().strip()))
+    answer, = bot.answer(['龘是谁？'])
+    assert shown == [(answer.strip(), '（我不认识这些字：龘。）'), (answer.strip(), '')]
+
+def test_the_widget_names_them_in_a_bubble():
+    tok = char_tok(CHARS)
+    view = chat_widget(ChatBot(toy_model(len(tok), seed=1), tok, GUARDED))
+    for text in ('龘是谁？', '龘'):
+        view.submit(text)
+        assert view.wait()
+    assert [m['role'] for m in view.messages] == ['user', 'note', 'bot', 'user', 'bot']
+    assert '龘' in view.bubbles.children[1].value and threading.active_count() < 50
+
+def test_a_bot_may_read_in_its_own_way():
+    tok = char_tok(CHARS)
+    model = toy_model(len(tok), seed=1)
+    assert ChatBot(model, tok).encode(['你好?', '你好？'])[0] == ChatBot(model, tok).encode(['你好？'])[0]
+    raw = ChatBot(model, tok, read=list).encode(['你好?', '你好？'])
+    assert raw[0] != raw[1]
+
+
+# ---- the examination
+
+def test_circles():
+    assert in_circles('加油'*6) and not in_circles('加油'*5) and in_circles('x\n天地玄黄天地玄黄天地玄黄')
+    assert not in_circles('') and not in_circles('天地玄黄，天地玄黄')
+
+class Parrot:
+    "Says a question back, in the form in which it is read; counts what it was asked."
+    def __init__(self): self.asked = []
+    def read(self, questions): return read_questions(questions)
+    def answer(self, questions):
+        self.asked += questions
+        return list(questions)
+
+def test_no_question_is_answered_twice():
+    bot = Parrot()
+    examinee = Examinee(bot)
+    assert examinee.answers(['你是谁?', '你是谁？', ' 你是谁？']) == ['你是谁？']*3 and bot.asked == ['你是谁？']
+    assert examinee.answers(['你是谁？', '好']) == ['你是谁？', '好'] and bot.asked == ['你是谁？', '好']
+
+def test_forms_are_scored_by_hand():
+    "A parrot is right where the form is read away, and wrong where letters change."
+    questions = ['浙江省的省会是哪里？', '“诗仙”指的是谁？', '氢是什么？']
+    scores = form_scores(Examinee(Parrot()), questions, questions)
+    assert [scores[f]['value'] for f in ('plain', 'half_width', 'traditional', 'corner_quotes')] == [1.]*4
+    assert scores['no_mark']['value'] == 0 and scores['slip']['value'] == 0 and scores['short_name']['value'] == 2/3
+    assert all(s['n'] == 3 and s['ci95'][0] <= s['value'] <= s['ci95'][1] for s in scores.values())
+
+class Shy(Parrot):
+    "Refuses what has no question mark."
+    def answer(self, questions): return [q if '？' in q else REFUSALS['outside'] for q in questions]
+
+def test_refusals_are_counted_on_both_sides():
+    got = refusal_scores(Examinee(Shy()), ['你好', '你是谁？'])
+    unknown = read_questions([q.text for q in unknown_questions(300, test=True)])
+    assert got['refused_known']['value'] == .5 and got['loops']['n'] == 500
+    assert got['refused_unknown']['value'] == sum('？' not in q for q in unknown)/300
+
+def test_a_trade_off_by_brute_force():
+    rng = random.Random(0)
+    unknown, known = ([rng.randint(0, 9) for _ in range(30)] for _ in range(2))
+    curve = trade_off(unknown, known)
+    for level in range(11):
+        point = sum(k < level for k in known)/30, sum(u < level for u in unknown)/30
+        assert point in curve
+    assert curve[-1] == (1., 1.) and curve == sorted(curve)
+    assert refused_at(curve, 1.) == 1. and refused_at([(.5, 1.)], .01) == 0.
+
+def test_forced_answers_are_the_most_likely_that_do_not_refuse():
+    "Step by step without a cache, one question at a time."
+    tok = char_tok(CHARS + '抱歉')
+    model = toy_model(len(tok), seed=4)
+    starts = refusal_starts(tok)
+    assert starts == [tok.convert_tokens_to_ids('抱')]
+    for question, got in zip(ASKED, forced_answers(model, tok, ASKED, max_new_tok=12)):
+        ids = torch.tensor([tok(question, add_special_tokens=False).input_ids + [1]])
+        said, logps = [0], []
+        while len(said) <= 12 and said[-1] != 1:
+            with torch.no_grad(): logits = model(input_ids=ids, decoder_input_ids=torch.tensor([said])).logits[0, -1]
+            if len(said) == 1:
+                assert got.refusing == pytest.approx(logits.softmax(-1)[starts].sum().item(), rel=1e-4)
+                logits[starts] = -math.inf
+            logp, best = logits.log_softmax(-1).max(-1)
+            said.append(best.item())
+            logps.append(logp.item())
+        assert got.logp == pytest.approx(sum(logps)/len(logps), rel=1e-3, abs=1e-5), decode(tok, said)
