@@ -25,7 +25,7 @@ from transformers import (LogitsProcessor, LogitsProcessorList, NoRepeatNGramLog
     PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper,
     TopKLogitsWarper, TopPLogitsWarper)
 
-from .data_cleaning import read_questions
+from .data_cleaning import chat_form
 from .dataset import alike, decode, encode as encode_texts, pad
 from .model import end_id, load_model, write_tokens
 from .runs import chat_models
@@ -322,7 +322,7 @@ class ChatBot:
         fallback:str='抱歉，这个问题我还不会回答，请换个说法试试。', # said instead of a blank answer
         max_prompt_tok:int=512, # longest question, tokens
         batch_tok:int=16384, # padded tokens (question and longest answer) of one batch
-        read:Callable[[Sequence[str]], list[str]]=read_questions, # questions as typed -> as trained on
+        read:Callable[[Sequence[str]], list[str]]=chat_form, # questions as typed -> as trained on
     ):
         "Raises ValueError if the tokenizer has ids that the model does not."
         if len(tok) > (v := model.config.vocab_size):

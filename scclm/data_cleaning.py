@@ -6,10 +6,10 @@
 __all__ = ['SCHEMAS', 'EXPECTED', 'LATER', 'SEP', 'TEXT_RULES', 'Cols', 'QUESTIONS', 'PAIR_OF', 'KEPT', 'CHUNK', 'find_sources',
            'left_out', 'on_joined', 'strip_invisible', 'strip_html', 'half_width', 'tidy_spaces', 'hug_marks',
            'chinese_punct', 'collapse_runs', 'balance', 'fix_brackets', 'simplify', 'clean_prose', 'is_code',
-           'clean_texts', 'as_asked', 'read_questions', 'cut_at_sentence', 'is_truncated', 'mend_end', 'dice',
-           'merge_title', 'CleanCfg', 'clean_cfg', 'near_cfg', 'Pairs', 'pair_webtext', 'pair_baike', 'pair_medical',
-           'pair_belle', 'wiki_question', 'wiki_variants', 'wiki_brackets', 'pair_wiki', 'pair_plain', 'min_lengths',
-           'judge', 'clean_columns', 'Kept', 'spool_block', 'n_workers', 'fill_spool', 'mark_rows', 'write_rejects',
+           'clean_texts', 'as_asked', 'chat_form', 'cut_at_sentence', 'is_truncated', 'mend_end', 'dice', 'merge_title',
+           'CleanCfg', 'clean_cfg', 'near_cfg', 'Pairs', 'pair_webtext', 'pair_baike', 'pair_medical', 'pair_belle',
+           'wiki_question', 'wiki_variants', 'wiki_brackets', 'pair_wiki', 'pair_plain', 'min_lengths', 'judge',
+           'clean_columns', 'Kept', 'spool_block', 'n_workers', 'fill_spool', 'mark_rows', 'write_rejects',
            'count_rows', 'count_files', 'make_report', 'clean', 'report_table', 'plot_report']
 
 # %% ../nbs/00_data_cleaning.ipynb #203f603a
@@ -695,7 +695,7 @@ _PLAIN_QUOTES = str.maketrans('「」『』', '“”‘’')
 def as_asked(
     texts:Sequence[str], # questions
 )->list[str]: # simplified characters, “” for 「」 outside code
-    "What `read_questions` does besides cleaning."
+    "What `chat_form` does besides cleaning."
     texts = on_joined(simplify, texts)
     cornered = [k for k, text in enumerate(texts) if '「' in text or '『' in text]
     for k, code in zip(cornered, is_code([texts[k] for k in cornered])):
@@ -703,7 +703,7 @@ def as_asked(
     return texts
 
 # %% ../nbs/00_data_cleaning.ipynb #rqs00003
-def read_questions(
+def chat_form(
     texts:Sequence[str], # as people type them
 )->list[str]: # in the form that training and chat share; one of which nothing would be left stays as it is
     "`clean_texts` for questions: also simplified characters and “” for 「」. Again gives the same."
@@ -805,7 +805,7 @@ class CleanCfg:
     valid_share:float=0.0025 # share of the validation split
     valid_min:int=200 # rows in the validation split, at most 5 % of the set
     sft_valid_share:float=0.05 # share of sft/ rows that validate
-    chat_form:bool=False # questions as chat reads them (`read_questions`): simplified characters, “” for 「」
+    chat_form:bool=False # questions as chat reads them (`chat_form`): simplified characters, “” for 「」
     progress:bool=True # a bar, when a person is watching
 
 # %% ../nbs/00_data_cleaning.ipynb #75d7e856

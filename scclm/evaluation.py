@@ -31,6 +31,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat import find_model, pick_device
+from .data_cleaning import chat_form
 from .dataset import Pair, alike, check_files, collate, columns, decode, encode, read_pairs
 from .model import end_id, load_model
 from .readers import BROKEN_ARCHIVE, MAX_MEMBER, decode_line, members
@@ -138,11 +139,11 @@ def score_rows(
     cfg:EvaluateCfg, # gives max_len, max_new_tok, budget_tok
     tick:Callable[[float], None]=lambda rows: None, # called as rows are done
 )->list[dict]: # prompt, reference, answer, nats, n_tok, n_char, n_unk
-    """What each row contributes.
+    """What each row contributes; questions are read as the chat reads them.
     An answer longer than max_len is scored up to there, and only what is scored is counted."""
     eos = end_id(model, tok)
     prompts, references = columns(pairs)
-    asked = encode(prompts, tok, cfg.max_len, eos)
+    asked = encode(chat_form(prompts), tok, cfg.max_len, eos)
     wanted = encode(references, tok, cfg.max_len, eos)
     nats = -answer_logp(model, list(zip(asked, wanted)), cfg.budget_tok)
     said = greedy_ids(model, asked, cfg.max_new_tok, 4*cfg.budget_tok, tick)

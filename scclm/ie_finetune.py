@@ -31,6 +31,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from . import sample_triples
+from .data_cleaning import chat_form
 from .dataset import Pair, PairStream, columns, encode, read_pairs
 from .model import build_model, default_init, load_model, model_config
 from .readers import (Reject, Schema, Source, as_text, read_file, rejects_table, shown_name,
@@ -624,8 +625,8 @@ def extract(
     max_len:int=256, # longest prompt, tokens
     max_new_tok:int=256, # longest answer, tokens
 )->tuple[list[list[Triple]], int]: # triples per sentence; unreadable pieces in all
-    "Ask, decode greedily, parse."
-    return _extracted(model, tok, list(map(ie_prompt, texts)), max_len, max_new_tok)
+    "Read the sentences as the chat reads questions, ask, decode greedily, parse."
+    return _extracted(model, tok, list(map(ie_prompt, chat_form(texts))), max_len, max_new_tok)
 
 # %% ../nbs/09_ie_finetune.ipynb #bb5e64f6
 def _extracted(model:nn.Module, tok:PreTrainedTokenizerBase, prompts:list[str], max_len:int,

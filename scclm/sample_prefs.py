@@ -133,12 +133,14 @@ def flaw_rows(
 def unknown_pairs(
     held:bool, # False: training pairs; True: the topics and forms of the test
     seed:int=0, # of the questions and the wrong answers
-    n:int=900, # training rows; held out: a ninth
+    n:int=600, # training rows; held out: a sixth
 )->list[dict[str, str]]: # prompt, chosen, rejected
-    "Questions that nothing was taught about: saying so is better than some fact."
+    """Questions that nothing was taught about: saying so is better than something wrong. No true sentence is rejected:
+    that would unteach it."""
     rng = random.Random(f'unknown:{held}:{seed}')
-    asked = unknown_questions(n//9 if held else n, f'prefs:{seed}', test=held)
-    return [dict(prompt=q.text, chosen=q.refusal, rejected=rng.choice(facts()).response) for q in asked]
+    asked = unknown_questions(n//6 if held else n, f'prefs:{seed}', test=held)
+    free = [f for f in facts() if f.relation != 'chat'] # small talk has no wrong answer
+    return [dict(prompt=q.text, chosen=q.refusal, rejected=flawed(rng.choice(free), 'wrong', rng)) for q in asked]
 
 # %% ../nbs/appendix/sample_prefs.ipynb #51d17d89
 _LONG = '这段话太长了，' * 80

@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .data_cleaning import chat_form
 from .dataset import LongRows, PairStream, columns, read_pairs
 from .model import save_model
 from .runlog import read_log
@@ -41,7 +42,7 @@ class Watch:
         "Answer, if it is time."
         if not is_due(run, self.every) or not run.acc.is_main_process: return
         model = run.acc.unwrap_model(run.model).eval()
-        answers = greedy_answers(model, self.tok, self.prompts)
+        answers = greedy_answers(model, self.tok, chat_form(self.prompts))
         model.train()
         entry = dict(step=run.step, answers=dict(zip(self.prompts, answers)))
         line = json.dumps(entry, ensure_ascii=False)

@@ -8,12 +8,13 @@ import pytest
 from scclm.sample_corpus import heldout_rows
 from scclm.sample_facts import facts
 from scclm.sample_prefs import (FLAWS, HARMS, NAMES, WISHES, flaw_rows, harm_rows, is_heldout, make_sample_prefs,
-    wish_rows)
+    unknown_pairs, wish_rows)
+from scclm.sample_unknown import is_refusal
 
 
 def ask(row): return row.get('prompt') or row['instruction']
 
-def everything(held): return wish_rows(held) + harm_rows(held) + flaw_rows(held)
+def everything(held): return wish_rows(held) + harm_rows(held) + flaw_rows(held) + unknown_pairs(held)
 
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
     for name, seed in (('a', 0), ('b', 0), ('c', 1)): make_sample_prefs(tmp_path/name, seed)
@@ -22,6 +23,15 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
     assert all((tmp_path/'a'/f).read_bytes() == (tmp_path/'b'/f).read_bytes() for f in files)
     a, c = ((tmp_path/folder/'prefs'/NAMES['alpaca']).read_bytes() for folder in 'ac')
     assert a != c
+
+def test_saying_that_one_does_not_know_is_better_than_something_wrong():
+    true = {f.response for f in facts()}
+    for held in (False, True):
+        rows = unknown_pairs(held)
+        assert all(is_refusal(r['chosen']) and not is_refusal(r['rejected']) for r in rows)
+        assert sum(r['rejected'] in true for r in rows) <= .02*len(rows), 'a true sentence must not be unlearnt'
+    known = [r for r in flaw_rows(False) if is_refusal(r['rejected'])]
+    assert len(known) > 100 and all(r['chosen'] in true for r in known)
 
 def test_nothing_of_the_test_is_in_training():
     train, test = everything(False), everything(True)

@@ -13,9 +13,9 @@ import torch
 from chat_toys import CHARS, byte_tok, char_tok, toy_model
 
 from scclm.chat import ChatBot, Decoding, LoopGuard, chat_widget, loop_closers, say, token_chars
-from scclm.chat_exam import (Examinee, forced_answers, form_scores, in_circles, refusal_scores, refusal_starts, refused_at,
-    trade_off)
-from scclm.data_cleaning import clean_texts, read_questions, simplify
+from scclm.chat_exam import (Examinee, forced_answers, form_scores, in_circles, refusal_scores, refusal_starts,
+    refused_at, trade_off)
+from scclm.data_cleaning import clean_texts, chat_form, simplify
 from scclm.dataset import decode
 from scclm.sample_corpus import fact_rows, heldout_rows, sft_rows, unknown_rows
 from scclm.sample_facts import facts
@@ -44,19 +44,19 @@ READ = [
 
 @pytest.mark.parametrize('asked, want', READ)
 def test_a_question_is_read_as_it_was_taught(asked, want):
-    assert read_questions([asked]) == [want]
-    assert read_questions([want]) == [want], 'again gives the same'
+    assert chat_form([asked]) == [want]
+    assert chat_form([want]) == [want], 'again gives the same'
 
 def test_reading_depends_on_no_neighbour():
     asked = [a for a, _ in READ]
-    for order in (asked, asked[::-1]): assert read_questions(order) == [dict(READ)[a] for a in order]
-    assert read_questions([]) == []
+    for order in (asked, asked[::-1]): assert chat_form(order) == [dict(READ)[a] for a in order]
+    assert chat_form([]) == []
 
 def test_taught_questions_are_read_as_they_stand():
     "What cleaning has left is in the form of chat already: training and chat meet in one form."
     asked = [r.prompt for r in fact_rows()[::7] + sft_rows()[::5] + unknown_rows()[::5]]
     cleaned = clean_texts(asked)
-    assert read_questions(cleaned) == cleaned
+    assert chat_form(cleaned) == cleaned
 
 def test_a_simplified_text_is_no_business_of_the_converter():
     "Every character of GB 2312: the set of simplified Chinese."
@@ -68,7 +68,7 @@ def test_a_simplified_text_is_no_business_of_the_converter():
                                   'corner_quotes', 'traditional'])
 def test_what_only_looks_different_is_read_as_one(form):
     "Nearly all: a title such as 乾 that OpenCC cannot bring back may differ."
-    same = [a == b for a, b in zip(read_questions(typed(HELD, form)), read_questions(HELD))]
+    same = [a == b for a, b in zip(chat_form(typed(HELD, form)), chat_form(HELD))]
     assert sum(same) >= .995*len(HELD)
 
 
@@ -105,7 +105,7 @@ def test_short_names_are_those_that_people_use():
     assert SHORT_NAMES['内蒙古自治区'] == '内蒙古' and SHORT_NAMES['广西壮族自治区'] == '广西'
     assert SHORT_NAMES['黑龙江省'] == '黑龙江' and SHORT_NAMES['中秋节'] == '中秋' and '春节' not in SHORT_NAMES
     subjects = {f.subject for f in facts()}
-    assert all(full in subjects and full.startswith(short) and short not in subjects for full, short in SHORT_NAMES.items())
+    for full, short in SHORT_NAMES.items(): assert full in subjects and full.startswith(short) and short not in subjects
 
 def test_text_without_chinese_survives_every_form():
     rng = random.Random(0)
@@ -146,7 +146,7 @@ def test_every_slot_is_filled_and_every_kind_comes():
 
 def test_refusals_train_beside_the_facts_in_the_same_wraps():
     pretrain, sft = unknown_rows(), [r for r in sft_rows() if is_refusal(r.response)]
-    assert len(sft) == 500 and not {letters(r.title) for r in sft} & {letters(r.title) for r in pretrain}
+    assert len(sft) == 600 and not {letters(r.title) for r in sft} & {letters(r.title) for r in pretrain}
     heads = [r.title[:4] for r in sft_rows() if r.relation == 'province']
     assert {r.title[:4] for r in sft if r.body} <= {*heads, '用一句话', '你是小西', '根据你的'}
 
@@ -195,7 +195,9 @@ def circling():
 
 ASKED = ['你好', '你是谁？', '秋收冬藏', '天地玄黄，宇宙洪荒', '好', '寒来暑往']
 
-@pytest.mark.parametrize('how', [dict(), dict(strategy='beam', num_beams=3), dict(strategy='sampling', temperature=.05, seed=1)])
+WAYS = [dict(), dict(strategy='beam', num_beams=3), dict(strategy='sampling', temperature=.05, seed=1)]
+
+@pytest.mark.parametrize('how', WAYS)
 def test_no_answer_runs_in_circles(circling, how):
     free, guarded = circling.answer(ASKED, replace(PLAIN, **how)), circling.answer(ASKED, replace(GUARDED, **how))
     assert any(map(in_circles, free)) and not any(map(in_circles, guarded))
@@ -271,7 +273,7 @@ def test_circles():
 class Parrot:
     "Says a question back, in the form in which it is read; counts what it was asked."
     def __init__(self): self.asked = []
-    def read(self, questions): return read_questions(questions)
+    def read(self, questions): return chat_form(questions)
     def answer(self, questions):
         self.asked += questions
         return list(questions)
@@ -296,7 +298,7 @@ class Shy(Parrot):
 
 def test_refusals_are_counted_on_both_sides():
     got = refusal_scores(Examinee(Shy()), ['你好', '你是谁？'])
-    unknown = read_questions([q.text for q in unknown_questions(300, test=True)])
+    unknown = chat_form([q.text for q in unknown_questions(300, test=True)])
     assert got['refused_known']['value'] == .5 and got['loops']['n'] == 500
     assert got['refused_unknown']['value'] == sum('？' not in q for q in unknown)/300
 
