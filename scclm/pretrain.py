@@ -40,8 +40,8 @@ class PretrainCfg(TrainCfg):
 
 # %% ../nbs/05_pretrain.ipynb #e3869f97
 PRESETS = dict(
-    tiny=PretrainCfg(steps=3200, lr=1e-3, emb_lr=6., budget_tok=512, precision='fp32',
-                     eval_every=800, save_every=500, log_every=25),
+    tiny=PretrainCfg(steps=3600, lr=1e-3, emb_lr=6., budget_tok=512, precision='fp32',
+                     eval_every=900, save_every=500, log_every=25),
     mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=513, window=65_536,
                      eval_every=2000, save_every=1000, log_every=50),
     base=PretrainCfg(scale='base', steps=300_000, lr=5e-4, schedule='cosine', weight_decay=0.01,

@@ -169,7 +169,7 @@ def long_rows(
 _UNKNOWN_FORMS = dict(plain=7, polite=1, frame=1, slip=1) # how they are typed: weights
 
 def unknown_rows(
-    n:int=3000, # how many
+    n:int=3400, # how many
     seed:int|str=0, # of the questions, sources and forms
 )->list[Row]: # one per question, no two with the same letters
     "Questions that the course teaches nothing about, and what to say then."
@@ -243,7 +243,7 @@ def sft_rows(
     seed:int=0, # of wraps and names
     per_fact:int=3, # rows per fact
     n_copy:int=900, # copying instructions
-    n_unknown:int=600, # questions to refuse
+    n_unknown:int=700, # questions to refuse
 )->list[Row]: # rows of the sft/ folder
     "Instruction-styled rows: facts in wraps, copying exercises and questions to refuse, all of their own."
     rng = random.Random(f'sft:{seed}')

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from .runs import write_aside
 from .sample_corpus import parquet_bytes
 from .sample_facts import RELATIONS, Fact, facts, phrasings
+from .sample_typed import type_as
 from .sample_unknown import REFUSALS, unknown_questions
 
 # %% ../nbs/appendix/sample_prefs.ipynb #3a491dac
@@ -120,13 +121,15 @@ def flaw_rows(
     seed:int=0, # of the questions and flaws
     per_fact:int=2, # training rows per fact; held out: one
 )->list[dict[str, str]]: # prompt, chosen, rejected
-    "Plain questions: the fact against a flawed answer; the flaws take turns."
+    "Plain questions, two training rows in five with a slip: the fact against a flawed answer; the flaws take turns."
     rng = random.Random(f'flaw:{held}:{seed}')
     rows = []
     for f in _facts_of(held):
         for ask in rng.sample(phrasings(f, seed)[0], 1 if held else per_fact):
             flaw = FLAWS[len(rows) % len(FLAWS)]
-            rows.append(dict(prompt=ask, chosen=f.response, rejected=flawed(f, flaw, rng)))
+            bad = flawed(f, flaw, rng)
+            slips = not held and rng.random() < .4 # so that preferences do not unteach what pretraining bears
+            rows.append(dict(prompt=type_as(ask, 'slip', rng, f.subject) if slips else ask, chosen=f.response, rejected=bad))
     return rows
 
 # %% ../nbs/appendix/sample_prefs.ipynb #spu00002

@@ -371,7 +371,7 @@ def _test_stranger(names:Names)->str:
 # %% ../nbs/appendix/sample_unknown.ipynb #unk00012
 KINDS = dict(
     topic=Kind(topic_question, 14, 'outside'), anything=Kind(anything, 4, 'outside'),
-    stranger=Kind(stranger, 4, 'stranger'), no_passage=Kind(no_passage, 2, 'stranger'),
+    stranger=Kind(stranger, 5, 'stranger'), no_passage=Kind(no_passage, 2, 'stranger'),
     sum=Kind(sum_question, 2, 'senseless'), nonsense=Kind(nonsense, 2, 'senseless'))
 TEST_KINDS = dict(
     topic=Kind(_test_topic, 14, 'outside'), stranger=Kind(_test_stranger, 1, 'stranger'),

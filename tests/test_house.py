@@ -30,7 +30,7 @@ ROOMS = {
     'sample_copying': '',
     'sample_unknown': 'sample_facts sample_copying',
     'sample_corpus': 'runs sample_facts sample_typed sample_copying sample_unknown',
-    'sample_prefs': 'runs sample_facts sample_corpus sample_unknown',
+    'sample_prefs': 'runs sample_facts sample_typed sample_corpus sample_unknown',
     'sample_triples': 'runs sample_copying sample_corpus',
     'duplicates': 'readers',
     'splits': 'duplicates',

@@ -146,7 +146,7 @@ def test_every_slot_is_filled_and_every_kind_comes():
 
 def test_refusals_train_beside_the_facts_in_the_same_wraps():
     pretrain, sft = unknown_rows(), [r for r in sft_rows() if is_refusal(r.response)]
-    assert len(sft) == 600 and not {letters(r.title) for r in sft} & {letters(r.title) for r in pretrain}
+    assert len(sft) == 700 and not {letters(r.title) for r in sft} & {letters(r.title) for r in pretrain}
     heads = [r.title[:4] for r in sft_rows() if r.relation == 'province']
     assert {r.title[:4] for r in sft if r.body} <= {*heads, '用一句话', '你是小西', '根据你的'}
 
