@@ -129,7 +129,8 @@ def flaw_rows(
             flaw = FLAWS[len(rows) % len(FLAWS)]
             bad = flawed(f, flaw, rng)
             slips = not held and rng.random() < .4 # so that preferences do not unteach what pretraining bears
-            rows.append(dict(prompt=type_as(ask, 'slip', rng, f.subject) if slips else ask, chosen=f.response, rejected=bad))
+            if slips: ask = type_as(ask, 'slip', rng, f.subject)
+            rows.append(dict(prompt=ask, chosen=f.response, rejected=bad))
     return rows
 
 # %% ../nbs/appendix/sample_prefs.ipynb #spu00002
