@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Decoding', 'processors', 'plot_probs', 'loop_closers', 'token_chars', 'LoopGuard', 'row_rngs', 'pick', 'find_model',
-           'chooser', 'token_steps', 'beam_ids', 'text_pieces', 'check_text', 'encode_prompts', 'ChatBot', 'answer_ids',
-           'live_ids', 'chat_widget', 'ChatCfg', 'pick_device', 'say', 'chat_terminal']
+           'chooser', 'token_steps', 'beam_ids', 'text_pieces', 'read_typed', 'check_text', 'encode_prompts', 'ChatBot',
+           'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg', 'pick_device', 'say', 'chat_terminal']
 
 # %% ../nbs/08_chat.ipynb #c5868170
 import math
@@ -25,7 +25,6 @@ from transformers import (LogitsProcessor, LogitsProcessorList, NoRepeatNGramLog
     PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper,
     TopKLogitsWarper, TopPLogitsWarper)
 
-from .data_cleaning import chat_form
 from .dataset import alike, decode, encode as encode_texts, pad
 from .model import end_id, load_model, write_tokens
 from .runs import chat_models
@@ -283,6 +282,14 @@ def text_pieces(
     text = decode(tok, seen)
     if text.strip() and len(text) > len(sent): yield text[len(sent):]
 
+# %% ../nbs/08_chat.ipynb #rdq00003
+def read_typed(
+    texts:Sequence[str], # questions as people type them
+)->list[str]: # as the model was trained on them
+    "Chapter 00's `chat_form`, loaded with all that cleaning needs at the first question."
+    from scclm.data_cleaning import chat_form
+    return chat_form(texts)
+
 # %% ../nbs/08_chat.ipynb #97b3c47b
 def check_text(
     text:str, # what a user typed
@@ -322,7 +329,7 @@ class ChatBot:
         fallback:str='抱歉，这个问题我还不会回答，请换个说法试试。', # said instead of a blank answer
         max_prompt_tok:int=512, # longest question, tokens
         batch_tok:int=16384, # padded tokens (question and longest answer) of one batch
-        read:Callable[[Sequence[str]], list[str]]=chat_form, # questions as typed -> as trained on
+        read:Callable[[Sequence[str]], list[str]]=read_typed, # questions as typed -> as trained on
     ):
         "Raises ValueError if the tokenizer has ids that the model does not."
         if len(tok) > (v := model.config.vocab_size):

@@ -106,6 +106,7 @@ class EvaluateCfg:
     model:str|None=None # model folder, any Hugging Face seq2seq; none: the newest stage of this scale
     pairs:bool=True # score pairs: loss, bits per character, BLEU-4, exact match, repetition, length, distinct
     data:tuple[str, ...]=() # parquet files with prompt and response; none: data/test.parquet of this scale
+    chat_form:bool=False # questions are read as the chat reads what people type: for files that nobody has cleaned
     heldout:bool=True # also the held-out phrasings of this scale, if there are any
     cmmlu:str='' # CMMLU: folder or .zip/.tar.* with dev/ and test/ CSV files; none: not measured
     ceval:str='' # C-Eval: the same with dev/ and val/ (its test answers are not public); none: not measured
@@ -139,11 +140,11 @@ def score_rows(
     cfg:EvaluateCfg, # gives max_len, max_new_tok, budget_tok
     tick:Callable[[float], None]=lambda rows: None, # called as rows are done
 )->list[dict]: # prompt, reference, answer, nats, n_tok, n_char, n_unk
-    """What each row contributes; questions are read as the chat reads them.
+    """What each row contributes.
     An answer longer than max_len is scored up to there, and only what is scored is counted."""
     eos = end_id(model, tok)
     prompts, references = columns(pairs)
-    asked = encode(chat_form(prompts), tok, cfg.max_len, eos)
+    asked = encode(chat_form(prompts) if cfg.chat_form else prompts, tok, cfg.max_len, eos)
     wanted = encode(references, tok, cfg.max_len, eos)
     nats = -answer_logp(model, list(zip(asked, wanted)), cfg.budget_tok)
     said = greedy_ids(model, asked, cfg.max_new_tok, 4*cfg.budget_tok, tick)
