@@ -265,6 +265,14 @@ def test_own_model_gives_the_course_s_figures(t5, max_len):
     asked = [p for p, _ in pairs]
     assert [r['answer'] for r in rows] == greedy_answers(model, tok, asked, max_new_tok=12, max_len=max_len)
 
+def test_questions_are_read_as_typed_or_as_the_chat_reads_them(t5):
+    model, tok = load_model(t5)
+    typed, plain = (f'{HAN[0]}\u200b{HAN[1]}', HAN[2]), (HAN[:2], HAN[2])
+    cfg = EvaluateCfg(max_new_tok=5)
+    as_chat, = score_rows(model, tok, [typed], replace(cfg, chat_form=True))
+    (as_typed, as_plain) = (score_rows(model, tok, [p], cfg)[0] for p in (typed, plain))
+    assert as_chat == as_plain | dict(prompt=typed[0]) and as_typed['nats'] != as_plain['nats']
+
 def test_rows_hold_what_a_foreign_model_says(opened):
     "Every field of a row by its own plain computation."
     model, tok = opened
