@@ -2,11 +2,12 @@
 
     python benchmarks/busy.py [--rounds 3] [--steps 120] [--questions 120]
 
-Every session is a fresh process: `tiny`, untrained, on the course's rows; a training of a few steps, or short answers to
-the questions of the validation file. The neighbour is a Python loop without end, pinned nowhere. `chosen` is what
-`choose_wait` takes when the session starts, as it is alone or beside. Alternating, medians. The first rows of a job are
-asked something: alone at least 0.97 of the default wait, beside a busy process at least 0.45 of alone. The others
-show ways that do not look: how much of their own speed alone is left beside a busy process.
+Every session is a fresh process: `tiny`, untrained, on the course's rows; a training of a few steps, or short
+answers to the questions of the validation file. The neighbour is a Python loop without end, pinned nowhere.
+`chosen` is what `choose_wait` takes when the session starts, as it is alone or beside. Alternating, medians. The
+first rows of a job are asked something: alone at least 0.97 of the default wait, beside a busy process at least
+0.45 of alone. The others show ways that do not look: how much of their own speed alone is left beside a busy
+process.
 """
 import argparse
 import json
