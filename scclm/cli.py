@@ -11,6 +11,7 @@ import os
 import sys
 from importlib import import_module
 
+from .busy import choose_wait
 from .runs import STAGES, Stage
 
 # %% ../nbs/appendix/cli.ipynb #9195c9aa
@@ -70,6 +71,7 @@ def main(
         return 2
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('scclm').setLevel(logging.INFO)
+    choose_wait() # before a stage imports PyTorch
     return _run(args[0], args[1:])
 
 # %% ../nbs/appendix/cli.ipynb #ce5c9239

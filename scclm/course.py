@@ -35,6 +35,7 @@ from fastcore.basics import patch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from .busy import choose_wait
 from .runs import (checkout_root, fingerprint, raw_dir, read_json, run_path, write_aside,
     write_json)
 
@@ -130,9 +131,10 @@ KEEP_FREED = dict(MALLOC_MMAP_THRESHOLD_='1073741824', MALLOC_TRIM_THRESHOLD_='1
 
 def kernel_env()->dict[str, str]: # this process's environment, with absolute dials
     """What a kernel inherits: `SCCLM_RUNS` and `SCCLM_RAW` no longer depend on the working directory;
-    the allocator keeps what was freed, unless told otherwise."""
+    the allocator keeps what was freed, unless told otherwise; threads wait as suits a machine as busy as it is now."""
     env = KEEP_FREED | os.environ | dict(SCCLM_RUNS=str(run_path().parent.absolute()))
     if raw := raw_dir(): env['SCCLM_RAW'] = str(raw.absolute())
+    choose_wait(env)
     return env
 
 # %% ../nbs/appendix/course.ipynb #121283fc

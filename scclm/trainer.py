@@ -9,8 +9,8 @@ __all__ = ['CURVES', 'OPTIMIZERS', 'PRECISIONS', 'log', 'LossFn', 'EvalFn', 'Cal
            'write_manifest', 'check_folder', 'checkpoints', 'newest_good', 'start_over', 'named_weights',
            'save_weights', 'load_weights', 'step_seed', 'Run', 'phase', 'in_phase', 'empty_tally', 'Writer', 'snapshot',
            'write_checkpoint', 'save_checkpoint', 'check_same_cfg', 'restore', 'processes', 'make_accelerator',
-           'run_lock', 'start_run', 'trim_log', 'append_log', 'log_step', 'train_step', 'fit', 'lock_stage', 'is_due',
-           'count_tokens', 'phase_table', 'log_eval']
+           'run_lock', 'start_run', 'trim_log', 'append_log', 'Pace', 'log_step', 'train_step', 'fit', 'lock_stage',
+           'is_due', 'count_tokens', 'phase_table', 'log_eval']
 
 # %% ../nbs/04_trainer.ipynb #f701f882
 import hashlib
@@ -22,10 +22,12 @@ import platform
 import re
 import shutil
 import signal
+import statistics
 import tempfile
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -430,6 +432,7 @@ class Run:
     began:int=0                 # step at which this session started
     callbacks:tuple=()          # those with `state_dict` are part of the checkpoint
     writer:object=field(default_factory=lambda: Writer()) # writes checkpoints in the background
+    pace:object=field(default_factory=lambda: Pace()) # notices that this session has become slow
     phases:dict=field(default_factory=dict) # seconds: data, forward, backward, optimiser, log, eval, callbacks, save
 
     @property
@@ -780,6 +783,32 @@ def append_log(
     if run.acc.log_with: run.acc.log({k: v for k, v in entry.items() if k != 'step'}, step=entry['step'])
     log.info(' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in entry.items()))
 
+# %% ../nbs/04_trainer.ipynb #pacecls1
+class Pace:
+    "Notices, once, that a training runs at less than half the speed of its own first minutes."
+    def __init__(self,
+        first_s:float=120., # training time that counts as the first minutes, seconds
+        least_s:float=30., # training time before anything is said, seconds
+        window:int=5, # the newest log lines: their median is the speed now
+    ):
+        "Nothing is known yet."
+        self.first_s, self.least_s, self.began, self.told = first_s, least_s, None, False
+        self.first, self.last = [], deque(maxlen=window)
+
+    def __call__(self,
+        entry:dict, # a log line, with real_tok_per_s and seconds
+    )->str|None: # advice, at most once; None: all is well
+        "After each log line."
+        if self.began is None: self.began = entry['seconds']
+        age, speed, window = entry['seconds'] - self.began, entry['real_tok_per_s'], self.last.maxlen
+        if age < self.first_s or len(self.first) < window: self.first.append(speed)
+        self.last.append(speed)
+        usual, now = statistics.median(self.first), statistics.median(self.last)
+        if self.told or age < self.least_s or len(self.last) < window or now >= usual / 2: return None
+        self.told = True
+        return (f'training runs at {now:,.0f} real tok/s, less than half of its first minutes ({usual:,.0f}): '
+                'another program is probably busy; see 常见问题 of chapter 04')
+
 # %% ../nbs/04_trainer.ipynb #a7401858
 @in_phase('log')
 def log_step(
@@ -788,11 +817,14 @@ def log_step(
 ):
     "Log the mean loss per item since the last line, and empty the tally."
     t = run.tally
-    append_log(run, dict(
+    entry = dict(
         step=run.step, loss=t['loss'] / max(1, t['n']), lr=run.cfg.lr * lr_factor(run.step - 1, run.cfg),
         grad_norm=grad_norm, real_tok_per_s=t['real_tok'] / max(1e-9, t['seconds']), real_tok=run.real_tok,
-        seconds=run.seconds, skipped=run.skipped))
+        seconds=run.seconds, skipped=run.skipped)
+    append_log(run, entry)
     run.tally = empty_tally()
+    advice = run.pace(entry)
+    if advice and run.acc.is_main_process: log.warning(advice)
 
 # %% ../nbs/04_trainer.ipynb #da5c7945
 def _sum_over_processes(acc:Accelerator, *counts:int)->list[int]:

@@ -24,6 +24,7 @@ NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoin
 # The rooms in the order they are built: a room may import only rooms above it, and of these only what is listed.
 ROOMS = {
     'runs': '',
+    'busy': 'runs',
     'readers': '',
     'sample_facts': '',
     'sample_typed': 'sample_facts',
@@ -53,9 +54,9 @@ ROOMS = {
     'evaluation': 'runs readers data_cleaning dataset model chat trainer scores',
     'planner': 'runs tokenizer dataset model runlog trainer pretrain',
     'report_card': 'runs sample_typed runlog scores',
-    'course': 'runs report_card',
+    'course': 'runs busy report_card',
     'website': '',
-    'cli': 'runs'}
+    'cli': 'runs busy'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')
