@@ -12,6 +12,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -125,31 +126,42 @@ def plot_probs(
 # %% ../nbs/08_chat.ipynb #lgd00002
 def loop_closers(
     ids:list[int], # what was written so far
-    chars:list[int], # characters of every token of the vocabulary
+    chars:list[float], # characters of every token of the vocabulary, from `token_chars`
     copies:int=3, # this many in a row are a loop
-    least:int=4, # characters of the shortest piece that counts; a shorter one must come again until it fills as much
+    least:int=4, # characters of the shortest piece that counts; a shorter one must come until it fills as much
 )->set[int]: # token ids; most often none
     "The tokens that would complete a loop: a piece of text that comes `copies` times in a row."
     found = set()
     for period in range(1, (len(ids) + 1)//copies + 1):
-        piece_chars = max(1, sum(chars[i] for i in ids[-period:]))
+        piece_chars = max(.25, sum(chars[i] for i in ids[-period:]))
         times = max(copies, math.ceil(copies*least/piece_chars))
         there = period*times - 1 # tokens of the loop that stand there already
         tail = ids[-there:]
-        if len(tail) == there and tail[period:] == tail[:-period]: found.add(ids[-period])
+        whole = chars[ids[-period]] > 0 # it begins a character: none is torn
+        if whole and len(tail) == there and tail[period:] == tail[:-period]: found.add(ids[-period])
     return found
 
 # %% ../nbs/08_chat.ipynb #lgd00004
-_BYTE = re.compile('<0x[0-9A-F]{2}>') # a byte-fallback token
+_BYTE = re.compile('<0x([0-9A-F]{2})>') # a byte-fallback token
 _CHARS = weakref.WeakKeyDictionary() # tokenizer -> characters of each of its tokens
 
+_OFTEN = set('|-_=*.#+~—…·') # signs that come many times in a row: rules, tables, dots
+
+def _weight(token:str)->float:
+    """Characters of a token; digits, spaces and the signs of tables count a quarter: they come many times in a row.
+    Of the bytes of a character only the first counts."""
+    byte = _BYTE.fullmatch(token)
+    if byte: return float(int(byte[1], 16) & 0xC0 != 0x80) # 10xxxxxx goes on with a character
+    return sum(.25 if c.isdigit() or c.isspace() or c in _OFTEN else 1 for c in token)
+
+# %% ../nbs/08_chat.ipynb #lgd00006
 def token_chars(
     tok:PreTrainedTokenizerBase, # any tokenizer
-)->list[int]: # by token id; a byte counts as a character
-    "How many characters every token of the vocabulary has; counted once per tokenizer."
+)->list[float]: # by token id
+    "How many characters every token of the vocabulary stands for, as loops count them; found once per tokenizer."
     if tok not in _CHARS or len(_CHARS[tok]) != len(tok):
         tokens = tok.convert_ids_to_tokens(range(len(tok)))
-        _CHARS[tok] = [1 if _BYTE.fullmatch(token or '') else len(token or ' ') for token in tokens]
+        _CHARS[tok] = [_weight(token or '') for token in tokens]
     return _CHARS[tok]
 
 # %% ../nbs/08_chat.ipynb #lgd00005
@@ -291,12 +303,14 @@ def read_typed(
     return chat_form(texts)
 
 # %% ../nbs/08_chat.ipynb #97b3c47b
+_UNSEEN = ('Zs', 'Zl', 'Zp', 'Cc', 'Cf', 'Mn') # categories of characters that nobody sees
+
 def check_text(
     text:str, # what a user typed
     n:int=0, # its place in the list
 )->str: # `text`
     "Raises ValueError for a text that is blank or holds half a character."
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not any(unicodedata.category(c) not in _UNSEEN for c in text):
         raise ValueError(f"prompt {n} is {text!r}: expected a text that is not blank")
     if re.search(r'[\ud800-\udfff]', text):
         raise ValueError(f"prompt {n} holds half a character (a lone surrogate): expected valid Unicode")
@@ -372,9 +386,9 @@ def unknown_chars(self:ChatBot,
 )->str: # its characters that the tokenizer has no token for, each once; '' if it knows them all
     "What the model cannot see of a question."
     unk = self.tok.unk_token_id
-    words = ''.join(self.read([text])).split()
-    chars = list(dict.fromkeys(''.join(words)))
-    return ''.join(c for c, ids in zip(chars, encode_texts(chars, self.tok)) if unk is not None and unk in ids)
+    chars = [c for c in dict.fromkeys(text) if unicodedata.category(c) not in _UNSEEN]
+    ids = encode_texts(self.read(chars), self.tok)
+    return ''.join(c for c, row in zip(chars, ids) if unk is not None and unk in row)
 
 @patch
 def unknown_note(self:ChatBot,

@@ -9,6 +9,7 @@ __all__ = ['in_circles', 'Examinee', 'counted', 'form_scores', 'refusal_scores',
 # %% ../nbs/appendix/chat_exam.ipynb #802242b1
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from .model import write_tokens
 from .runs import run_path, write_json
 from .scores import is_exact, share_score
 from .sample_typed import FORMS, typed
-from .sample_unknown import REFUSALS, is_refusal, unknown_questions
+from .sample_unknown import REFUSALS, is_refusal, strangers, unknown_questions
 
 # %% ../nbs/appendix/chat_exam.ipynb #6dd2159c
 _LOOP = re.compile(r'(.{4,}?)\1\1', re.S)
@@ -73,21 +74,24 @@ def refusal_scores(
     examinee:Examinee, # who answers
     questions:list[str], # whose answers it was taught
     seed:int|str=0, # of the questions that it was not
-)->dict[str, dict]: # refused_unknown, refused_known, loops: value, ci95, n
+)->dict[str, dict]: # refused_unknown, refused_stranger, refused_known, loops …: value, ci95, n
     "How often it says that it does not know, rightly and wrongly; how often it runs in circles."
     unknown = [q.text for q in unknown_questions(300, seed, test=True)]
     outside = [q.text for q in unknown_questions(500, f'loops:{seed}', test=True)]
+    free = replace(examinee.bot.decoding, loop_copies=0)
     said = {name: examinee.answers(texts) for name, texts in
-            dict(unknown=unknown, known=questions, outside=outside).items()}
+            dict(unknown=unknown, strangers=strangers(100, seed), known=questions, outside=outside).items()}
     return dict(refused_unknown=counted([*map(is_refusal, said['unknown'])]),
+                refused_stranger=counted([*map(is_refusal, said['strangers'])]),
                 refused_known=counted([*map(is_refusal, said['known'])]),
-                loops=counted([*map(in_circles, said['outside'])]))
+                loops=counted([*map(in_circles, said['outside'])]),
+                loops_unguarded=counted([*map(in_circles, examinee.bot.answer(outside, free))]))
 
 # %% ../nbs/appendix/chat_exam.ipynb #34819533
 def chat_scores(
     bot:ChatBot, # who answers
     write:bool=True, # to chat/scores.json of this scale, where the report card finds them
-)->dict[str, dict]: # form, refused_unknown, refused_known, loops -> value, ci95, n
+)->dict[str, dict]: # form, and those of `refusal_scores` -> value, ci95, n
     "The whole examination on the held-out questions. Raises FileNotFoundError where there are none."
     questions, answers = columns(read_pairs(run_path('data', 'heldout.parquet')))
     examinee = Examinee(bot)
@@ -106,9 +110,10 @@ def plot_forms(
     ax = ax or plt.subplots(figsize=(6, .28*len(names) + .8), layout='constrained')[1]
     for y, name in enumerate(names):
         low, high = scores[name]['ci95']
-        taught = name in FORMS and FORMS[name].taught
-        ax.plot([low, high], [y, y], color='tab:orange' if taught else 'tab:blue')
-        ax.plot(scores[name]['value'], y, 'o', color='tab:orange' if taught else 'tab:blue')
+        taught = name == 'plain' or FORMS[name].taught
+        color = 'tab:orange' if taught else 'tab:blue'
+        ax.plot([low, high], [y, y], color=color)
+        ax.plot(scores[name]['value'], y, 'o', color=color)
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel='exact match on held-out questions', xlim=(None, 1))
     return ax
 
@@ -126,7 +131,8 @@ def refusal_starts(
 
 # %% ../nbs/appendix/chat_exam.ipynb #783664e5
 def _chooser(starts:list[int], end:int, kept:list[Tensor])->Callable[[Tensor, Tensor], Tensor]:
-    "Greedy, but the first token begins no refusal; the log-probability of each choice goes to `kept`, 0 after the end."
+    """Greedy, but the first token begins no refusal. `kept` gets the probability of refusing, then the log-probability
+    of each choice, NaN after the end."""
     def choose(said:Tensor, logits:Tensor)->Tensor:
         "The best token that may be."
         logp = logits.log_softmax(-1)
@@ -162,8 +168,8 @@ def forced_answers(
 
 # %% ../nbs/appendix/chat_exam.ipynb #7eab0ce0
 def trade_off(
-    unknown:Sequence[float], # how sure it is of what it was not taught
-    known:Sequence[float], # and of what it was
+    unknown:Sequence[float], # how sure it is of what it was not taught; at least one, no NaN
+    known:Sequence[float], # and of what it was; likewise
 )->list[tuple[float, float]]: # (share of known refused, share of unknown refused) for every threshold, rising
     "What a threshold does: questions below it are refused."
     levels = sorted({*unknown, *known, float('inf')})

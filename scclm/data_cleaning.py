@@ -691,15 +691,21 @@ def _strip(text:str)->str:
 
 # %% ../nbs/00_data_cleaning.ipynb #rqs00002
 _PLAIN_QUOTES = str.maketrans('「」『』', '“”‘’')
+_ABOUT_SCRIPT = re.compile('[简簡繁][体體]|异体|異體') # the characters themselves are spoken of
+
+def _as_asked(text:str)->str:
+    "Simplified characters, unless it speaks of them, and “” for 「」."
+    text = text if _ABOUT_SCRIPT.search(text) else simplify(text)
+    return text.translate(_PLAIN_QUOTES)
 
 def as_asked(
     texts:Sequence[str], # questions
-)->list[str]: # simplified characters, “” for 「」 outside code
+)->list[str]: # simplified characters, “” for 「」; code stays as it is
     "What `chat_form` does besides cleaning."
-    texts = on_joined(simplify, texts)
-    cornered = [k for k, text in enumerate(texts) if '「' in text or '『' in text]
-    for k, code in zip(cornered, is_code([texts[k] for k in cornered])):
-        if not code: texts[k] = texts[k].translate(_PLAIN_QUOTES)
+    texts = on_joined(strip_invisible, texts)
+    other = [k for k, text in enumerate(texts) if _as_asked(text) != text]
+    for k, code in zip(other, is_code([texts[k] for k in other])):
+        if not code: texts[k] = _as_asked(texts[k])
     return texts
 
 # %% ../nbs/00_data_cleaning.ipynb #rqs00003

@@ -367,7 +367,8 @@ NAMES = dict(
 # %% ../nbs/appendix/report_card.ipynb #rcc00001
 CHAT_NAMES = {name: f'{form.label}的问题，一字不差' for name, form in FORMS.items()} | dict(
     plain='表里的问题，一字不差', refused_unknown='没教过的问题，说不知道的', refused_known='教过的问题，误说不知道的',
-    loops='没教过的问题，回答兜圈子的')
+    refused_stranger='教过的问法、没教过的名字，说不知道的',
+    loops='没教过的问题，回答兜圈子的', loops_unguarded='没教过的问题，不拦着时兜圈子的')
 
 # %% ../nbs/appendix/report_card.ipynb #e61bf47f
 def meaning(

@@ -243,7 +243,7 @@ def sft_rows(
     seed:int=0, # of wraps and names
     per_fact:int=3, # rows per fact
     n_copy:int=900, # copying instructions
-    n_unknown:int=700, # questions to refuse
+    n_unknown:int=600, # questions to refuse
 )->list[Row]: # rows of the sft/ folder
     "Instruction-styled rows: facts in wraps, copying exercises and questions to refuse, all of their own."
     rng = random.Random(f'sft:{seed}')

@@ -143,8 +143,15 @@ def unknown_pairs(
     that would unteach it."""
     rng = random.Random(f'unknown:{held}:{seed}')
     asked = unknown_questions(n//6 if held else n, f'prefs:{seed}', test=held)
-    free = [f for f in facts() if f.relation != 'chat'] # small talk has no wrong answer
-    return [dict(prompt=q.text, chosen=q.refusal, rejected=flawed(rng.choice(free), 'wrong', rng)) for q in asked]
+    free = [f for f in _facts_of(held) if f.relation != 'chat'] # small talk has no wrong answer
+    return [dict(prompt=q.text, chosen=q.refusal, rejected=_untrue(free, rng)) for q in asked]
+
+def _untrue(free:list[Fact], rng:random.Random)->str:
+    "A sentence about one of these facts that is not true."
+    true = {f.response for f in facts()}
+    wrong = flawed(rng.choice(free), 'wrong', rng)
+    while wrong in true: wrong = flawed(rng.choice(free), 'wrong', rng)
+    return wrong
 
 # %% ../nbs/appendix/sample_prefs.ipynb #51d17d89
 _LONG = '这段话太长了，' * 80

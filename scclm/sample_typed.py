@@ -24,7 +24,7 @@ def _half_width(question:str, rng:random.Random, name:str)->str:
 
 def _no_mark(question:str, rng:random.Random, name:str)->str:
     "Without the mark at the end."
-    return question.rstrip('？。！')
+    return re.sub(r'[？。！?.!]+(?=[ \u3000]*$)', '', question)
 
 def _space_before(question:str, rng:random.Random, name:str)->str:
     "A space before it."
@@ -117,12 +117,13 @@ def _bare(question:str, rng:random.Random, name:str)->str:
     return re.sub('[《》“”]', '', question)
 
 # %% ../nbs/appendix/sample_typed.ipynb #d91de884
-_MARKS = (_half_width, _no_mark, _space_before, _space_after, _wide_space, _traditional)
+_MARKS = (_no_mark, _half_width, _space_before, _space_after, _wide_space, _traditional)
 
 def _mixed(question:str, rng:random.Random, name:str)->str:
     "A polite word, and three of the ways that change marks, spaces or characters."
     question = _polite(question, rng, name)
-    for form in rng.sample(_MARKS, 3): question = form(question, rng, name)
+    picked = rng.sample(_MARKS, 3)
+    for form in _MARKS: question = form(question, rng, name) if form in picked else question
     return question
 
 # %% ../nbs/appendix/sample_typed.ipynb #7c199d58
@@ -148,7 +149,7 @@ FORMS = dict(
     polite=Form('客气话', _polite, taught=True),
     you=Form('你和您', _you, taught=True),
     bare=Form('没有书名号引号', _bare, taught=True),
-    mixed=Form('几样一起', _mixed, taught=True)) # name -> form
+    mixed=Form('几样一起', _mixed)) # name -> form
 
 # %% ../nbs/appendix/sample_typed.ipynb #1c1478da
 def type_as(

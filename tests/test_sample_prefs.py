@@ -29,7 +29,7 @@ def test_saying_that_one_does_not_know_is_better_than_something_wrong():
     for held in (False, True):
         rows = unknown_pairs(held)
         assert all(is_refusal(r['chosen']) and not is_refusal(r['rejected']) for r in rows)
-        assert sum(r['rejected'] in true for r in rows) <= .02*len(rows), 'a true sentence must not be unlearnt'
+        assert not {r['rejected'] for r in rows} & true, 'a true sentence must not be unlearnt'
     known = [r for r in flaw_rows(False) if is_refusal(r['rejected'])]
     assert len(known) > 100 and all(r['chosen'] in true for r in known)
 

@@ -18,9 +18,9 @@ from scclm.chat_exam import (Examinee, forced_answers, form_scores, in_circles, 
 from scclm.data_cleaning import clean_texts, chat_form, simplify
 from scclm.dataset import decode
 from scclm.sample_corpus import fact_rows, heldout_rows, sft_rows, unknown_rows
-from scclm.sample_facts import facts
+from scclm.sample_facts import facts, phrasings
 from scclm.sample_typed import FORMS, SHORT_NAMES, type_as, typed
-from scclm.sample_unknown import REFUSALS, TEST_TOPICS, TOPICS, is_refusal, unknown_questions
+from scclm.sample_unknown import REFUSALS, TEST_TOPICS, TOPICS, is_refusal, strangers, unknown_questions
 
 HELD = [h['prompt'] for h in heldout_rows()]
 PLAIN = Decoding(max_new_tok=60, loop_copies=0)
@@ -40,7 +40,10 @@ READ = [
     ('『红楼梦』是谁写的？', '‘红楼梦’是谁写的？'), ('你好,你是谁?', '你好，你是谁？'), ('１＋１等于几？', '1+1等于几？'),
     ('他在乾清宫打坏了杯子', '他在乾清宫打坏了杯子'), ('乾隆是谁？', '乾隆是谁？'), ('乾淨的水', '干净的水'),
     ('浙江省的省会', '浙江省的省会'), ('？', '？'), ('。。。', '。。。'), ('print("你好,世界")', 'print("你好,世界")'),
-    ('x = "「」"', 'x = "「」"'), ('3~5克是多少？', '3~5克是多少？'), ('《静夜思》的作者', '《静夜思》的作者')]
+    ('x = "「」"', 'x = "「」"'), ('print("繁體")', 'print("繁體")'),
+    ('「龍」的简体字怎么写？', '“龍”的简体字怎么写？'),
+    ('車牌「滬」代表哪裡？', '车牌“沪”代表哪里？'), ('龍\ud83d', '龙'), ('好\ud83d', '好'),
+    ('3~5克是多少？', '3~5克是多少？'), ('《静夜思》的作者', '《静夜思》的作者')]
 
 @pytest.mark.parametrize('asked, want', READ)
 def test_a_question_is_read_as_it_was_taught(asked, want):
@@ -78,6 +81,7 @@ def test_every_form_by_hand():
     q, rng = '“诗仙”，你知道浙江省吗？', random.Random(0)
     def by(form): return type_as(q, form, rng)
     assert by('half_width') == '“诗仙”,你知道浙江省吗?' and by('no_mark') == '“诗仙”，你知道浙江省吗'
+    assert type_as('哪里?  ', 'no_mark', rng) == '哪里  '
     assert by('space_before') == ' ' + q and by('space_after') == q + '  '
     assert by('wide_space') == f'\u3000{q}\u3000' and by('byte_order_mark') == '\ufeff' + q
     assert by('corner_quotes') == '「诗仙」，你知道浙江省吗？' and by('traditional') == '“詩仙”，你知道浙江省嗎？'
@@ -132,6 +136,12 @@ def test_topics_and_forms_of_the_test_are_its_own():
     assert not {letters(q.text) for q in train} & {letters(q.text) for q in test}
     assert len({q.text for q in train}) == 4000
 
+def test_a_name_made_up_by_chance_is_no_stranger():
+    "Seeds in which the dealt characters spell a real subject."
+    taught = {letters(q) for f in facts() for q in [*phrasings(f).train, *(h.question for h in phrasings(f).held)]}
+    for seed in range(2, 8): assert not taught & {letters(q.text) for q in unknown_questions(3400, seed)}
+    assert len(strangers(500)) == 500 and not taught & set(map(letters, strangers(500)))
+
 def test_nothing_to_refuse_is_taught_elsewhere():
     taught = {letters(q) for q in HELD} | {letters(r.prompt) for r in fact_rows()}
     for test in (False, True): assert not taught & {letters(q.text) for q in unknown_questions(1500, test=test)}
@@ -140,13 +150,13 @@ def test_every_slot_is_filled_and_every_kind_comes():
     for test in (False, True):
         asked = unknown_questions(1500, 3, test)
         assert not any('{' in q.text or '}' in q.text for q in asked)
-        assert {q.kind for q in asked} >= {'topic', 'sum', 'nonsense', 'stranger', 'no_passage'}
+        assert {q.kind for q in asked} >= {'topic', 'sum', 'nonsense', 'no_passage'}
         assert all(q.refusal in REFUSALS.values() and is_refusal(f' {q.refusal}\n') for q in asked)
     assert not any(is_refusal(f.response) for f in facts())
 
 def test_refusals_train_beside_the_facts_in_the_same_wraps():
     pretrain, sft = unknown_rows(), [r for r in sft_rows() if is_refusal(r.response)]
-    assert len(sft) == 700 and not {letters(r.title) for r in sft} & {letters(r.title) for r in pretrain}
+    assert len(sft) == 600 and not {letters(r.title) for r in sft} & {letters(r.title) for r in pretrain}
     heads = [r.title[:4] for r in sft_rows() if r.relation == 'province']
     assert {r.title[:4] for r in sft if r.body} <= {*heads, '用一句话', '你是小西', '根据你的'}
 
@@ -164,7 +174,7 @@ def looped(text, copies=3, least=4):
 def test_closers_by_brute_force(alphabet):
     "Random texts with many loops: a token closes one if and only if the longer text ends in one."
     rng = random.Random(alphabet)
-    chars = [1]*len(alphabet)
+    chars = [1.]*len(alphabet)
     hits = 0
     for _ in range(4000):
         piece = [rng.randrange(len(alphabet)) for _ in range(rng.randint(1, 6))]
@@ -176,10 +186,20 @@ def test_closers_by_brute_force(alphabet):
     assert hits > 500
 
 def test_long_tokens_count_by_their_characters():
-    chars = [1, 4, 2]
+    chars = [1., 4., 2.]
     assert loop_closers([1, 1], chars) == {1} and not loop_closers([1], chars)
     assert loop_closers([2]*5, chars) == {2} and not loop_closers([2]*4, chars)
     assert not loop_closers([], chars)
+
+def test_what_should_repeat_may():
+    "Zeros, table lines and indentation count a quarter; the bytes of a character count once, and none is torn."
+    tok = char_tok('1024|- 好')
+    chars = token_chars(tok)
+    assert not loop_closers(tok('1' + '0'*40, add_special_tokens=False).input_ids, chars)
+    assert [chars[tok.convert_tokens_to_ids(c)] for c in '0| 好'] == [.25, .25, .25, 1]
+    assert loop_closers([tok.convert_tokens_to_ids('0')]*47, chars)
+    ids = [tok.convert_tokens_to_ids(c) for c in '|---'*3]
+    assert not loop_closers(ids[:-1], chars) and not loop_closers(ids, chars)
 
 def test_token_lengths():
     tok = char_tok(CHARS)
@@ -234,7 +254,10 @@ def test_unknown_characters_are_named_once():
     assert bot.unknown_chars('你好龘，龘靐 是谁') == '龘靐' and bot.unknown_chars('你好') == ''
     assert bot.unknown_note('龘是谁？', told) == '（我不认识这些字：龘。）'
     assert bot.unknown_note('龘靐是谁？', told) == '（我不认识这些字：靐。）' and bot.unknown_note('靐龘', told) == ''
+    assert bot.unknown_chars('你\ufe0f好\u200d，靨') == '靨', 'as it was typed; what nobody sees is not named'
     assert ChatBot(toy_model(len(byte_tok())), byte_tok()).unknown_chars('龘靐') == '', 'bytes know every character'
+    for blank in ('\u200b', '\ufeff ', '\u3000'):
+        with pytest.raises(ValueError, match='not blank'): bot.answer([blank])
 
 def test_the_terminal_names_them_beside_the_answer():
     tok = char_tok(CHARS)
@@ -272,9 +295,10 @@ def test_circles():
 
 class Parrot:
     "Says a question back, in the form in which it is read; counts what it was asked."
+    decoding = GUARDED
     def __init__(self): self.asked = []
     def read(self, questions): return chat_form(questions)
-    def answer(self, questions):
+    def answer(self, questions, decoding=None):
         self.asked += questions
         return list(questions)
 
@@ -294,12 +318,12 @@ def test_forms_are_scored_by_hand():
 
 class Shy(Parrot):
     "Refuses what has no question mark."
-    def answer(self, questions): return [q if '？' in q else REFUSALS['outside'] for q in questions]
+    def answer(self, questions, decoding=None): return [q if '？' in q else REFUSALS['outside'] for q in questions]
 
 def test_refusals_are_counted_on_both_sides():
     got = refusal_scores(Examinee(Shy()), ['你好', '你是谁？'])
     unknown = chat_form([q.text for q in unknown_questions(300, test=True)])
-    assert got['refused_known']['value'] == .5 and got['loops']['n'] == 500
+    assert got['refused_known']['value'] == .5 and got['loops']['n'] == 500 and got['refused_stranger']['n'] == 100
     assert got['refused_unknown']['value'] == sum('？' not in q for q in unknown)/300
 
 def test_a_trade_off_by_brute_force():
