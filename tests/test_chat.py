@@ -31,7 +31,7 @@ def bot(chars): return ChatBot(toy_model(len(chars), seed=1), chars, GREEDY)
 
 @pytest.fixture(scope='module')
 def endless(chars):
-    dec = replace(VARIED, no_repeat_ngram=0, max_new_tok=100_000)
+    dec = replace(VARIED, no_repeat_ngram=0, max_new_tok=100_000, loop_copies=0)
     return ChatBot(toy_model(len(chars), endless=True), chars, dec)
 
 @pytest.fixture(scope='module')

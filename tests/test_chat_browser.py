@@ -18,7 +18,7 @@ from scclm.chat import ChatBot, Decoding
 
 CELL = """
 from scclm.chat import ChatBot, Decoding, chat_widget
-bot = ChatBot.from_dir('model', decoding=Decoding(max_new_tok={n}))
+bot = ChatBot.from_dir('model', decoding=Decoding(max_new_tok={n}, loop_copies=0))
 view = chat_widget(bot)
 view
 """
@@ -126,7 +126,7 @@ def open_page(browser, lab):
 
 def test_ask_by_enter_and_by_button(open_page, folder):
     chat = open_page('short')
-    bot = ChatBot.from_dir(folder/'model', decoding=Decoding(max_new_tok=12))
+    bot = ChatBot.from_dir(folder/'model', decoding=Decoding(max_new_tok=12, loop_copies=0))
     chat.ask('你是谁？')
     expect(chat.bubbles('user')).to_have_text(['你是谁？'], timeout=60_000)
     expect(chat.bubbles('bot')).to_have_text(bot.answer(['你是谁？']), timeout=60_000)
