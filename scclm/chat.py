@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import (LogitsProcessor, LogitsProcessorList, NoRepeatNGramLogitsProcessor, PreTrainedModel,
     PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper,
     TopKLogitsWarper, TopPLogitsWarper)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .dataset import alike, decode, encode as encode_texts, pad
 from .model import end_id, load_model, write_tokens
@@ -96,13 +97,14 @@ class Decoding:
 # %% ../nbs/08_chat.ipynb #b188ec3a
 def processors(
     dec:Decoding, # the knobs
-    tok:PreTrainedTokenizerBase|None=None, # tokenizer of the model; None: no guard against loops
+    tok:PreTrainedTokenizerBase|None=None, # tokenizer of the model; None, or one without an end mark: no loop guard
 )->LogitsProcessorList: # called with (ids so far, logits), returns the logits to choose from
     "The knobs that are on, in the order of `generate`: penalties first; then, for sampling, temperature, top-k, top-p."
     out = LogitsProcessorList()
     if dec.repetition_penalty != 1: out.append(RepetitionPenaltyLogitsProcessor(float(dec.repetition_penalty)))
     if dec.no_repeat_ngram: out.append(NoRepeatNGramLogitsProcessor(dec.no_repeat_ngram))
-    if tok and dec.loop_copies: out.append(LoopGuard(tok, dec.loop_copies))
+    guarded = tok is not None and tok.eos_token_id is not None and dec.loop_copies > 0
+    if guarded: out.append(LoopGuard(tok, dec.loop_copies))
     if dec.strategy != 'sampling': return out
     if dec.temperature != 1: out.append(TemperatureLogitsWarper(float(dec.temperature)))
     if dec.top_k: out.append(TopKLogitsWarper(dec.top_k))
@@ -143,25 +145,36 @@ def loop_closers(
 
 # %% ../nbs/08_chat.ipynb #lgd00004
 _BYTE = re.compile('<0x([0-9A-F]{2})>') # a byte-fallback token
-_CHARS = weakref.WeakKeyDictionary() # tokenizer -> characters of each of its tokens
-
+_BYTE_OF = {char: byte for byte, char in bytes_to_unicode().items()} # letters of a byte-level vocabulary
 _OFTEN = set('|-_=*.#+~—…·') # signs that come many times in a row: rules, tables, dots
 
-def _weight(token:str)->float:
-    """Characters of a token; digits, spaces and the signs of tables count a quarter: they come many times in a row.
-    Of the bytes of a character only the first counts."""
-    byte = _BYTE.fullmatch(token)
-    if byte: return float(int(byte[1], 16) & 0xC0 != 0x80) # 10xxxxxx goes on with a character
-    return sum(.25 if c.isdigit() or c.isspace() or c in _OFTEN else 1 for c in token)
+def _char_weight(char:str)->float:
+    "Digits, spaces and the signs of tables count a quarter: they come many times in a row."
+    return .25 if char.isdigit() or char.isspace() or char in _OFTEN else 1.
+
+def _byte_weight(byte:int)->float:
+    "ASCII as its character; of the bytes of any other character only the first counts."
+    if byte < 0x80: return _char_weight(chr(byte))
+    return float(byte & 0xC0 != 0x80) # 10xxxxxx goes on with a character
 
 # %% ../nbs/08_chat.ipynb #lgd00006
+_CHARS = weakref.WeakKeyDictionary() # tokenizer -> characters of each of its tokens
+
+def _weight(token:str, byte_level:bool)->float:
+    "Characters of a token, as loops count them."
+    byte = _BYTE.fullmatch(token)
+    if byte: return _byte_weight(int(byte[1], 16))
+    if byte_level: return sum(_byte_weight(_BYTE_OF[c]) for c in token if c in _BYTE_OF)
+    return sum(map(_char_weight, token))
+
 def token_chars(
     tok:PreTrainedTokenizerBase, # any tokenizer
 )->list[float]: # by token id
     "How many characters every token of the vocabulary stands for, as loops count them; found once per tokenizer."
     if tok not in _CHARS or len(_CHARS[tok]) != len(tok):
+        byte_level = 'ByteLevel' in str(tok.backend_tokenizer.decoder)
         tokens = tok.convert_ids_to_tokens(range(len(tok)))
-        _CHARS[tok] = [_weight(token or '') for token in tokens]
+        _CHARS[tok] = [_weight(token or '', byte_level) for token in tokens]
     return _CHARS[tok]
 
 # %% ../nbs/08_chat.ipynb #lgd00005
@@ -268,8 +281,7 @@ def beam_ids(
     out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
         do_sample=False, num_beams=dec.num_beams,
         max_new_tokens=dec.max_new_tok, length_penalty=float(dec.length_penalty),
-        repetition_penalty=float(dec.repetition_penalty), no_repeat_ngram_size=dec.no_repeat_ngram,
-        logits_processor=LogitsProcessorList([LoopGuard(tok, dec.loop_copies)] if tok and dec.loop_copies else []),
+        logits_processor=processors(dec, tok),
         stopping_criteria=[halt] if stop else None)
     return out[:, 1:].tolist()
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from chat_toys import CHARS, byte_tok, char_tok, toy_model
 
-from scclm.chat import ChatBot, Decoding, LoopGuard, chat_widget, loop_closers, say, token_chars
+from scclm.chat import ChatBot, Decoding, LoopGuard, chat_widget, loop_closers, processors, say, token_chars
 from scclm.chat_exam import (Examinee, forced_answers, form_scores, in_circles, refusal_scores, refusal_starts,
     refused_at, trade_off)
 from scclm.data_cleaning import clean_texts, chat_form, simplify
@@ -200,6 +200,20 @@ def test_what_should_repeat_may():
     assert loop_closers([tok.convert_tokens_to_ids('0')]*47, chars)
     ids = [tok.convert_tokens_to_ids(c) for c in '|---'*3]
     assert not loop_closers(ids[:-1], chars) and not loop_closers(ids, chars)
+
+def test_bytes_count_as_their_characters():
+    "A byte-level vocabulary: three bytes are one character, and a loop closes where a character begins."
+    tok = byte_tok()
+    chars = token_chars(tok)
+    def ids(text): return tok(text, add_special_tokens=False).input_ids
+    assert sum(chars[i] for i in ids('好🙂a')) == 3 and sum(chars[i] for i in ids('1 |')) == .75
+    for n in range(1, len(ids('好'*11))): assert not loop_closers(ids('好'*11)[:n], chars)
+    assert loop_closers(ids('好'*12), chars) == {ids('好')[0]}, 'the next one would begin here; none is torn'
+
+def test_a_tokenizer_without_an_end_mark_has_no_guard():
+    tok = char_tok(CHARS)
+    tok.eos_token = None
+    assert not processors(GUARDED, tok) and not processors(GUARDED)
 
 def test_token_lengths():
     tok = char_tok(CHARS)
