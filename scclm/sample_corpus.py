@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
@@ -27,7 +26,7 @@ from .runs import write_aside
 from .sample_copying import Exercise, copy_exercises
 from .sample_facts import RELATIONS, Fact, facts, phrasings
 from .sample_typed import FORMS, SHORT_NAMES, s2t, type_as
-from .sample_unknown import unknown_questions
+from .sample_unknown import letters, unknown_questions
 
 # %% ../nbs/appendix/sample_corpus.ipynb #c9682088
 class Row(NamedTuple):
@@ -94,12 +93,8 @@ def fact_row(
     if not forms: return row
     form, = rng.choices(list(forms), list(forms.values()))
     typed = _typed(row, form, fact.subject, rng)
-    if forms is AGAIN and _letters(typed) == _letters(row): typed = _typed(row, 'slip', fact.subject, rng)
+    if forms is AGAIN and letters(typed.prompt) == letters(row.prompt): typed = _typed(row, 'slip', fact.subject, rng)
     return typed
-
-def _letters(row:Row)->str:
-    "What a row asks, without marks and spaces: rows that have the same are duplicates."
-    return re.sub(r'[\W_]', '', row.prompt)
 
 # %% ../nbs/appendix/sample_corpus.ipynb #ac6bff58
 _OFTENER = dict(chat=3, english=2, health=1) # relations with few or odd ways to ask: more copies of every question
@@ -120,9 +115,9 @@ def fact_rows(
     asked = [(fact, ask) for fact in facts() for ask in phrasings(fact, seed).train]
     if not typed: return [fact_row(fact, ask, rng) for fact, ask in asked]
     rows = [fact_row(fact, again, rng, forms) for fact, ask in asked for again, forms in _copies(fact, ask)]
-    held = {re.sub(r'[\W_]', '', h['prompt']) for h in heldout_rows(seed)}
-    by_letters = {_letters(row): row for row in rows}
-    return [row for letters, row in by_letters.items() if letters not in held]
+    held = {letters(h['prompt']) for h in heldout_rows(seed)}
+    by_letters = {letters(row.prompt): row for row in rows}
+    return [row for asked, row in by_letters.items() if asked not in held]
 
 # %% ../nbs/appendix/sample_corpus.ipynb #2f631dbd
 _COPY_SOURCES = dict(belle=50, baike=25, zhihu=25)
@@ -179,7 +174,7 @@ def unknown_rows(
         form, = rng.choices(list(_UNKNOWN_FORMS), list(_UNKNOWN_FORMS.values()))
         row = Row(_home(q.text, q.refusal, rng, _FACT_SOURCES), q.text, '', q.refusal, 'unknown')
         row = _typed(row, form, '', rng)
-        rows[_letters(row)] = row
+        rows[letters(row.prompt)] = row
     return list(rows.values())
 
 # %% ../nbs/appendix/sample_corpus.ipynb #5576c318
@@ -234,8 +229,8 @@ def _wrapped_facts(seed:int, per_fact:int, rng:random.Random)->list[Row]:
 # %% ../nbs/appendix/sample_corpus.ipynb #crp00008
 def _wrapped_unknown(seed:int, n:int, rng:random.Random)->list[Row]:
     "Questions to refuse that pretraining does not have, inside the same instructions: the wrap must not give it away."
-    known = set(map(_letters, unknown_rows(seed=seed)))
-    fresh = [row for row in unknown_rows(2*n, f'sft:{seed}') if _letters(row) not in known]
+    known = {letters(row.prompt) for row in unknown_rows(seed=seed)}
+    fresh = [row for row in unknown_rows(2*n, f'sft:{seed}') if letters(row.prompt) not in known]
     return [_wrapped(row._replace(body=''), rng.choice(_WRAPS)) for row in fresh[:n]]
 
 # %% ../nbs/appendix/sample_corpus.ipynb #8894403d

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'TOPICS', 'TEST_TOPICS', 'KINDS', 'TEST_KINDS', 'is_refusal', 'Topic', 'topic_question', 'sum_question',
-           'nonsense', 'test_nonsense', 'stranger', 'no_passage', 'anything', 'Kind', 'Question', 'unknown_questions',
-           'strangers']
+           'nonsense', 'test_nonsense', 'stranger', 'no_passage', 'anything', 'Kind', 'Question', 'letters',
+           'unknown_questions', 'strangers']
 
 # %% ../nbs/appendix/sample_unknown.ipynb #7e5f8000
 import random
@@ -387,13 +387,20 @@ class Question(NamedTuple):
         "What to answer."
         return REFUSALS[(KINDS | TEST_KINDS)[self.kind].refusal]
 
+# %% ../nbs/appendix/sample_unknown.ipynb #unk00018
+def letters(
+    text:str, # a question
+)->str: # without marks and spaces
+    "What a question says: two that have the same letters are the same question."
+    return re.sub(r'[\W_]', '', text)
+
 # %% ../nbs/appendix/sample_unknown.ipynb #unk00015
 @lru_cache
 def _taught()->frozenset[str]:
     "The letters of every question about a fact, trained or held out: some made-up name may be a real one."
     asked = [template.format(*fact.columns) for fact in facts() for relation in [RELATIONS[fact.relation]]
              for template in relation.asks + relation.reserved + relation.brief]
-    return frozenset(re.sub(r'\W', '', text) for text in asked)
+    return frozenset(map(letters, asked))
 
 # %% ../nbs/appendix/sample_unknown.ipynb #unk00016
 def unknown_questions(
@@ -409,7 +416,7 @@ def unknown_questions(
     while len(found) < n:
         kind, = names.rng.choices(list(kinds), weights)
         text = kinds[kind].make(names)
-        if re.sub(r'\W', '', text) not in _taught(): found.setdefault(text, kind)
+        if letters(text) not in _taught(): found.setdefault(text, kind)
     return [Question(kind, text) for text, kind in found.items()]
 
 # %% ../nbs/appendix/sample_unknown.ipynb #unk00017
@@ -422,5 +429,5 @@ def strangers(
     found = {}
     while len(found) < n:
         text = stranger(names, test=True)
-        if re.sub(r'\W', '', text) not in _taught(): found[text] = None
+        if letters(text) not in _taught(): found[text] = None
     return list(found)
