@@ -13,7 +13,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
     long_description=(Path(__file__).parent/'README.en.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
-    packages=[cfg['lib_path']], include_package_data=True, zip_safe=False,
+    packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['fonts/*']}, include_package_data=True, zip_safe=False,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split()},

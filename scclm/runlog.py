@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .plots import new_axes
+
 # %% ../nbs/appendix/runlog.ipynb #8e1676e4
 def read_log(
     log:Path|str|list, # path of a log.jsonl, or a list of entries
@@ -30,16 +32,15 @@ def read_log(
 def plot_loss(
     log:Path|str|list, # path of a log.jsonl, or a list of entries
     ax:object|None=None, # matplotlib Axes; None: a new figure
-    label:str='train', # legend entry
+    label:str='训练', # legend entry
 )->object: # the Axes
     "Training and validation loss of a saved log. Reads only."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6, 2.8))[1]
+    ax = new_axes(ax=ax)
     entries = read_log(log)
-    for key, style, name in [('loss', '-', label), ('loss_valid', 'o--', f'{label} (valid)')]:
+    for key, style, name in [('loss', '-', label), ('loss_valid', 'o--', f'{label}（验证集）')]:
         points = [(e['step'], e[key]) for e in entries if key in e]
         if points: ax.plot(*zip(*points), style, label=name, markersize=4)
-    ax.set(xlabel='step', ylabel='loss (nats/token)')
+    ax.set(xlabel='步数', ylabel='损失（纳特/词元）')
     ax.legend()
     return ax
 
@@ -54,10 +55,10 @@ def in_notebook()->bool: # True in a Jupyter kernel
 def _figure_html(entries:list[dict])->str:
     "The loss plot as an <img> tag."
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(6, 2.4))
-    plot_loss(entries, ax)
+    ax = plot_loss(entries, new_axes(6, 2.4))
+    fig = ax.figure
     png = io.BytesIO()
-    fig.savefig(png, format='png', dpi=80, bbox_inches='tight')
+    fig.savefig(png, format='png', bbox_inches='tight')
     plt.close(fig)
     return f'<img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
 

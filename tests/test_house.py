@@ -18,43 +18,46 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(p for p in (ROOT/'scclm').glob('*.py') if not p.name.startswith('_'))
 CHAPTERS = sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
-APPENDIX = sorted((ROOT/'nbs'/'appendix').glob('*.ipynb'))
+SOLUTIONS = sorted((ROOT/'nbs'/'appendix').glob('solutions_*.ipynb'))
+APPENDIX = [p for p in sorted((ROOT/'nbs'/'appendix').glob('*.ipynb')) if p not in SOLUTIONS]
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
 # The rooms in the order they are built: a room may import only rooms above it, and of these only what is listed.
 ROOMS = {
     'runs': '',
+    'plots': '',
     'busy': 'runs',
     'readers': '',
     'sample_facts': '',
     'sample_typed': 'sample_facts',
     'sample_copying': '',
     'sample_unknown': 'sample_facts sample_copying',
-    'sample_corpus': 'runs sample_facts sample_typed sample_copying sample_unknown',
+    'sample_corpus': 'plots runs sample_facts sample_typed sample_copying sample_unknown',
     'sample_prefs': 'runs sample_facts sample_typed sample_corpus sample_unknown',
     'sample_triples': 'runs sample_copying sample_corpus',
-    'duplicates': 'readers',
-    'splits': 'duplicates',
-    'data_cleaning': 'runs readers duplicates splits sample_corpus',
-    'tokenizer': 'runs',
-    'dataset': 'runs',
-    'model': 'runs tokenizer',
+    'duplicates': 'plots readers',
+    'splits': 'plots duplicates',
+    'data_cleaning': 'plots runs readers duplicates splits sample_corpus',
+    'tokenizer': 'plots runs',
+    'dataset': 'plots runs',
+    'model': 'plots runs tokenizer',
     'chat_view': '',
-    'chat': 'runs data_cleaning dataset model chat_view',
+    'chat': 'plots runs data_cleaning dataset model chat_view',
     'fast_dropout': '',
-    'runlog': '',
-    'trainer': 'runs model fast_dropout runlog',
-    'scores': 'runs dataset model trainer',
-    'chat_exam': 'runs sample_typed sample_unknown dataset model chat scores',
-    'stage': 'runs data_cleaning dataset model runlog trainer scores',
-    'pretrain': 'runs tokenizer dataset model trainer stage',
-    'sft': 'runs dataset model trainer stage',
-    'dpo': 'runs readers data_cleaning sample_prefs dataset model runlog trainer scores stage',
-    'ie_finetune': 'runs readers data_cleaning sample_triples tokenizer dataset model runlog trainer scores stage',
-    'evaluation': 'runs readers data_cleaning dataset model chat trainer scores',
-    'planner': 'runs tokenizer dataset model runlog trainer pretrain',
-    'report_card': 'runs sample_typed runlog scores',
-    'course': 'runs busy report_card',
+    'runlog': 'plots',
+    'trainer': 'plots runs model fast_dropout runlog',
+    'scores': 'plots runs dataset model trainer',
+    'chat_exam': 'plots runs sample_typed sample_unknown dataset model chat scores',
+    'stage': 'plots runs data_cleaning dataset model runlog trainer scores',
+    'pretrain': 'plots runs tokenizer dataset model trainer stage',
+    'sft': 'plots runs dataset model trainer stage',
+    'dpo': 'plots runs readers data_cleaning sample_prefs dataset model runlog trainer scores stage',
+    'ie_finetune': ('plots runs readers data_cleaning sample_triples tokenizer dataset model runlog trainer scores '
+        'stage'),
+    'evaluation': 'plots runs readers data_cleaning dataset model chat trainer scores',
+    'planner': 'plots runs tokenizer dataset model runlog trainer pretrain',
+    'report_card': 'plots runs sample_typed runlog scores',
+    'course': 'plots runs busy report_card',
     'website': '',
     'cli': 'runs busy'}
 
@@ -224,6 +227,38 @@ def test_chapter_form(path):
     for section in ('小结', '练习', '常见问题'): assert re.search(rf'^##+ .*{section}', text, re.M), f'no section {section}'
     exercises = text[re.search(r'^##+ .*练习', text, re.M).end():]
     assert 3 <= exercises.count('<details>') <= 5, 'three to five exercises with folded answers'
+
+def answers(text:str)->int:
+    "Folded answers of the section of exercises, the last but one of a chapter."
+    exercises = text[re.search(r'^##+ .*练习', text, re.M).end():]
+    return re.split(r'^##+ ', exercises, flags=re.M)[0].count('<details>')
+
+@pytest.mark.parametrize('path', SOLUTIONS, ids=names(SOLUTIONS))
+def test_every_exercise_is_executed(path):
+    chapter = next(p for p in CHAPTERS if p.stem[:2] == path.stem[-2:])
+    cells = nbformat.read(path, 4).cells
+    assert re.match(r'# .+\n+> .+', cells[0].source), 'the first cell needs "# title" and "> summary"'
+    solved = [n for n, c in enumerate(cells) if c.cell_type == 'markdown' and re.match(r'## 练习 \d', c.source)]
+    assert len(solved) == answers(lesson_text(chapter))
+    for start, end in zip(solved, [*solved[1:], len(cells)]):
+        code = [c for c in cells[start:end] if c.cell_type == 'code']
+        assert any('assert' in c.source or 'test_' in c.source for c in code), cells[start].source
+
+def lesson_text(path:Path)->str:
+    return '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown')
+
+FIGURE = re.compile(r'!\[([^\]]*)\]\(([^)]+\.svg)\)')
+
+@each_notebook
+def test_drawn_figures(path):
+    "Each is there, says in words what it shows, and stands on a ground of its own, so that a dark page can show it."
+    for words, name in FIGURE.findall(lesson_text(path)):
+        svg = source(path.parent/name)
+        assert len(words) >= 12, f'{name}: the alternative text says too little'
+        assert re.search(r'<svg[^>]* viewBox="0 0 \d+ \d+"', svg) and '<title>' in svg, name
+        assert re.search(r'<rect[^>]* fill="#f', svg), f'{name}: no ground'
+        sizes = [float(s) for s in re.findall(r'font-size[:=]"?\s*([\d.]+)', svg)]
+        assert sizes and min(sizes) >= 12, f'{name}: letters under 12 px'
 
 def output_texts(cell:dict)->Iterator[str]:
     for o in cell.get('outputs', []):

@@ -1,5 +1,6 @@
 """The built packages: the wheel works outside the checkout, and the sdist builds the same wheel."""
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,8 @@ def names(wheel):
 
 def test_wheel_holds_the_library_and_the_licence(packages):
     inside = names(packages[0])
-    assert {f'scclm/{p.name}' for p in (ROOT/'scclm').glob('*.py')} == {n for n in inside if n.startswith('scclm/')}
+    assert {f'scclm/{p.name}' for p in (ROOT/'scclm').glob('*.py')} == {n for n in inside if re.match(r'scclm/.*py', n)}
+    assert 'scclm/fonts/SCCLMSans-Regular.otf' in inside and 'scclm/fonts/LICENSE.txt' in inside
     assert any(n.endswith('licenses/LICENSE') for n in inside) and any(n.endswith('licenses/NOTICE') for n in inside)
     meta = zipfile.ZipFile(packages[0]).read(next(n for n in inside if n.endswith('METADATA'))).decode('utf-8')
     assert 'Requires-Python: >=3.11' in meta and 'Requires-Dist: torch' in meta and '# SCCLM' in meta
