@@ -43,7 +43,7 @@ $(KERNEL): $(STAMP) scclm/busy.py
 setup: $(STAMP) $(KERNEL)
 
 course: $(STAMP) $(KERNEL)
-	@SCCLM_SETUP_SECONDS=$$(cat $(STAMP)) $(BIN)/python -m scclm.course $(if $(filter 1 true yes,$(FRESH)),--fresh) $(ARGS)
+	@SCCLM_SETUP_SECONDS=$$(cat $(STAMP)) $(BIN)/python -m scclm.course --reference $(if $(filter 1 true yes,$(FRESH)),--fresh) $(ARGS)
 
 test: $(STAMP) $(KERNEL)
 	@$(BIN)/python tests/ci.py $(ARGS)

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from .busy import choose_wait
+from .plots import new_axes
 from .runs import (checkout_root, fingerprint, raw_dir, read_json, run_path, write_aside,
     write_json)
 
@@ -336,7 +338,7 @@ def chapter_keys(
 # %% ../nbs/appendix/course.ipynb #6857e5fb
 def read_record(
     path:Path, # course.json
-)->dict: # {'set_up_seconds', 'chapters'}
+)->dict: # {'set_up_seconds', 'chapters'}, and reference_tok_per_s where it was measured
     "The record of an earlier run, an empty one if there is none. Raises ValueError if the file is no such record."
     if not path.exists(): return dict(set_up_seconds=None, chapters=[])
     try:
@@ -368,6 +370,7 @@ class CourseCfg:
     only:tuple[str, ...]=() # run just these chapters, such as 03 or 03_model, done or not
     notebooks:tuple[Path, ...]=() # run these notebooks instead of the chapters (appendix, index); not recorded
     nbs:Path|None=None # folder of chapters; default: nbs/ of the checkout
+    reference:bool=False # before the first chapter, measure how fast this machine trains
     set_up_seconds:float|None=None # time the set-up took, for the record; default: SCCLM_SETUP_SECONDS
 
 # %% ../nbs/appendix/course.ipynb #eb79496b
@@ -491,6 +494,13 @@ def _entering(log:Path, record:dict, keys:dict[str, str])->Callable[[dict], None
     return on_done
 
 # %% ../nbs/appendix/course.ipynb #4e1f5a63
+def _reference(line:StatusLine)->float:
+    "Real tokens per second of a fixed short training, in a process of its own as the chapters are."
+    found = subprocess.run([sys.executable, '-m', 'scclm.reference'], env=kernel_env(), capture_output=True, text=True)
+    if found.returncode: raise RuntimeError(f"python -m scclm.reference failed:\n{found.stderr}")
+    line.keep(f"{'(reference)':<20} {int(found.stdout):,} real tok/s")
+    return float(found.stdout)
+
 def _run_chapters(cfg:CourseCfg, line:StatusLine, paths:list[Path], log:Path)->bool:
     "The chapters not done yet, each entered in the record as it ends."
     keys = chapter_keys(paths)
@@ -498,6 +508,7 @@ def _run_chapters(cfg:CourseCfg, line:StatusLine, paths:list[Path], log:Path)->b
     plan = _plan(cfg, record, paths, keys)
     set_up = cfg.set_up_seconds or float(os.environ.get('SCCLM_SETUP_SECONDS') or 0) or record['set_up_seconds']
     record.update(set_up_seconds=set_up, chapters=plan.kept)
+    if cfg.reference and plan.todo[:1] == paths[:1]: record.update(reference_tok_per_s=_reference(line))
     for c in plan.kept: line.keep(_row(c, 'done before'))
     ok = run_notebooks(plan.todo, line, _entering(log, record, keys))
     write_json(log, record)
@@ -529,14 +540,13 @@ def plot_course(
     ax:object|None=None, # matplotlib Axes; None: a new figure
 )->object: # Axes
     "Seconds per chapter as bars, peak memory as dots on a second scale."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6, .6 + .3*len(record['chapters'])))[1]
+    ax = new_axes(6, .6 + .3*len(record['chapters']), ax)
     done = record['chapters'][::-1]
     ax.barh([c['name'] for c in done], [c['seconds'] for c in done], color='tab:blue')
-    ax.set(xlabel='seconds, this machine (bars)')
+    ax.set(xlabel='秒，这台机器（条）')
     mem = ax.twiny()
     mem.plot([c['peak_rss_mb'] for c in done], [c['name'] for c in done], 'o', color='tab:red')
-    mem.set(xlabel='peak memory, MB (dots)', xlim=(0, None))
+    mem.set(xlabel='峰值内存，MB（点）', xlim=(0, None))
     return ax
 
 # %% ../nbs/appendix/course.ipynb #39ac60c2

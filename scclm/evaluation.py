@@ -34,6 +34,7 @@ from .chat import find_model, pick_device
 from .data_cleaning import chat_form
 from .dataset import Pair, alike, check_files, collate, columns, decode, encode, read_pairs
 from .model import end_id, load_model
+from .plots import new_axes
 from .readers import BROKEN_ARCHIVE, MAX_MEMBER, decode_line, members
 from .runs import fingerprint, first_line, read_json, require, run_path, write_json
 from .scores import (answer_logp, bootstrap, check_finite, greedy_ids, is_exact, ratio_score,
@@ -785,16 +786,15 @@ def plot_measures(
     ax:object|None=None, # matplotlib Axes; None: a new figure
 )->object: # Axes
     "The measures that are shares (BLEU-4 as a share of 100), side by side for several sets or models."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6, 2.6))[1]
+    ax = new_axes(6, 2.6, ax)
     width = 0.8 / len(scores)
     for i, (name, s) in enumerate(scores.items()):
         points = _points(s, (i - (len(scores) - 1) / 2) * width)
         ax.bar([p.x for p in points], [p.value for p in points], width, label=name)
         _whiskers(ax, points)
-    ax.set_xticks(range(len(SHOWN)), SHOWN, fontsize=8)
-    ax.set(ylabel='share or ratio (bleu4: /100)')
-    ax.legend(fontsize=8)
+    ax.set_xticks(range(len(SHOWN)), SHOWN)
+    ax.set(ylabel='比例（bleu4 除以 100）')
+    ax.legend()
     return ax
 
 # %% ../nbs/appendix/evaluation.ipynb #52510ca7
@@ -804,17 +804,16 @@ def plot_subjects(
     title:str='', # above the plot
 )->object: # Axes
     "Accuracy of every subject with its 95 % interval, lowest first, and the chance line."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6, 2.6))[1]
+    ax = new_axes(6, 2.6, ax)
     subjects = sorted(exam['subjects'].items(), key=lambda item: item[1]['accuracy'])
     points = [_Point(i, s['accuracy'], s['ci95']) for i, (_, s) in enumerate(subjects)]
     ax.plot([p.x for p in points], [p.value for p in points], 'o', markersize=3)
     _whiskers(ax, points)
-    ax.axhline(exam['chance'], color='tab:red', ls='--', lw=1, label='chance')
-    ax.axhline(exam['accuracy'], color='tab:gray', lw=1, label='overall')
-    ax.set(ylim=(0, 1.02), ylabel='accuracy', title=title)
-    ax.legend(fontsize=8)
-    if len(subjects) > 12: ax.set(xlabel='subject, sorted by accuracy')
+    ax.axhline(exam['chance'], color='tab:red', ls='--', lw=1, label='瞎猜')
+    ax.axhline(exam['accuracy'], color='tab:gray', lw=1, label='总平均')
+    ax.set(ylim=(0, 1.02), ylabel='准确率', title=title)
+    ax.legend()
+    if len(subjects) > 12: ax.set(xlabel='科目，按准确率排')
     else:
         turn = 30 if len(subjects) > 4 else 0
         ax.set_xticks(range(len(subjects)), [name for name, _ in subjects], rotation=turn)

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from .plots import chinese_plots
 from .runlog import plot_loss
 from .runs import (STAGES, checkout_root, raw_dir, read_json, run_path, training_folders,
     write_aside, write_json)
@@ -237,33 +238,39 @@ def eval_scores(
 
 # %% ../nbs/appendix/report_card.ipynb #5454a434
 CONTRACT = dict(
-    pretrain=('loss_valid', 'bits_per_char_valid', 'exact_heldout'),
-    sft=('exact_heldout',),
-    dpo=('pref_acc_before', 'pref_acc_after', 'exact_heldout'),
-    ie=('f1_combination', 'f1_entity', 'f1_pattern', 'f1_combination_scratch', 'f1_entity_scratch',
-        'exact_heldout_before', 'exact_heldout_after'),
-    chat=('half_width', 'no_mark', 'traditional', 'short_name', 'slip', 'refused_unknown', 'refused_known', 'loops'),
+    pretrain=('loss_valid', 'bits_per_char_valid', 'exact_heldout', 'exact_heldout_final'),
+    sft=('exact_heldout', 'exact_heldout_final'),
+    dpo=('pref_acc_before', 'pref_acc_after', 'pref_acc_after_final', 'exact_heldout', 'exact_heldout_final'),
+    ie=('f1_combination', 'f1_entity', 'f1_pattern', 'f1_combination_final', 'f1_entity_final', 'f1_pattern_final',
+        'f1_combination_scratch', 'f1_entity_scratch', 'exact_heldout_before', 'exact_heldout_after'),
+    chat=('half_width', 'no_mark', 'traditional', 'short_name', 'slip', 'refused_unknown', 'refused_known', 'loops',
+        'plain_final', 'short_name_final', 'slip_final', 'refused_unknown_final', 'refused_known_final'),
     eval=('cmmlu', 'ceval'))
 
 # %% ../nbs/appendix/report_card.ipynb #725a186b
 def _renamed(scores:dict, end:str)->dict:
-    "F1 scores of another run, `end` put before _ci95 and _n."
-    return {re.sub(r'(_ci95|_n)?$', rf'_{end}\1', k, count=1): v for k, v in scores.items() if k.startswith('f1_')}
+    "The same scores, `end` put before _ci95 and _n."
+    return {re.sub(r'(_ci95|_n)?$', rf'_{end}\1', k, count=1): v for k, v in scores.items()}
+
+def _scratch(parts:dict[str, dict])->dict:
+    "F1 scores of the run without pretraining, under their own names."
+    f1 = {k: v for k, v in parts.pop('ie_scratch', {}).items() if k.startswith('f1_')}
+    return _renamed(f1, 'scratch')
 
 # %% ../nbs/appendix/report_card.ipynb #bad4e7f6
 def all_scores(
     figures:dict[str, dict], # stage -> figures.json
-    chat:dict, # what chapter 08 measured
-    exams:dict, # from `eval_scores`
+    others:dict[str, dict], # section -> scores that no stage measured: chat, eval
+    finals:dict[str, dict], # section -> scores of the examination that nothing was chosen by
 )->dict: # section -> scores; empty sections are absent
-    """Scores by section; the runs from scratch join `ie` under …_scratch and …_stock.
-    All stages ask the same held-out questions."""
+    """Scores by section; the run from scratch joins `ie` under …_scratch, the last examination its sections under
+    …_final. All stages ask the same held-out questions."""
     counts = next((f['n_heldout'] for f in figures.values() if f.get('n_heldout')), {})
     parts = {s: stage_scores(dict(n_heldout=counts) | f) for s, f in figures.items()}
-    for end in ('scratch', 'stock'):
-        other = parts.pop(f'ie_{end}', {})
-        parts['ie'] = parts.get('ie', {}) | _renamed(other, end)
-    return {s: p for s, p in (parts | dict(chat=chat, eval=exams)).items() if p}
+    parts['ie'] = parts.get('ie', {}) | _scratch(parts)
+    parts |= others
+    for section, scores in finals.items(): parts[section] = parts.get(section, {}) | _renamed(scores, 'final')
+    return {s: p for s, p in parts.items() if p}
 
 # %% ../nbs/appendix/report_card.ipynb #3dfcfef1
 def corpus(
@@ -293,12 +300,15 @@ def make_card(
     chapters = chapter_costs(record)
     costs = stage_costs(figures, chapters)
     if _finite(record.get('set_up_seconds')): costs['seconds']['set_up'] = record['set_up_seconds']
+    reference = record.get('reference_tok_per_s')
     data = data_report(read_json(folder/'data'/'report.json'))
-    rest = dict(corpus=corpus(folder), config=config, data=data, chapters=chapters) | costs
+    rest = dict(corpus=corpus(folder), config=config, data=data, chapters=chapters,
+        reference_tok_per_s=reference) | costs
     chat = _measures(read_json(folder/'chat'/'scores.json'))
     exams = eval_scores(read_json(folder/'eval'/'scores.json'), root)
+    finals = {s: _measures(measured) for s, measured in read_json(folder/'final'/'scores.json').items()}
     card = dict(scale=folder.name, env=environment()) | {k: v for k, v in rest.items() if v}
-    return card | all_scores(figures, chat, exams)
+    return card | all_scores(figures, dict(chat=chat, eval=exams), finals)
 
 # %% ../nbs/appendix/report_card.ipynb #0fcfdb15
 def missing(
@@ -371,15 +381,18 @@ CHAT_NAMES = {name: f'{form.label}的问题，一字不差' for name, form in FO
     loops='没教过的问题，回答兜圈子的', loops_unguarded='没教过的问题，不拦着时兜圈子的')
 
 # %% ../nbs/appendix/report_card.ipynb #e61bf47f
+_NOTES = dict(_final='；只考一次的卷子', _scratch='；从零，同样的初始化') # end of a key -> what it says
+
 def meaning(
     key:str, # of a row, such as 'ie.f1_entity_scratch'
 )->str: # Chinese; '' for a part that only card.json shows
     "What a score says."
     name = key.split('.')[-1]
+    for end, note in _NOTES.items():
+        plain = meaning(key.removesuffix(end)) if name.endswith(end) else ''
+        if plain: return plain + note
     if key.startswith('chat.'): return CHAT_NAMES.get(name, '')
     if key.startswith('eval.'): return NAMES.get(name, '').split('，')[0] # the file is in the key
-    for end, note in dict(_scratch='；从零，同样的初始化', _stock='；从零，库里的初始化').items():
-        if name.endswith(end): return NAMES.get(name.removesuffix(end), '三元组 F1') + note
     return NAMES.get(name, '三元组 F1' if name.startswith('f1_') else '')
 
 # %% ../nbs/appendix/report_card.ipynb #d06a4e47
@@ -423,7 +436,9 @@ def md_costs(
               for s in seconds | memory | speed]
     chapters = [(name, _number(c['seconds'], 1), _number(c['peak_rss_mb']))
                 for name, c in card.get('chapters', {}).items()]
-    return ['## 花了多少', *_table(['阶段', '秒', '峰值内存 MB', '词元/秒'], stages),
+    reference = card.get('reference_tok_per_s')
+    yardstick = [f'标尺（`python -m scclm.reference`）：{reference:,.0f} 真词元/秒。', ''] if reference else []
+    return ['## 花了多少', '', *yardstick, *_table(['阶段', '秒', '峰值内存 MB', '词元/秒'], stages),
             *_table(['章', '秒', '峰值内存 MB'], chapters)]
 
 # %% ../nbs/appendix/report_card.ipynb #5c32c2f6
@@ -481,14 +496,15 @@ def plot_scores(
     ax:object, # matplotlib Axes
 )->object: # Axes
     "Shares with their intervals; a grey tick is chance."
+    chinese_plots()
     rows = [r for r in main_rows(card) if re.search(r'\.(exact|pref_acc|f1_|accuracy)', r['key'])][::-1]
     for y, r in enumerate(rows):
         low, high = r.get('ci95', [r['value']]*2)
         reach = [[max(0, r['value'] - low)], [max(0, high - r['value'])]]
         ax.errorbar(r['value'], y, xerr=reach, fmt='o', color='tab:blue', markersize=4, capsize=3)
         if 'chance' in r: ax.plot(r['chance'], y, '|', color='gray', markersize=10)
-    ax.set_yticks(range(len(rows)), [r['key'] for r in rows], fontsize=7)
-    ax.set(xlim=(-.02, 1.02), xlabel='share, 95 % interval')
+    ax.set_yticks(range(len(rows)), [r['key'] for r in rows])
+    ax.set(xlim=(-.02, 1.02), xlabel='比例，连同 95 % 区间')
     ax.grid(axis='x', alpha=.3)
     return ax
 
@@ -498,15 +514,15 @@ def plot_costs(
     ax:object, # matplotlib Axes
 )->object: # Axes
     "Wall clock per chapter as bars, peak memory as dots; without a course record, training seconds per stage."
+    chinese_plots()
     chapters = card.get('chapters') or {s: dict(seconds=v) for s, v in card.get('seconds', {}).items()}
     names = list(chapters)[::-1]
     ax.barh(names, [chapters[n]['seconds'] for n in names], color='tab:orange')
-    ax.set(xlabel='seconds (bars)')
-    ax.tick_params(axis='y', labelsize=7)
+    ax.set(xlabel='秒（条）')
     if not all('peak_rss_mb' in c for c in chapters.values()): return ax
     mem = ax.twiny()
     mem.plot([chapters[n]['peak_rss_mb'] for n in names], names, 'o', color='tab:red', markersize=4)
-    mem.set(xlabel='peak memory, MB (dots)', xlim=(0, None))
+    mem.set(xlabel='峰值内存，MB（点）', xlim=(0, None))
     return ax
 
 # %% ../nbs/appendix/report_card.ipynb #a9df31fd
@@ -519,8 +535,8 @@ def plot_losses(
         log = Path(folder)/s/'log.jsonl'
         if log.exists(): plot_loss(log, ax, label=s)
     if not ax.lines: return ax
-    ax.set(xscale='log', yscale='log', ylabel='loss (nats/token; dpo: nats/pair)')
-    ax.legend(fontsize=6, ncol=2)
+    ax.set(xscale='log', yscale='log', ylabel='损失（纳特/词元；dpo：纳特/对）')
+    ax.legend(ncol=2)
     return ax
 
 # %% ../nbs/appendix/report_card.ipynb #8c217bfb
@@ -530,14 +546,15 @@ def plot_card(
 )->object: # matplotlib Figure
     "The card as one figure."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(9, 5), layout='constrained')
+    chinese_plots()
+    fig = Figure(figsize=(12, 8), layout='constrained')
     axes = fig.subplot_mosaic('SSC;SSL', width_ratios=[.7, .7, 1])
     plot_scores(card, axes['S'])
     plot_costs(card, axes['C'])
     plot_losses(folder or run_path(), axes['L'])
     env = card['env']
-    title = f"SCCLM {card['scale']}, {card.get('corpus', '')}, {env['cpu']}, {env['cores']} cores, GPU {env['gpu']}"
-    fig.suptitle(title, fontsize=9)
+    title = f"SCCLM {card['scale']}, {card.get('corpus', '')}, {env['cpu']}, {env['cores']} 核，GPU {env['gpu']}"
+    fig.suptitle(title)
     return fig
 
 # %% ../nbs/appendix/report_card.ipynb #17980113

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .plots import new_axes
 from .runs import write_aside
 from .sample_copying import Exercise, copy_exercises
 from .sample_facts import RELATIONS, Fact, facts, phrasings
@@ -641,9 +642,8 @@ def plot_char_counts(
     ax:object|None=None, # matplotlib Axes; None: a new figure
 )->object: # the Axes
     "Occurrences of every character by its rank, on a log scale."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6, 3))[1]
+    ax = new_axes(6, 3, ax)
     for name, values in counts.items(): ax.plot(range(1, len(values) + 1), values, label=name)
-    ax.set(xlabel='rank of the character', ylabel='occurrences', yscale='log')
+    ax.set(xlabel='字的名次', ylabel='出现次数', yscale='log')
     ax.legend()
     return ax

@@ -74,7 +74,7 @@ def house():
 def course():
     "The whole course from an empty folder; the tests use what it makes."
     shutil.rmtree(RUNS, ignore_errors=True)
-    sh('-m', 'scclm.course')
+    sh('-m', 'scclm.course', '--reference')
 
 def appendix():
     "The notebooks that are no chapters, run the same way."

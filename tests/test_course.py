@@ -66,6 +66,13 @@ def test_record_and_copies(house):
     assert copy_of(house, '01_b.ipynb').cells[1].outputs[0].data['text/plain'] == "'the end'"
     assert nbformat.read(house/'nbs'/'01_b.ipynb', 4).cells[1].outputs == []
 
+def test_the_yardstick_is_read_once_and_kept(house, capsys):
+    assert run_course(CourseCfg(reference=True, only=('00',)))
+    speed = record(house)['reference_tok_per_s']
+    assert speed > 0 and f'{speed:,.0f} real tok/s' in capsys.readouterr().out
+    assert run_course(CourseCfg(reference=True)) and record(house)['reference_tok_per_s'] == speed
+    assert 'real tok/s' not in capsys.readouterr().out
+
 def test_a_second_run_does_nothing_and_fresh_does_all(house, capsys):
     assert run_course() and run_course()
     assert ran(house) == ['a', 'b']
@@ -358,3 +365,4 @@ def test_the_real_course():
         assert c['ok'] and run_path('notebooks', f"{c['name']}.ipynb").exists()
     if 'SCCLM_CI' not in os.environ: return
     assert [c['name'] for c in rec['chapters']] == [p.stem for p in chapters()]
+    assert rec['reference_tok_per_s'] > 0

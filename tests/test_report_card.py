@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ COST = dict(real_tok_per_s=16000., real_tok=3_000_000, seconds=184.5, steps=4200
 F1 = dict(f1_combination=.93, f1_combination_ci95=[.91, .95], f1_combination_n=300,
           f1_entity=.86, f1_entity_ci95=[.83, .89], f1_entity_n=300,
           f1_pattern=.5, f1_pattern_ci95=[.45, .55], f1_pattern_n=300)
+
+F1 |= {re.sub(r'(_ci95|_n)?$', r'_final\1', k, count=1): v for k, v in F1.items()}
+MEASURED = dict(value=.97, ci95=[.96, .98], n=1426)
 
 def lower(value, by=.3):
     "A share or an interval moved down."
@@ -42,6 +46,7 @@ def put_training(f):
     put(f/'sft/figures.json', HELD | COST)
     put(f/'dpo/figures.json', HELD | COST | dict(
         pref_acc_before=.6, pref_acc_before_n=200, pref_acc_after=.9, pref_acc_after_n=200,
+        pref_acc_after_final=.8, pref_acc_after_final_n=100,
         pref_acc_by_source={'sample': dict(before=.6, after=.9, n=200)}))
     put(f/'dpo_lora/figures.json', dict(pref_acc_after=.85, pref_acc_after_n=200))
     put(f/'ie/figures.json', F1 | COST | dict(
@@ -59,7 +64,10 @@ def folder(tmp_path, monkeypatch):
     put(f/'eval/scores.json', dict(
         model=str(f/'sft'/'model'), pairs=dict(test=measured), cmmlu={'0-shot': exam(.24), '5-shot': exam(.26)},
         ceval={'0-shot': exam(.25)}, cmmlu_text={'5-shot': exam(.9)}))
-    put(f/'chat/scores.json', {k: dict(value=.97, ci95=[.96, .98], n=1426) for k in CONTRACT['chat']})
+    put(f/'chat/scores.json', {k: MEASURED for k in CONTRACT['chat'] if not k.endswith('_final')})
+    chat = [k.removesuffix('_final') for k in CONTRACT['chat'] if k.endswith('_final')]
+    stages = {s: dict(exact_heldout=MEASURED) for s in ('pretrain', 'sft', 'dpo')}
+    put(f/'final/scores.json', stages | dict(chat=dict.fromkeys(chat, MEASURED)))
     chapters = [dict(name='00_data_cleaning', seconds=4., peak_rss_mb=300, ok=True),
                 dict(name='05_pretrain', seconds=250., peak_rss_mb=1000, ok=True),
                 dict(name='06_sft', seconds=1., peak_rss_mb=1, ok=False, error='x', stopped=False)]
@@ -96,6 +104,8 @@ def test_values_arrive_unchanged(folder):
     assert (c['eval']['cmmlu']['accuracy'], c['eval']['cmmlu']['shots'], c['eval']['ceval']['shots']) == (.26, 5, 0)
     assert c['eval']['test'] == dict(loss=.1, loss_ci95=[.05, .2], exact=.5, exact_ci95=[.3, .7])
     assert c['eval']['model'] == 'runs/tiny/sft/model'
+    assert (c['sft']['exact_heldout_final'], c['sft']['exact_heldout_final_ci95']) == (.97, [.96, .98])
+    assert c['chat']['slip_final_n'] == 1426 and c['dpo']['pref_acc_after_final'] == .8
     assert (c['chat']['slip'], c['chat']['slip_ci95'], c['chat']['slip_n']) == (.97, [.96, .98], 1426)
     assert [r['key'] for r in card_rows(c) if r['key'].startswith('chat.')] == [f'chat.{k}' for k in CONTRACT['chat']]
 
@@ -124,17 +134,20 @@ def test_what_is_absent_stays_absent(folder):
     (folder/'ie'/'figures.json').unlink()
     # real data: no held-out questions
     put(folder/'sft/figures.json', dict(loss_valid=float('nan'), exact_heldout={}, n_heldout={}, bleu4=None))
+    (folder/'final'/'scores.json').unlink()
     c = json.loads(json.dumps(make_card(folder), allow_nan=False))
     assert 'sft' not in c and 'f1_entity' not in c['ie'] and 'f1_entity_scratch' in c['ie']
-    assert set(missing(c)) == {'sft.exact_heldout', 'ie.f1_combination', 'ie.f1_entity', 'ie.f1_pattern',
-                               'ie.exact_heldout_before', 'ie.exact_heldout_after'}
+    ie = [f'ie.{n}' for n in CONTRACT['ie'] if not n.endswith('_scratch')]
+    chat = [f'chat.{n}' for n in CONTRACT['chat'] if n.endswith('_final')]
+    finals = [f'{s}.exact_heldout_final' for s in ('pretrain', 'sft', 'dpo')]
+    assert set(missing(c)) == {'sft.exact_heldout', *ie, *chat, *finals}
     assert '`ie.f1_entity`' in card_markdown(c).split('没有测：')[1].split('。')[0]
     assert not holds_null(c)
 
 def test_an_empty_folder_gives_a_card_without_figures(tmp_path):
     (tmp_path/'mini').mkdir()
     c = write_card(tmp_path/'mini')
-    assert set(c) == {'scale', 'env'} and c['scale'] == 'mini' and len(missing(c)) == 24
+    assert set(c) == {'scale', 'env'} and c['scale'] == 'mini' and len(missing(c)) == sum(map(len, CONTRACT.values()))
     assert (tmp_path/'mini'/'card.png').stat().st_size > 1000
 
 def test_files_are_whole_and_private(folder, tmp_path):
