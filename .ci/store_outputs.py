@@ -37,7 +37,8 @@ def bench_rows(folder:Path)->Iterator[str]:
             runs = r['runs'] if isinstance(r['runs'], dict) else {} # some scripts write only how many there were
             ours, baseline = (spread(r[k], runs.get(k, [])) for k in ('ours', 'baseline'))
             against = f"{r['baseline_name']}: {baseline}"
-            yield f"| {path.stem} | {r['what']} | {ours} | {against} | {r['unit']} | {r['ratio']:.2f} |"
+            times = '' if r['ratio'] is None else f"{r['ratio']:.2f}"
+            yield f"| {path.stem} | {r['what']} | {ours} | {against} | {r['unit']} | {times} |"
 
 def fill_readme(root:Path):
     "The tables between the results markers of README.md."

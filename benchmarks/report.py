@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 RESULTS = Path(__file__).parent/'results'
@@ -22,6 +23,14 @@ def machine()->str:
     gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
     return f'{cpu}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}'
 
+def ratio(
+    a:float, # how well one did
+    b:float, # and the other
+)->float|None: # a/b; of two zeros 1; None: the other is zero
+    "How many times better."
+    if b: return a/b
+    return 1. if a == b else None
+
 def row(
     what:str, # what was measured
     ours:list[float], # one figure a run
@@ -29,11 +38,12 @@ def row(
     baseline_name:str, # its name
     unit:str, # of both
     higher_is_better:bool=True, # False: seconds, bytes, losses
+    middle:Callable[[list[float]], float]=statistics.median, # what is said of several runs
 )->dict: # a row of results/<name>.json
     "One result: medians of the runs, and the median of the run-by-run ratios (how many times better we are)."
-    ratios = [a/b if higher_is_better else b/a for a, b in zip(ours, baseline)]
-    return dict(what=what, ours=statistics.median(ours), baseline=statistics.median(baseline),
-                baseline_name=baseline_name, unit=unit, ratio=statistics.median(ratios),
+    ratios = [ratio(a, b) if higher_is_better else ratio(b, a) for a, b in zip(ours, baseline)]
+    return dict(what=what, ours=middle(ours), baseline=middle(baseline),
+                baseline_name=baseline_name, unit=unit, ratio=None if None in ratios else statistics.median(ratios),
                 runs=dict(ours=list(ours), baseline=list(baseline)))
 
 def joined(old:dict, result:dict)->dict:
@@ -52,6 +62,7 @@ def write(name:str, config:dict, rows:list[dict], merge:bool=False)->Path:
     if merge and path.exists(): result = joined(json.loads(path.read_text(encoding='utf-8')), result)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     for r in rows:
-        print(f"{r['what']:<34} {r['ours']:>12,.4g} {r['baseline']:>12,.4g} {r['unit']:<14} {r['ratio']:>7.2f}x"
+        times = '' if r['ratio'] is None else f"{r['ratio']:.2f}x"
+        print(f"{r['what']:<34} {r['ours']:>12,.4g} {r['baseline']:>12,.4g} {r['unit']:<14} {times:>8}"
               f"  against {r['baseline_name']}")
     return path

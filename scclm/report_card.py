@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SCORES', 'SHARES', 'MAIN', 'PACKAGES', 'EXAMS', 'CONTRACT', 'NAMES', 'CHAT_NAMES', 'flat', 'with_n', 'with_intervals',
            'stage_scores', 'versions', 'cpu_model', 'commit', 'environment', 'tidy', 'chapter_costs', 'stage_costs',
-           'data_report', 'official_exams', 'eval_scores', 'all_scores', 'corpus', 'make_card', 'missing', 'card_rows',
-           'meaning', 'main_rows', 'md_scores', 'md_costs', 'md_data', 'md_setup', 'card_markdown', 'plot_scores',
-           'plot_costs', 'plot_losses', 'plot_card', 'write_card', 'CardCfg', 'card', 'readme_block']
+           'data_report', 'official_exams', 'eval_scores', 'seed_spread', 'all_scores', 'corpus', 'make_card',
+           'missing', 'card_rows', 'meaning', 'main_rows', 'md_scores', 'md_seeds', 'md_costs', 'md_data', 'md_setup',
+           'card_markdown', 'plot_scores', 'plot_costs', 'plot_losses', 'plot_card', 'write_card', 'CardCfg', 'card',
+           'readme_block']
 
 # %% ../nbs/appendix/report_card.ipynb #ae8b9ae7
 import datetime
@@ -236,6 +237,18 @@ def eval_scores(
     if found and 'model' in scores: found['model'] = tidy(scores['model'], root)
     return found
 
+# %% ../nbs/appendix/report_card.ipynb #seedco01
+def seed_spread(
+    path:Path|None=None, # a result of benchmarks/seeds.py; None: the stored one of this checkout
+)->dict[str, dict]: # key of a score -> mean, low, high, n (seeds)
+    "What training with several seeds gave; empty if nobody has."
+    path = Path(path or checkout_root()/'benchmarks'/'results'/'seeds.json')
+    rows = {r['what']: r['runs']['ours'] for r in read_json(path).get('rows', [])}
+    def spread(runs:list[float])->dict:
+        "Of one score."
+        return dict(mean=sum(runs)/len(runs), low=min(runs), high=max(runs), n=len(runs))
+    return {key: spread(runs) for key, runs in rows.items()}
+
 # %% ../nbs/appendix/report_card.ipynb #5454a434
 CONTRACT = dict(
     pretrain=('loss_valid', 'bits_per_char_valid', 'exact_heldout', 'exact_heldout_final'),
@@ -308,7 +321,9 @@ def make_card(
     exams = eval_scores(read_json(folder/'eval'/'scores.json'), root)
     finals = {s: _measures(measured) for s, measured in read_json(folder/'final'/'scores.json').items()}
     card = dict(scale=folder.name, env=environment()) | {k: v for k, v in rest.items() if v}
-    return card | all_scores(figures, dict(chat=chat, eval=exams), finals)
+    ours = folder.name == 'tiny' and card.get('corpus') == 'sample corpus'
+    seeds = dict(seeds=seed_spread()) if ours and seed_spread() else {}
+    return card | seeds | all_scores(figures, dict(chat=chat, eval=exams), finals)
 
 # %% ../nbs/appendix/report_card.ipynb #0fcfdb15
 def missing(
@@ -421,6 +436,18 @@ def md_scores(
     if gaps: lines += [f'没有测：{_quoted(gaps)}。没有测不等于零。', '']
     return lines
 
+# %% ../nbs/appendix/report_card.ipynb #seedco03
+def md_seeds(
+    card:dict, # from `make_card`
+)->list[str]: # lines; none if only one seed was trained
+    "Means over the seeds, with the lowest and the highest."
+    spread = card.get('seeds', {})
+    if not spread: return []
+    rows = [(f'`{key}`', meaning(key), f"{s['mean']:.3f}", f"{s['low']:.3f} – {s['high']:.3f}")
+            for key, s in spread.items() if meaning(key)]
+    n = max(s['n'] for s in spread.values())
+    return [f'## {n} 个种子', *_table(['键', '意思', '平均', '最低 – 最高'], rows)]
+
 # %% ../nbs/appendix/report_card.ipynb #ff445755
 def _number(value:float|None, digits:int=0)->str:
     "A number with commas at the thousands; '' for None."
@@ -487,7 +514,7 @@ def card_markdown(
     head = [f"# 成绩单：`{card['scale']}`{data}", '',
             '数字都来自各阶段写下的文件；区间是 95 %，它只说抽题的运气，不说换一个种子会怎样。', '']
     if figure: head += [f'![card]({figure})', '']
-    lines = [*head, *md_scores(card), *md_costs(card), *md_data(card), *md_setup(card)]
+    lines = [*head, *md_seeds(card), *md_scores(card), *md_costs(card), *md_data(card), *md_setup(card)]
     return '\n'.join(lines).rstrip() + '\n'
 
 # %% ../nbs/appendix/report_card.ipynb #483cc1d3
@@ -607,7 +634,8 @@ def readme_block(
     machine = f"{env['cpu']}，{env['cores']} 核，GPU：{env['gpu']}，torch {env['packages']['torch']}"
     rows = [_score_cells(r)[:5] for r in main_rows(card)]
     first = f"`make course`，`{card['scale']}`：{cost}（{machine}）。"
-    lines = [first, *_table(['键', '意思', '值', '95 % 区间', 'n'], rows)]
+    seeds = [line.replace('## ', '平均和范围，') for line in md_seeds(card)]
+    lines = [*seeds, first, *_table(['键', '意思', '值', '95 % 区间', 'n'], rows)]
     gaps = missing(card)
     if gaps: lines += ['', f'没有测：{_quoted(gaps)}。']
     return '\n'.join(lines).rstrip()
