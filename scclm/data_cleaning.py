@@ -32,6 +32,7 @@ def clean_cfg(
     return replace(CleanCfg(raw=raw_dir(), chat_form=raw_dir() is None), **shorter.get(scale_name(scale), {}))
 
 # %% ../nbs/00_data_cleaning.ipynb #c64809c0
+#| code-fold: true
 def near_cfg(
     cfg:CleanCfg, # of the chapter
 )->NearCfg: # what the search for duplicates needs of it
@@ -39,6 +40,7 @@ def near_cfg(
     return NearCfg(cfg.near, cfg.leak, cfg.short, cfg.ngram, cfg.progress)
 
 # %% ../nbs/00_data_cleaning.ipynb #487a919c
+#| code-fold: true
 def _shares(spool:Spool, status:np.ndarray, cfg:CleanCfg)->Shares:
     "Shares for this many kept rows: a small set still gets a validation split."
     n_pretrain = 0
@@ -63,6 +65,7 @@ def mark_rows(
     return status, shares
 
 # %% ../nbs/00_data_cleaning.ipynb #d5a94839
+#| code-fold: true
 def _raw_of(cfg:CleanCfg)->Path:
     "The raw folder asked for; the sample corpus is made when there is none."
     raw = cfg.raw or raw_dir()
