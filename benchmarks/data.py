@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from report import write
 
-from scclm import data_cleaning as dc
+from scclm import text_rules
 from scclm.duplicates import _pairs_in_groups, band_keys, jaccard, minhash, ngrams, normal_form
 from scclm.readers import read_file
 from scclm.sample_corpus import make_sample_corpus
+from scclm.sources import CleanCfg, _values, clean_columns, find_sources
 
 CHINESE_OF = dict(zip(',;:!?', '，；：！？'))
 ENDS = '。！？!?…'
@@ -43,7 +44,7 @@ def slow_html(text:str)->str:
     while i < len(text):
         end = text.find('>', i) if text[i] == '<' else -1
         tag = text[i:end + 1] if end > 0 else ''
-        if tag and dc._TAG.fullmatch(tag):
+        if tag and text_rules._TAG.fullmatch(tag):
             if tag.lower().strip('</ >') in ('br', 'p', 'div', 'li', 'tr'): out.append('\n')
             i = end + 1
         else:
@@ -57,7 +58,7 @@ def slow_chars(text:str)->str:
     out = []
     for c in text:
         if c == '\r' or c in '\u200b\u200c\u200d\u2060\ufeff' or (c < ' ' and c not in '\n\t'): continue
-        form = dc._FORMS.get(ord(c))
+        form = text_rules._FORMS.get(ord(c))
         out.append(chr(form) if isinstance(form, int) else c)
     return ''.join(out)
 
@@ -96,7 +97,7 @@ def slow_collapse(text:str)->str:
 
 def slow_end(text:str, limit:int)->str:
     "Cut an unfinished answer back to its last sentence end, searched character by character."
-    if len(text) <= limit and not dc.is_truncated(text): return text
+    if len(text) <= limit and not text_rules.is_truncated(text): return text
     for k in range(min(limit, len(text)) - 1, -1, -1):
         if text[k] in ENDS: return text[:k + 1]
     return text if len(text) <= limit else ''
@@ -105,11 +106,11 @@ def slow_end(text:str, limit:int)->str:
 def slow_text(text:str)->str:
     "One text through every rule; code stays as it is."
     if '```' in text: return text.strip()
-    for rule in (slow_html, slow_chars, slow_punct, slow_collapse, dc.balance): text = rule(text)
+    for rule in (slow_html, slow_chars, slow_punct, slow_collapse, text_rules.balance): text = rule(text)
     return text.strip()
 
 
-def slow_chain(prompts:list[str], responses:list[str], cfg:dc.CleanCfg)->list[tuple[str, str]]:
+def slow_chain(prompts:list[str], responses:list[str], cfg:CleanCfg)->list[tuple[str, str]]:
     "The chain of rules, row by row and character by character, as most cleaning scripts are written."
     kept = []
     for p, r in zip(prompts, responses):
@@ -122,7 +123,7 @@ def slow_chain(prompts:list[str], responses:list[str], cfg:dc.CleanCfg)->list[tu
 
 def fast_chunk(prompts:list[str], responses:list[str])->list[tuple[str, str]]:
     "One chunk of rows through the library's chain. Runs in a worker."
-    p, r, rules = dc.clean_columns('pair', dict(prompt=prompts, response=responses), dc.CleanCfg())
+    p, r, rules = clean_columns('pair', dict(prompt=prompts, response=responses), CleanCfg())
     return [(a, b) for a, b, rule in zip(p, r, rules) if not rule]
 
 
@@ -130,10 +131,10 @@ def sample_pairs()->Iterator[tuple[str, str]]:
     "The first two fields of every readable row of the sample corpus."
     with tempfile.TemporaryDirectory() as d:
         make_sample_corpus(Path(d))
-        sources, _ = dc.find_sources(Path(d))
+        sources, _ = find_sources(Path(d))
         for s in sources:
             for row in read_file(s):
-                fields, _ = dc._values(row.record, s.schema) if row.record else (None, '')
+                fields, _ = _values(row.record, s.schema) if row.record else (None, '')
                 if fields: yield fields[0], fields[1]
 
 
@@ -176,7 +177,7 @@ def rule_chain(args:argparse.Namespace)->list[dict]:
     "Row `rule chain`: every rule over every row, ours on all cores against per-character Python."
     prompts, responses = rows_of(args.data, args.rows)
     chunks = [(prompts[k:k + 8192], responses[k:k + 8192]) for k in range(0, len(prompts), 8192)]
-    cfg = dc.CleanCfg()
+    cfg = CleanCfg()
     got = {}
     with ProcessPoolExecutor(args.workers, get_context('spawn')) as pool:
         list(pool.map(fast_chunk, *zip(*chunks[:args.workers]))) # start the workers

@@ -447,24 +447,24 @@ def each(rule:Callable[[str], str], texts:list[str])->list[str]:
 
 def rules_to_check()->dict[str, tuple]:
     "Name -> (function of a list of texts, function of a text before and after that names a violation)."
-    from scclm import data_cleaning as dc
+    from scclm import text_rules
     from scclm.dpo import literal_newlines
     from scclm.duplicates import normal_form
     def joined(rule:Callable[[str], str])->Callable[[list[str]], list[str]]:
         "A text rule for a list."
-        return partial(dc.on_joined, rule)
+        return partial(text_rules.on_joined, rule)
     def same(name:str)->Callable[[str, str], str]:
         "The checker for a rule."
         return partial(violation, rule=name)
     def visible(texts:list[str])->list[str]:
         "`clean_prose` relies on the first rule."
-        return dc.on_joined(dc.clean_prose, dc.on_joined(dc.strip_invisible, texts))
-    rules = {r.__name__: (joined(r), same(r.__name__)) for r in (*dc.TEXT_RULES, dc.wiki_brackets)}
-    rules['wiki_variants'] = (joined(dc.wiki_variants), variants_violation)
+        return text_rules.on_joined(text_rules.clean_prose, text_rules.on_joined(text_rules.strip_invisible, texts))
+    rules = {r.__name__: (joined(r), same(r.__name__)) for r in (*text_rules.TEXT_RULES, text_rules.wiki_brackets)}
+    rules['wiki_variants'] = (joined(text_rules.wiki_variants), variants_violation)
     rules['clean_prose'] = (visible, same('clean_prose'))
-    rules['clean_texts'] = (dc.clean_texts, same('clean_texts'))
-    rules['simplify'] = (joined(dc.simplify), _simplified)
-    rules['mend_end'] = (partial(each, partial(dc.mend_end, max_chars=512)), cut_violation)
+    rules['clean_texts'] = (text_rules.clean_texts, same('clean_texts'))
+    rules['simplify'] = (joined(text_rules.simplify), _simplified)
+    rules['mend_end'] = (partial(each, partial(text_rules.mend_end, max_chars=512)), cut_violation)
     rules['normal_form'] = (joined(normal_form), number_violation)
     rules['literal_newlines'] = (partial(each, literal_newlines), same('literal_newlines'))
     return rules

@@ -31,9 +31,12 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scclm import data_cleaning as dc
+from scclm.data_cleaning import clean
 from scclm.dpo import pref_files, read_prefs
 from scclm.ie_finetune import RULES, Rejects, find_duie, read_duie
+from scclm.readers import shown_name
+from scclm.runs import run_path
+from scclm.sources import CleanCfg
 
 POOL = ('的一是不在人有我他大中上到和地出道也年得就那要下以生自去之可她里后小心多天能好都然日起成事只作想看文用主行方如前所本面公同三已老'
         '意高把法此理美月明全工己向部正名定女力等最新打便位重走四第次使教西再平真世信北少加化由代入先水')
@@ -380,11 +383,11 @@ def make_folder(seed:int, path:Path)->tuple[str, list[File]]:
 def clean_account(folder:Path)->dict[str, int]:
     "Rows that `clean` accounts for, by file; its report and rejects.parquet must agree."
     try:
-        report = dc.clean(dc.CleanCfg(raw=folder, workers=1, progress=False))
+        report = clean(CleanCfg(raw=folder, workers=1, progress=False))
     except ValueError as e:
         if 'no readable file' in str(e): return {}
         raise
-    table = pq.read_table(dc.run_path('data')/'rejects.parquet')
+    table = pq.read_table(run_path('data')/'rejects.parquet')
     rejected = Counter(table['file'].to_pylist())
     account = {}
     for name, f in report['files'].items():
@@ -418,7 +421,7 @@ def ie_account(folder:Path)->dict[str, int]:
             n += sum(r.rule not in RULES for r in rejects.rows)
             read = rejects.report.get(part, {}).get('rows', {}).get('rows', 0)
             if read != n: raise AssertionError(f'{f}: rows were lost')
-            account[dc.shown_name(f.relative_to(folder))] = n
+            account[shown_name(f.relative_to(folder))] = n
     return account
 
 

@@ -311,7 +311,7 @@ def read_typed(
     texts:Sequence[str], # questions as people type them
 )->list[str]: # as the model was trained on them
     "Chapter 00's `chat_form`, loaded with all that cleaning needs at the first question."
-    from scclm.data_cleaning import chat_form
+    from scclm.text_rules import chat_form
     return chat_form(texts)
 
 # %% ../nbs/08_chat.ipynb #97b3c47b

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .data_cleaning import clean_texts
+from .text_rules import clean_texts
 from .dataset import (TOO_LONG, LongRows, Position, check_position, check_state, collate, cut_ids,
     encode, plan_window, read_pairs)
 from .model import first_not_finite, load_model, save_model

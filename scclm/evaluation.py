@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat import find_model, pick_device
-from .data_cleaning import chat_form
+from .text_rules import chat_form
 from .dataset import Pair, alike, check_files, collate, columns, decode, encode, read_pairs
 from .model import end_id, load_model
 from .plots import new_axes

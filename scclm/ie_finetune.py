@@ -31,7 +31,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from . import sample_triples
-from .data_cleaning import chat_form
+from .text_rules import chat_form
 from .dataset import Pair, PairStream, columns, encode, read_pairs
 from .model import build_model, default_init, load_model, model_config
 from .readers import (Reject, Schema, Source, as_text, read_file, rejects_table, shown_name,

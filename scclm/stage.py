@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .data_cleaning import chat_form
+from .text_rules import chat_form
 from .dataset import LongRows, PairStream, columns, read_pairs
 from .model import save_model
 from .runlog import read_log

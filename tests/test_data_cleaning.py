@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 from raw_toys import json_line, put_lines, run
 
-from scclm import data_cleaning as dc
-from scclm import duplicates
+from scclm import duplicates, text_rules
 from scclm.readers import _cut, read_list
 from scclm.runs import scale_name
 from scclm.sample_corpus import make_sample_corpus
+from scclm.sources import merge_title
 from scclm.splits import SPLITS
 
 HAN = [chr(c) for c in range(0x4E00, 0x4E00 + 3000)]
@@ -81,10 +81,10 @@ def digest(folder:Path)->dict[str, str]:
     ('wiki_variants', '-{zh-hans:软件;zh-hant:軟體}-与-{内存}-', '软件与内存'),
     ('simplify', '臺灣的軟體與頭髮', '台湾的软体与头发')])
 def test_rule(rule, raw, want):
-    fn = getattr(dc, rule)
+    fn = getattr(text_rules, rule)
     assert fn(raw) == want
     if rule != 'collapse_runs': # joined or alone, the same
-        assert dc.on_joined(fn, ['前。', raw, '后。']) == ['前。', want, '后。']
+        assert text_rules.on_joined(fn, ['前。', raw, '后。']) == ['前。', want, '后。']
 
 KEPT_FACTS = [
     # unpaired closing marks: list numbers, options, inches, intervals, faces
@@ -118,7 +118,7 @@ KEPT_FACTS = [
 
 @pytest.mark.parametrize('text', KEPT_FACTS)
 def test_what_means_something_stays(text):
-    assert dc.clean_texts([text]) == [text]
+    assert text_rules.clean_texts([text]) == [text]
 
 @pytest.mark.parametrize('raw, want', [
     ('D） 40', 'D）40'), ('3×10<sup>8</sup>', '3×10^8'), ('H<sub>2</sub>O', 'H_2O'),
@@ -143,17 +143,17 @@ def test_what_means_something_stays(text):
     ('gyao!(日本)', 'gyao!（日本）'), ('甲' + '.'*30 + '乙', '甲...乙'), ('好……………吗', '好……吗'),
     ('好的。谢谢.', '好的。谢谢。'), ('需要“安慰”或”理解“时', '需要“安慰”或”理解“时')])
 def test_form_changes_and_the_fact_stays(raw, want):
-    assert dc.clean_texts([raw]) == [want]
-    assert dc.clean_texts(['前。', raw, '后。']) == ['前。', want, '后。']
+    assert text_rules.clean_texts([raw]) == [want]
+    assert text_rules.clean_texts(['前。', raw, '后。']) == ['前。', want, '后。']
 
 def test_a_row_about_marks_leaves_its_neighbours_alone():
-    assert dc.clean_texts(['你好,世界', '标点有,。', 'x = 1', '，好']) == ['你好，世界', '标点有,。', 'x = 1', '好']
+    assert text_rules.clean_texts(['你好,世界', '标点有,。', 'x = 1', '，好']) == ['你好，世界', '标点有,。', 'x = 1', '好']
 
 @pytest.mark.parametrize('bit', ['（', '）', '（，', '“\n', '（。', '甲（乙。', '【《', '（ '])
 def test_brackets_cost_the_same_in_a_long_text(bit):
     def seconds(n:int)->float:
         start = time.process_time()
-        dc.fix_brackets(bit*n)
+        text_rules.fix_brackets(bit*n)
         return time.process_time() - start
     seconds(100)
     assert min(seconds(32_000) for _ in range(3)) < 24*min(seconds(4000) for _ in range(3)) # 8 times as long, not 64
@@ -162,13 +162,13 @@ def test_brackets_cost_the_same_in_a_long_text(bit):
     ('-{zh-tw:資訊;zh-hk:資訊}-', '資訊'), ('-{A|zh-cn:软件;zh-tw:軟體}-', '软件'), ('-{H|zh-cn:软件;zh-tw:軟體}-甲', '甲'),
     ('-{T|标题}-', ''), ('-{R|x:y}-', 'x:y'), ('-{zh-tw:資訊; zh-cn:信息;}-', '信息'), ('未闭合-{甲', '未闭合-{甲')])
 def test_words_that_differ_by_region(raw, want):
-    assert dc.wiki_variants(raw) == want
+    assert text_rules.wiki_variants(raw) == want
 
 @pytest.mark.parametrize('title, desc, same', [
     ('头痛怎么办', '头痛怎么办？', True), ('血压130/80正常吗', '血压180/30正常吗', False), ('能吃10毫升吗', '能吃100毫升吗', False),
     ('高血压病人每天可以吃党参吗', '高血压病人每天不可以吃党参吗', False)])
 def test_a_description_with_other_facts_stays(title, desc, same):
-    assert dc.merge_title(title, desc, 0.9) == (title if same else f'{title}\n{desc}')
+    assert merge_title(title, desc, 0.9) == (title if same else f'{title}\n{desc}')
 
 DIFFERENT = [('3~5克', '35克'), ('(1,23)', '(12,3)'), ('（1，23）', '（12，3）'), ('1-1', '11'), ('1.5', '15'),
              ('10：30', '1030'), ('-5', '5'),
@@ -193,10 +193,10 @@ def test_joined_chain_equals_one_by_one(seed):
     bits = ['你好', ',', '。', ' ', '\n', '<b>', '&amp;', '(', ')', '"', '“', '（', '）', '!', '3.14', 'a',
             '\t', '-{', '}-', '……', '\x01', '？', '\u3000']
     rows = [''.join(rng.choices(bits, k=rng.randrange(25))) for _ in range(800)]
-    assert dc.clean_texts(rows) == [dc.clean_texts([r])[0] for r in rows]
+    assert text_rules.clean_texts(rows) == [text_rules.clean_texts([r])[0] for r in rows]
 
 def test_rules_in_their_order():
-    assert dc.clean_texts(['甲， ，乙（），，丙 ?? <br>&nbsp;丁,"戊"。。']) == ['甲，乙（），丙？\n丁，“戊”。']
+    assert text_rules.clean_texts(['甲， ，乙（），，丙 ?? <br>&nbsp;丁,"戊"。。']) == ['甲，乙（），丙？\n丁，“戊”。']
 
 @pytest.mark.parametrize('text, limit, want', [
     ('南昌市', 99, '南昌市'), ('一句。两句', 99, '一句。两句'), ('一句。两句，', 99, '一句。'),
@@ -204,7 +204,7 @@ def test_rules_in_their_order():
     ('没有句号的长文字', 4, ''), ('One. Two. Three words', 12, 'One. Two.'), ('先算。π约为3.14159', 8, '先算。'),
     ('先看。再去 http://a.cn/?x=1', 17, '先看。'), ('好。\n2. 然后', 6, '好。'), ('选吧。\nA. 甲', 6, '选吧。'), ('真的！若a!=b则停', 6, '真的！')])
 def test_ends(text, limit, want):
-    assert dc.mend_end(text, limit) == want
+    assert text_rules.mend_end(text, limit) == want
 
 def test_source_rules_by_hand(tmp_path, runs):
     sky = '因为空气散射短波长的蓝光更多。'

@@ -5,7 +5,7 @@ import random
 import pytest
 from trainer_toys import load_benchmark
 
-from scclm import data_cleaning as dc
+from scclm import text_rules
 
 facts = load_benchmark('facts')
 
@@ -56,7 +56,7 @@ def test_no_fact_changes(name, seed):
     rule, judge = RULES[name]
     texts = [t.replace('\x01', '') for t in random_texts(seed)] # stands between rows
     if name != 'strip_invisible' and name not in ('clean_texts', 'normal_form', 'literal_newlines'):
-        texts = dc.on_joined(dc.strip_invisible, texts) # the first rule; the others rely on it
+        texts = text_rules.on_joined(text_rules.strip_invisible, texts) # the first rule; the others rely on it
     changed = [(before, after) for before, after in zip(texts, rule(texts)) if before != after]
     assert len(changed) > 50, 'too few to tell anything'
     for before, after in changed:
@@ -66,16 +66,16 @@ def test_no_fact_changes(name, seed):
 @pytest.mark.parametrize('seed', SEEDS)
 def test_cleaning_again_changes_nothing(seed):
     texts = random_texts(seed + 100)
-    once = dc.clean_texts(texts)
-    for raw, first, second in zip(texts, once, dc.clean_texts(once)):
+    once = text_rules.clean_texts(texts)
+    for raw, first, second in zip(texts, once, text_rules.clean_texts(once)):
         assert first == second, (seed, raw, first, second)
 
 @pytest.mark.parametrize('seed', SEEDS)
 def test_any_row_position_gives_the_same(seed):
     texts = random_texts(seed + 200, 500)
-    alone = [dc.clean_texts([t])[0] for t in texts]
-    assert dc.clean_texts(texts) == alone, seed
-    assert dc.clean_texts(texts[::-1]) == alone[::-1], seed
+    alone = [text_rules.clean_texts([t])[0] for t in texts]
+    assert text_rules.clean_texts(texts) == alone, seed
+    assert text_rules.clean_texts(texts[::-1]) == alone[::-1], seed
 
 WRONG = [
     # atoms, gaps and tags

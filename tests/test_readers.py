@@ -20,18 +20,19 @@ import pyarrow.parquet as pq
 import pytest
 from raw_toys import BYTE_NAMES, LINKS, gbk, json_lines, link, put, run
 
-from scclm import data_cleaning as dc, readers
+from scclm import readers
 from scclm.readers import (Row, Schema, Source, as_text, decode_as, encoding_of, explain, file_parts,
     members,
     one_exchange, open_raw, read_csv, read_docs, read_file, read_jsonl, read_list, read_turns, shown_name, sniff,
     walk_files)
+from scclm.sources import SCHEMAS
 
 PAIR = Schema('pair', ('prompt', 'response'))
 PROSE = '这是一个很普通的句子，说的是今天的天气和我们要去的地方，他们都来了。'
 
 def rows_of(path:Path, *schemas:Schema)->list[Row]:
     "Every row of a file, sniffed first."
-    return list(read_file(Source(path, *sniff(path, schemas or dc.SCHEMAS))))
+    return list(read_file(Source(path, *sniff(path, schemas or SCHEMAS))))
 
 def table(text:str)->list[tuple]:
     "Line, values and rule of every CSV record."
@@ -200,7 +201,7 @@ def test_wrappers_are_stepped_into(tmp_path, shape, n):
     assert (path.stat().st_size > 2**18) == (n == SIZES[1])
     got = rows_of(path)
     assert [r.record for r in got] == pairs(n) and not any(r.rule for r in got)
-    assert sniff(path, dc.SCHEMAS)[0] == 'list'
+    assert sniff(path, SCHEMAS)[0] == 'list'
 
 @pytest.mark.parametrize('shape', ['data', 'numbers', 'lines'])
 @pytest.mark.parametrize('n', SIZES)
@@ -606,7 +607,7 @@ def test_memory_stays_bounded(tmp_path):
     rows = [dict(instruction=f'问{k}', output='很长的回答'*20) for k in range(60_000)]
     path = put(tmp_path/'a.gz', gzip.compress(json.dumps(rows).encode(), 1))
     del rows
-    source = Source(path, *sniff(path, dc.SCHEMAS))
+    source = Source(path, *sniff(path, SCHEMAS))
     tracemalloc.start()
     n = sum(not r.rule for r in read_file(source))
     peak = tracemalloc.get_traced_memory()[1]
