@@ -53,7 +53,8 @@ def main():
     curves, seconds = {}, {}
     for init in ('mimetic', 'stock'):
         model, start = build_model(model_config('tiny', len(tok)), init), time.perf_counter()
-        curves[init] = learn_to_copy(model, tok, a.limit, a.every, a.goal)
+        exams = learn_to_copy(model, tok, a.limit, a.every, a.goal)
+        curves[init] = [{k: v and round(v, 4) for k, v in exam.items()} for exam in exams]
         seconds[init] = time.perf_counter() - start
         print(f'{init:<8} {seconds[init]:6.0f} s  {curves[init][-1]}', flush=True)
     config = dict(scale='tiny', parameters=n_params(model), vocabulary=len(tok), batch=24, lr=1e-3, limit=a.limit,

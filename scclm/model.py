@@ -42,6 +42,7 @@ PRESETS = dict(
 
 # %% ../nbs/03_model.ipynb #89b4d5a2
 #| code-fold: true
+#| code-fold: true
 def _check_config(
     config:T5Config, # the config to judge
     overrides:dict, # what the caller asked for
@@ -86,6 +87,7 @@ def n_params(
 
 # %% ../nbs/03_model.ipynb #c002be19
 #| code-fold: true
+#| code-fold: true
 KINDS = dict(relative_attention_bias='norms and biases', layer_norm='norms and biases',
     SelfAttention='self-attention', EncDecAttention='cross-attention', DenseReluDense='feed-forward')
 
@@ -97,6 +99,7 @@ def _part(
     return f"{name.split('.')[0]} {next(kind for key, kind in KINDS.items() if key in name)}"
 
 # %% ../nbs/03_model.ipynb #0072b953
+#| code-fold: true
 #| code-fold: true
 def param_table(
     model:T5ForConditionalGeneration, # may sit on the meta device
@@ -176,6 +179,7 @@ def default_init(
 
 # %% ../nbs/03_model.ipynb #b5d4b4d4
 #| code-fold: true
+#| code-fold: true
 FRAMES = (('我叫', '，我是谁？'), ('', '来了。谁来了？'), ('请问', '在吗？'), ('他是', '。'))
 
 def copy_chars(
@@ -188,6 +192,7 @@ def copy_chars(
     return chars[~kept], chars[kept]
 
 # %% ../nbs/03_model.ipynb #c0py0001
+#| code-fold: true
 #| code-fold: true
 def copy_batch(
     g:torch.Generator, # draws the names
@@ -209,6 +214,7 @@ def copy_batch(
     return dict(input_ids=ids, attention_mask=(ids > 0).long(), labels=labels)
 
 # %% ../nbs/03_model.ipynb #50b9c9b4
+#| code-fold: true
 #| code-fold: true
 @torch.no_grad()
 def copied(
@@ -248,6 +254,7 @@ def learn_to_copy(
 
 # %% ../nbs/03_model.ipynb #7817e94d
 #| code-fold: true
+#| code-fold: true
 def most_likely(
     said:Tensor, # (B, T) what was written so far, unused
     logits:Tensor, # (B, V) scores of the next token
@@ -284,6 +291,7 @@ def write_tokens(
 
 # %% ../nbs/03_model.ipynb #a94a9b4a
 #| code-fold: true
+#| code-fold: true
 def end_ids(
     model:PreTrainedModel, # sequence to sequence
 )->list[int]: # ids; none if its config names none
@@ -293,6 +301,7 @@ def end_ids(
     return list(ends) if isinstance(ends, (list, tuple)) else [ends]
 
 # %% ../nbs/03_model.ipynb #d4c02769
+#| code-fold: true
 #| code-fold: true
 def end_id(
     model:PreTrainedModel, # sequence to sequence

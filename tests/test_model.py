@@ -19,7 +19,8 @@ from transformers import (BartConfig, BartForConditionalGeneration, GPT2Config, 
 
 from chat_toys import toy_model
 from scclm.model import (PRESETS, aim_heads_, bias_bucket, build_model, copied, copy_batch, copy_chars, default_init,
-    learn_to_copy, match_same_, meta_model, model_config, most_likely, n_params, param_table, pass_through_, write_tokens)
+    learn_to_copy, match_same_, meta_model, model_config, most_likely, n_params, param_table, pass_through_,
+    write_tokens)
 from scclm.weights import check_vocab, load_model, save_model
 
 def char_tok(n=300):
@@ -484,7 +485,8 @@ def test_the_most_likely_token_is_the_first_of_the_highest():
 def test_copying_asks_for_a_name_that_stands_in_the_question():
     tok = char_tok()
     known, kept = copy_chars(tok)
-    assert not set(known.tolist()) & set(kept.tolist()) and len(known) == 4*len(kept) - 3
+    assert not set(known.tolist()) & set(kept.tolist())
+    assert 0 <= 5*len(kept) - len(known) - len(kept) < 5
     for chars in (known, kept):
         batch = copy_batch(torch.Generator().manual_seed(3), tok, chars, 50)
         for ids, mask, labels in zip(batch['input_ids'], batch['attention_mask'], batch['labels']):
