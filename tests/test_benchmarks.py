@@ -179,3 +179,16 @@ def test_logits_in_chunks_give_the_same_loss_and_gradients(gpu):
         losses.append(total.item())
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert np.isclose(*losses, rtol=1e-6) and torch.allclose(*grads, rtol=1e-3, atol=1e-4)
+
+
+# Copying
+
+
+def test_a_run_that_never_copies_counts_as_the_limit():
+    copying = load_benchmark('copying')
+    def curve(*shares): return [dict(step=50*i, known=k, new=n, loss=1.) for i, (k, n) in enumerate(shares)]
+    curves = dict(mimetic=curve((0, 0), (.95, .5), (1., .9)), stock=curve((0, 0), (.1, 0), (.5, 0), (.9, 0)))
+    known, new = copying.make_rows(curves, .9)
+    assert (known['ours'], known['baseline'], known['ratio']) == (50, 150, 3)
+    assert (new['ours'], new['baseline'], new['ratio']) == (100, 150, 1.5)
+    assert known['reached'] == dict(mimetic=True, stock=True) and new['reached'] == dict(mimetic=True, stock=False)

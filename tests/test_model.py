@@ -18,9 +18,10 @@ from transformers import (BartConfig, BartForConditionalGeneration, GPT2Config, 
     PreTrainedTokenizerFast)
 
 from chat_toys import toy_model
-from scclm.model import (PRESETS, aim_heads_, bias_bucket, build_model, check_vocab, default_init, load_model,
-    match_same_, meta_model, model_config, most_likely, n_params, param_table, pass_through_, save_model,
+from scclm.model import (PRESETS, aim_heads_, bias_bucket, build_model, copied, copy_batch, copy_chars, default_init,
+    learn_to_copy, match_same_, meta_model, model_config, most_likely, n_params, param_table, pass_through_,
     write_tokens)
+from scclm.weights import check_vocab, load_model, save_model
 
 def char_tok(n=300):
     "A tokenizer of single characters with `n` ids."
@@ -181,7 +182,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 import torch
 from test_model import char_tok, small
-from scclm.model import save_model
+from scclm.weights import save_model
 model, tok = small(), char_tok()
 step = 0
 while True:
@@ -476,3 +477,40 @@ def test_a_choice_gets_fp32_scores_of_a_half_precision_model():
 def test_the_most_likely_token_is_the_first_of_the_highest():
     logits = torch.tensor([[0., 3., 1.], [5., -1., 5.]])
     assert most_likely(None, logits).tolist() == [1, 0]
+
+
+# Copying names
+
+
+def test_copying_asks_for_a_name_that_stands_in_the_question():
+    tok = char_tok()
+    known, kept = copy_chars(tok)
+    assert not set(known.tolist()) & set(kept.tolist())
+    assert 0 <= 5*len(kept) - len(known) - len(kept) < 5
+    for chars in (known, kept):
+        batch = copy_batch(torch.Generator().manual_seed(3), tok, chars, 50)
+        for ids, mask, labels in zip(batch['input_ids'], batch['attention_mask'], batch['labels']):
+            name, asked = labels[labels >= 0].tolist(), ids[mask.bool()].tolist()
+            assert name[-1] == asked[-1] == 1 and 2 <= len(name) - 1 <= 5
+            assert set(name[:-1]) <= set(chars.tolist())
+            assert any(asked[i:i + len(name) - 1] == name[:-1] for i in range(len(asked)))
+
+
+def test_copied_counts_whole_names():
+    class Says(torch.nn.Module):
+        def forward(self, labels, **kw): return type('Out', (), dict(logits=self.logits))
+    model, labels = Says(), torch.tensor([[7, 8, 1], [9, 1, -100]])
+    right = torch.nn.functional.one_hot(labels.clamp(min=0), 20).float()
+    for wrong, share in (([], 1.), ([(0, 1)], .5), ([(1, 2)], 1.), ([(0, 0), (1, 0)], 0.)):
+        model.logits = right.clone()
+        for place in wrong: model.logits[place] = torch.eye(20)[3]
+        assert copied(model, dict(labels=labels)) == share, wrong
+
+
+def test_learning_to_copy_stops_at_the_goal_or_at_the_last_step():
+    tok, model = char_tok(), small()
+    before = model.shared.weight.clone()
+    curve = learn_to_copy(model, tok, steps=4, every=2)
+    assert [exam['step'] for exam in curve] == [0, 2, 4] and not torch.equal(before, model.shared.weight)
+    assert curve[0]['loss'] is None and all(exam['loss'] > 0 for exam in curve[1:])
+    assert [exam['step'] for exam in learn_to_copy(small(), tok, steps=4, every=2, goal=0.)] == [0]
