@@ -24,6 +24,7 @@ from scclm.pretrain import PretrainCfg, pretrain_cfg
 from scclm.runs import require, run_path
 from scclm.stage import stage_stream
 from scclm.tokenizer import load_tokenizer
+from scclm.trainer_options import phase_table
 
 PHASES = ('forward', 'backward', 'optimiser', 'data', 'log', 'save')
 ASKED = dict(data=.01, save=.02, log=.005) # largest share of a run
@@ -72,7 +73,7 @@ def session(
             run = trainer.fit(model, stream, cfg, Path(out), progress=False)
     finally:
         trainer.Writer.__call__ = real
-    table = trainer.phase_table(run)
+    table = phase_table(run)
     return table.share.to_dict() | dict(seconds=table.seconds.sum(), tok=run.real_tok)
 
 

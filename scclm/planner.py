@@ -38,7 +38,8 @@ from .runlog import read_log
 from .runs import checkout_root, run_path, scale_name
 from .tokenizer import load_tokenizer
 from .trainer import (OPTIMIZERS, StopSignals, TrainCfg, chunked_loss, count_labels,
-    param_groups, probe_precision, seq2seq_loss, start_run, train_step)
+    probe_precision, seq2seq_loss, start_run, train_step)
+from .trainer_options import param_groups
 
 # %% ../nbs/appendix/planner.ipynb #caffba62
 def optimizer_bytes(

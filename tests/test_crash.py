@@ -19,7 +19,8 @@ from trainer_toys import (CFG, at_step, finished, kill, model, same, scclm_comma
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from scclm.runlog import read_log
-from scclm.trainer import Writer, check_folder, checkpoints, fit, newest_good, run_lock, seq2seq_loss
+from scclm.trainer import Writer, check_folder, checkpoints, fit, newest_good, seq2seq_loss
+from scclm.trainer_several import run_lock
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

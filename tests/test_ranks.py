@@ -23,7 +23,8 @@ from trainer_toys import CFG, ROOT, at_step, finished, model, started, stream
 from scclm import trainer
 from scclm.runlog import read_log
 from scclm.tokenizer import load_tokenizer
-from scclm.trainer import fit, make_accelerator, newest_good, run_lock
+from scclm.trainer import fit, make_accelerator, newest_good
+from scclm.trainer_several import run_lock
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -18,7 +18,8 @@ from trainer_toys import (CFG, ROOT, at_step, finished, model, same, scclm_comma
 from scclm.dataset import collate, encode_pairs, read_pairs
 from scclm.fast_dropout import fast_dropout_
 from scclm.runlog import Progress, read_log
-from scclm.trainer import CURVES, TrainCfg, append_log, fit, lr_factor, phase_table, seq2seq_loss, start_run
+from scclm.trainer import CURVES, TrainCfg, append_log, fit, lr_factor, seq2seq_loss, start_run
+from scclm.trainer_options import phase_table
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
