@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .chat import ChatBot
 from .dataset import alike, columns, encode, pad, read_pairs
 from .model import write_tokens
+from .plots import new_axes
 from .runs import run_path, write_json
 from .scores import is_exact, share_score
 from .sample_typed import FORMS, typed
@@ -105,16 +106,15 @@ def plot_forms(
     ax:object|None=None, # matplotlib Axes; None: a new figure
 )->object: # the Axes
     "Exact match of every form as points with their intervals."
-    import matplotlib.pyplot as plt
     names = [name for name in ('plain', *FORMS) if name in scores][::-1]
-    ax = ax or plt.subplots(figsize=(6, .28*len(names) + .8), layout='constrained')[1]
+    ax = new_axes(6, .28*len(names) + .8, ax)
     for y, name in enumerate(names):
         low, high = scores[name]['ci95']
         taught = name == 'plain' or FORMS[name].taught
         color = 'tab:orange' if taught else 'tab:blue'
         ax.plot([low, high], [y, y], color=color)
         ax.plot(scores[name]['value'], y, 'o', color=color)
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel='exact match on held-out questions', xlim=(None, 1))
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel='完全答对的份额（没见过的问法）', xlim=(None, 1))
     return ax
 
 # %% ../nbs/appendix/chat_exam.ipynb #dbd56e30

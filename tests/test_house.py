@@ -53,8 +53,8 @@ ROOMS = {
     'pretrain': 'plots runs tokenizer dataset model trainer stage',
     'sft': 'plots runs dataset model trainer stage',
     'dpo': 'plots runs readers data_cleaning sample_prefs dataset model runlog trainer scores stage',
-    'ie_finetune': ('plots runs readers data_cleaning sample_triples tokenizer dataset triple_files model runlog trainer '
-        'scores stage'),
+    'ie_finetune': ('plots runs readers data_cleaning sample_triples tokenizer dataset triple_files model runlog '
+        'trainer scores stage'),
     'evaluation': 'plots runs readers data_cleaning dataset model chat trainer scores',
     'planner': 'plots runs tokenizer dataset model runlog trainer pretrain',
     'report_card': 'plots runs sample_typed runlog scores',
