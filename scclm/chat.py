@@ -205,7 +205,8 @@ class LoopGuard(LogitsProcessor):
         scores:Tensor, # (B, V) scores of the next token
     )->Tensor: # (B, V)
         "The scores, with those of closing tokens handed to the end mark."
-        closers = [set() if ids[-1] in self.over else loop_closers(ids, self.chars, self.copies) for ids in said.tolist()]
+        rows = [[] if ids[-1] in self.over else ids for ids in said.tolist()]
+        closers = [loop_closers(ids, self.chars, self.copies) for ids in rows]
         if not any(closers): return scores
         scores = scores.clone()
         for row, closing in enumerate(closers):
