@@ -33,10 +33,10 @@ import pyarrow.parquet as pq
 
 from scclm.data_cleaning import clean
 from scclm.dpo import pref_files, read_prefs
-from scclm.ie_finetune import RULES, Rejects, find_duie, read_duie
 from scclm.readers import shown_name
 from scclm.runs import run_path
 from scclm.sources import CleanCfg
+from scclm.triple_files import RULES, Rejects, find_duie, read_duie
 
 POOL = ('的一是不在人有我他大中上到和地出道也年得就那要下以生自去之可她里后小心多天能好都然日起成事只作想看文用主行方如前所本面公同三已老'
         '意高把法此理美月明全工己向部正名定女力等最新打便位重走四第次使教西再平真世信北少加化由代入先水')

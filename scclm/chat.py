@@ -8,6 +8,7 @@ __all__ = ['Decoding', 'processors', 'plot_probs', 'loop_closers', 'token_chars'
            'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg', 'pick_device', 'say', 'chat_terminal']
 
 # %% ../nbs/08_chat.ipynb #c5868170
+#| code-fold: true
 import math
 import os
 import re
@@ -29,9 +30,11 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .dataset import alike, decode, encode as encode_texts, pad
 from .model import end_id, load_model, write_tokens
+from .plots import new_axes
 from .runs import chat_models
 
 # %% ../nbs/08_chat.ipynb #d62bb1e2
+#| code-fold: true
 def _int(low:int)->Callable[[object], bool]:
     "A check for integers of at least `low`; True and False are none."
     def fits(x:object)->bool:
@@ -40,6 +43,7 @@ def _int(low:int)->Callable[[object], bool]:
     return fits
 
 # %% ../nbs/08_chat.ipynb #d75143df
+#| code-fold: true
 def _real(low:float, high:float=math.inf)->Callable[[object], bool]:
     "A check for finite numbers above `low` and up to `high`; True and False are none."
     def fits(x:object)->bool:
@@ -49,16 +53,19 @@ def _real(low:float, high:float=math.inf)->Callable[[object], bool]:
     return fits
 
 # %% ../nbs/08_chat.ipynb #11608a5f
+#| code-fold: true
 def _strategy(x:object)->bool:
     "Whether `x` is a way to choose."
     return x in ('greedy', 'beam', 'sampling')
 
 # %% ../nbs/08_chat.ipynb #0f321b61
+#| code-fold: true
 def _seed(x:object)->bool:
     "Whether `x` is None or an integer >= 0."
     return x is None or _int(0)(x)
 
 # %% ../nbs/08_chat.ipynb #5d0c7a11
+#| code-fold: true
 _LIMITS = dict(
     strategy=(_strategy, "greedy, beam or sampling"),
     max_new_tok=(_int(1), "an integer >= 1"),
@@ -112,17 +119,16 @@ def processors(
     return out
 
 # %% ../nbs/08_chat.ipynb #deaf7e7a
+#| code-fold: true
 def plot_probs(
     probs:dict[str, float], # probability of each token
     ax:object|None=None, # matplotlib Axes; None: a new figure
     title:str='', # above the bars
 )->object: # Axes; a token that was cut off shows none
     "A distribution over tokens as bars."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(3, 2.2))[1]
+    ax = new_axes(3, 2.2, ax)
     ax.bar(list(probs), list(probs.values()), color='tab:blue')
-    ax.set(ylim=(0, 1), ylabel='probability', xlabel='token', title=title)
-    ax.tick_params(axis='x', rotation=45)
+    ax.set(ylim=(0, 1), ylabel='概率', xlabel='词元', title=title)
     return ax
 
 # %% ../nbs/08_chat.ipynb #lgd00002
@@ -135,6 +141,7 @@ def loop_closers(
     "The tokens that would complete a loop: a piece of text that comes `copies` times in a row."
     found = set()
     for period in range(1, (len(ids) + 1)//copies + 1):
+        if len(ids) > period and ids[-1] != ids[-1 - period]: continue # most often: nothing comes again
         piece_chars = max(.25, sum(chars[i] for i in ids[-period:]))
         times = max(copies, math.ceil(copies*least/piece_chars))
         there = period*times - 1 # tokens of the loop that stand there already
@@ -144,6 +151,7 @@ def loop_closers(
     return found
 
 # %% ../nbs/08_chat.ipynb #lgd00004
+#| code-fold: true
 _BYTE = re.compile('<0x([0-9A-F]{2})>') # a byte-fallback token
 _BYTE_OF = {char: byte for byte, char in bytes_to_unicode().items()} # letters of a byte-level vocabulary
 _OFTEN = set('|-_=*.#+~—…·') # signs that come many times in a row: rules, tables, dots
@@ -158,6 +166,7 @@ def _byte_weight(byte:int)->float:
     return float(byte & 0xC0 != 0x80) # 10xxxxxx goes on with a character
 
 # %% ../nbs/08_chat.ipynb #lgd00006
+#| code-fold: true
 _CHARS = weakref.WeakKeyDictionary() # tokenizer -> characters of each of its tokens
 
 def _weight(token:str, byte_level:bool)->float:
@@ -178,6 +187,7 @@ def token_chars(
     return _CHARS[tok]
 
 # %% ../nbs/08_chat.ipynb #lgd00005
+#| code-fold: true
 class LoopGuard(LogitsProcessor):
     "Ends an answer that is about to run in a circle: the end mark takes the score of the token that would close it."
     def __init__(self,
@@ -188,13 +198,15 @@ class LoopGuard(LogitsProcessor):
         self.chars = token_chars(tok)
         self.copies = copies
         self.end = tok.eos_token_id
+        self.over = {tok.eos_token_id, tok.pad_token_id} # what a finished row ends with
 
     def __call__(self,
         said:Tensor, # (B, T) what was written so far
         scores:Tensor, # (B, V) scores of the next token
     )->Tensor: # (B, V)
         "The scores, with those of closing tokens handed to the end mark."
-        closers = [loop_closers(ids, self.chars, self.copies) for ids in said.tolist()]
+        rows = [[] if ids[-1] in self.over else ids for ids in said.tolist()]
+        closers = [loop_closers(ids, self.chars, self.copies) for ids in rows]
         if not any(closers): return scores
         scores = scores.clone()
         for row, closing in enumerate(closers):
@@ -286,9 +298,11 @@ def beam_ids(
     return out[:, 1:].tolist()
 
 # %% ../nbs/08_chat.ipynb #bc9971f9
+#| code-fold: true
 _HALF = re.compile('\ufffd{1,3}\\Z') # what may be half a character
 
 # %% ../nbs/08_chat.ipynb #2c157dd2
+#| code-fold: true
 def text_pieces(
     ids:Iterable[int], # token ids as they come
     tok:PreTrainedTokenizerBase, # tokenizer of the model
@@ -315,6 +329,7 @@ def read_typed(
     return chat_form(texts)
 
 # %% ../nbs/08_chat.ipynb #97b3c47b
+#| code-fold: true
 _UNSEEN = ('Zs', 'Zl', 'Zp', 'Cc', 'Cf', 'Mn') # categories of characters that nobody sees
 
 def check_text(
@@ -329,6 +344,7 @@ def check_text(
     return text
 
 # %% ../nbs/08_chat.ipynb #d673e525
+#| code-fold: true
 def encode_prompts(
     tok:PreTrainedTokenizerBase, # tokenizer of the model
     texts:list[str], # questions; '[EOS]' typed by a user is five characters, not the end mark
@@ -370,6 +386,7 @@ class ChatBot:
         self.read = read
 
 # %% ../nbs/08_chat.ipynb #1961138d
+#| code-fold: true
 @patch(cls_method=True)
 def from_dir(cls:ChatBot,
     path:str|Path|None=None, # a model folder; None: what 07, 06 or 05 made last
@@ -381,6 +398,7 @@ def from_dir(cls:ChatBot,
     return cls(*load_model(find_model(path), dtype, device), **kw)
 
 # %% ../nbs/08_chat.ipynb #06ec6b05
+#| code-fold: true
 @patch
 def encode(self:ChatBot,
     texts:list[str], # questions
@@ -392,6 +410,7 @@ def encode(self:ChatBot,
     return encode_prompts(self.tok, self.read(checked), self.max_prompt_tok, end_id(self.model, self.tok))
 
 # %% ../nbs/08_chat.ipynb #unk00002
+#| code-fold: true
 @patch
 def unknown_chars(self:ChatBot,
     text:str, # a question
@@ -413,6 +432,7 @@ def unknown_note(self:ChatBot,
     return f"（我不认识这些字：{'、'.join(new)}。）" if new else ''
 
 # %% ../nbs/08_chat.ipynb #21c890f5
+#| code-fold: true
 def answer_ids(
     model:PreTrainedModel, # encoder-decoder, in eval mode
     prompts:list[list[int]], # B prompts, ids with [EOS]
@@ -439,6 +459,7 @@ def answer(self:ChatBot,
     return [text if text.strip() else self.fallback for text in out]
 
 # %% ../nbs/08_chat.ipynb #41b9cba2
+#| code-fold: true
 def live_ids(
     model:PreTrainedModel, # encoder-decoder, in eval mode
     prompt:list[int], # one prompt, ids with [EOS]
@@ -454,6 +475,7 @@ def live_ids(
         yield i
 
 # %% ../nbs/08_chat.ipynb #7efd3f3f
+#| code-fold: true
 def _speak(pieces:Iterator[str], fallback:str, stop:Callable[[], bool])->Iterator[str]:
     "The pieces until `stop` says so; `fallback` if there was none."
     blank = True
@@ -485,6 +507,7 @@ def chat_widget(
     return ChatView(bot)
 
 # %% ../nbs/08_chat.ipynb #5ec704c1
+#| code-fold: true
 @dataclass(frozen=True)
 class ChatCfg(Decoding):
     "The terminal chat: how to decode, and with which model."
@@ -494,6 +517,7 @@ class ChatCfg(Decoding):
     max_prompt_tok:int=512 # longest question, tokens
 
 # %% ../nbs/08_chat.ipynb #6a7f3a15
+#| code-fold: true
 def pick_device(
     name:str='auto', # a device, or auto
 )->str: # cuda, mps or cpu if auto
@@ -509,6 +533,7 @@ def pick_device(
     return name
 
 # %% ../nbs/08_chat.ipynb #97a92229
+#| code-fold: true
 def _pipe_lines()->Iterator[str]:
     "The lines of a pipe; one that is not UTF-8 is named on standard error and left out."
     for n, raw in enumerate(sys.stdin.buffer, 1):
@@ -516,6 +541,7 @@ def _pipe_lines()->Iterator[str]:
         except UnicodeDecodeError: print(f"line {n} of stdin is not UTF-8: expected UTF-8 text", file=sys.stderr)
 
 # %% ../nbs/08_chat.ipynb #db7ec779
+#| code-fold: true
 def _pipe_reader()->Callable[[], str]:
     "What gives the next line of a pipe. It raises EOFError at the end."
     lines = _pipe_lines()
@@ -527,6 +553,7 @@ def _pipe_reader()->Callable[[], str]:
     return read
 
 # %% ../nbs/08_chat.ipynb #0a1220a7
+#| code-fold: true
 def _reader()->Callable[[], str]:
     "What gives the next line, typed or from a pipe. It raises EOFError at the end."
     if not sys.stdin.isatty(): return _pipe_reader()
@@ -535,6 +562,7 @@ def _reader()->Callable[[], str]:
     return lambda: session.prompt('你> ')
 
 # %% ../nbs/08_chat.ipynb #9be4e40a
+#| code-fold: true
 def say(
     bot:ChatBot, # who answers
     text:str, # question
@@ -555,6 +583,7 @@ def say(
     return True
 
 # %% ../nbs/08_chat.ipynb #62022642
+#| code-fold: true
 def _drop_stdout():
     "Nobody reads on: the flush at exit goes nowhere instead of complaining."
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -565,6 +594,7 @@ def _open_bot(cfg:ChatCfg)->ChatBot:
     return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg, max_prompt_tok=cfg.max_prompt_tok)
 
 # %% ../nbs/08_chat.ipynb #7bc7bd77
+#| code-fold: true
 def chat_terminal(
     cfg:ChatCfg=ChatCfg(), # model and decoding
 )->int: # questions answered

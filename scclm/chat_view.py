@@ -235,7 +235,11 @@ def wait(self:ChatView,
     timeout:float=60., # seconds
 )->bool: # False: still being written
     "Wait for the answer."
-    if t := self.writer: t.join(timeout)
+    ends = time.monotonic() + timeout
+    while self.writer and time.monotonic() < ends:
+        thread = self.writer
+        if thread and thread.is_alive(): thread.join(max(0, ends - time.monotonic()))
+        else: time.sleep(.001) # announced, but not started yet
     return not self.writer
 
 # %% ../nbs/appendix/chat_view.ipynb #4ab694f2

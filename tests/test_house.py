@@ -44,6 +44,7 @@ ROOMS = {
     'model': 'plots runs weights',
     'chat_view': '',
     'chat': 'plots runs data_cleaning dataset model chat_view',
+    'triple_files': 'runs readers dataset',
     'fast_dropout': '',
     'runlog': 'plots',
     'trainer': 'plots runs model fast_dropout runlog',
@@ -55,8 +56,8 @@ ROOMS = {
     'pretrain': 'plots runs tokenizer dataset model trainer stage',
     'sft': 'plots runs dataset model trainer stage',
     'dpo': 'plots runs readers data_cleaning sample_prefs dataset model runlog trainer scores stage',
-    'ie_finetune': ('plots runs readers data_cleaning sample_triples tokenizer dataset model runlog trainer scores '
-        'stage'),
+    'ie_finetune': ('plots runs readers data_cleaning sample_triples tokenizer dataset triple_files model runlog '
+        'trainer scores stage'),
     'evaluation': 'plots runs readers data_cleaning dataset model chat trainer scores',
     'planner': 'plots runs tokenizer dataset model runlog trainer pretrain',
     'report_card': 'plots runs sample_typed runlog scores',

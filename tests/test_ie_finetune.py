@@ -17,15 +17,15 @@ import scclm.trainer
 from chat_toys import CHARS, char_tok
 from raw_toys import gbk, link, put, put_pairs
 from scclm.dataset import Pair
-from scclm.ie_finetune import (DUIE, IeCfg, PRESETS, PROMPT, Rejects, RULES, by_appearance, by_relation, duie_triples,
-    error_kind, extract, find_duie, find_errors, format_triples, ie, ie_cfg, ie_prompt, mix_in, mix_paths,
-    parse_triples, part_of, prf, read_duie, read_tests, repair, scores, start_model, tallies, telling_errors,
-    twin_marks_)
+from scclm.ie_finetune import (IeCfg, PRESETS, by_relation, error_kind, extract, find_errors, ie, ie_cfg, mix_in,
+    mix_paths, prf, scores, start_model, tallies, telling_errors, twin_marks_)
 from scclm.model import build_model, model_config, save_model
 from scclm.readers import sniff
 from scclm.runs import read_json, run_path
 from scclm.sample_triples import make_sample_triples, make_splits
 from scclm.tokenizer import load_tokenizer
+from scclm.triple_files import (DUIE, PROMPT, Rejects, RULES, by_appearance, duie_triples, find_duie, find_finals,
+    format_triples, ie_prompt, parse_triples, part_of, read_duie, read_tests, repair)
 
 MARKS = '\\,()[]，（）'
 
@@ -378,6 +378,25 @@ def test_base_has_the_recipe_of_the_ancestor():
     assert (cfg.lr, cfg.lr_scratch, cfg.epochs) == (5e-5, 1e-4, 5) and set(PRESETS) == {'tiny', 'mini', 'base'}
 
 
+# ---- final tests
+
+def test_final_tests_lie_beside_the_data(tmp_path):
+    write(tmp_path/'duie'/'train.json', [GOOD])
+    write(tmp_path/'duie'/'valid.json', [GOOD])
+    assert find_finals([tmp_path/'duie']) == {} == find_finals([tmp_path/'duie'/'train.json'])
+    files = {name: write(tmp_path/'final'/f'test_{name}.json', [GOOD]) for name in ('entity', 'pattern')}
+    write(tmp_path/'final'/'test_notes.json', [dict(title='not DuIE')])
+    found = find_finals([tmp_path/'duie'])
+    assert found == {f'{name}_final': [path] for name, path in files.items()}
+    assert not [name for name in find_duie([tmp_path/'duie'])[0] if name.endswith('_final')]
+
+def test_published_labels_are_kept_as_they_are(tmp_path):
+    f = write(tmp_path/'valid.json', [row('王写《DJ》', ('《DJ》', '作者', '王'), ('冬', '作者', '王'))])
+    (sentence,) = read_duie(f, 'valid', Rejects())
+    assert sentence.triples == [('dj', '作者', '王')]
+    assert sentence.published == [('《DJ》', '作者', '王'), ('冬', '作者', '王')]
+
+
 # ---- the stage, small
 
 TOY_CHARS = CHARS + PROMPT + '[](),作者写'
@@ -417,7 +436,7 @@ def test_the_stage_writes_what_it_promises(world):
     assert promised <= {p.name for p in out.iterdir()}
     figures = read_json(out/'figures.json')
     assert {'f1_valid', 'f1_valid_ci95', 'f1_valid_n', 'p_valid', 'r_valid', 'unreadable_valid', 'loss_valid',
-            'steps'} <= set(figures)
+            'steps', 'published_f1_valid'} <= set(figures)
     assert not [k for k in figures if k.startswith('exact')]   # new weights know no answers: nothing to keep
     assert figures['f1_valid_n'] == 32 and 0 <= figures['f1_valid'] <= 1
     rows = pq.read_table(out/'train.parquet').to_pylist()
@@ -435,6 +454,21 @@ def test_the_stage_writes_what_it_promises(world):
     kept = read_json(again.out/'figures.json')
     assert 0 <= kept['exact_heldout_before'] <= 1 and 0 <= kept['exact_heldout_after'] <= 1
     assert kept['exact_heldout_n'] == 1
+
+def test_final_tests_are_scored_once_and_never_watched(world):
+    root, cfg = world
+    final = [row('天写地，好', ('地', '作者', '天')), row('玄写《DJ》', ('DJ', '作者', '玄'))]
+    write(root/'final'/'test_entity.json', final)
+    copied = json.loads((root/'duie'/'duie_train.json').read_text(encoding='utf-8').splitlines()[0])
+    write(root/'final'/'test_copied.json', [copied])
+    run = ie(cfg, progress=False)
+    figures = read_json(run.out/'figures.json')
+    assert figures['f1_entity_final_n'] == 2 and 0 <= figures['published_f1_entity_final'] <= 1
+    assert {'f1_valid', 'published_f1_valid', 'f1_entity_final', 'f1_entity_final_ci95'} <= figures.keys()
+    entries = [json.loads(line) for line in (run.out/'log.jsonl').read_text(encoding='utf-8').splitlines()]
+    assert any('f1_valid' in e for e in entries) and not [k for e in entries for k in e if 'final' in k]
+    report = read_json(run.out/'report.json')
+    assert report['train']['rows']['leak'] == 1, 'a sentence of a final test is not trained on'
 
 def test_rows_to_mix_in_come_from_data_or_from_where_one_says(world):
     root, cfg = world

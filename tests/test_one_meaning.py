@@ -27,7 +27,7 @@ from scclm.dataset import (TOO_LONG, LongRows, PairStream, encode, encode_pairs,
 from scclm.dpo import (DpoCfg, MergeCfg, Pref, add_lora, dpo_cfg, encode_prefs, finish_dpo, fit_prefs, merge,
     weights_key)
 from scclm.evaluation import EvaluateCfg, evaluate, score_rows
-from scclm.ie_finetune import extract, ie_cfg, ie_prompt, mix_in
+from scclm.ie_finetune import extract, ie_cfg, mix_in
 from scclm.model import first_not_finite, load_model, save_model
 from scclm.pretrain import pretrain_cfg
 from scclm.runlog import read_log
@@ -37,6 +37,7 @@ from scclm.sft import length_filter, say_left_out, sft, sft_cfg
 from scclm.stage import long_figures, read_samples, say_long, stage_stream
 from scclm.trainer import (TrainCfg, fit, load_weights, named_weights, newest_good, save_weights,
     write_manifest)
+from scclm.triple_files import ie_prompt
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ import pytest
 from raw_toys import tree
 
 from scclm.sample_corpus import intended
-from scclm.sample_triples import (DIRT, Fact, KINDS, RELATIONS, Speaker, bad_lines, bigrams, course_text,
-    duie_record, make_sample_triples, make_splits, make_world, name_pool, spoil)
+from scclm.sample_triples import (DIRT, FINAL_CLAUSES, Fact, KINDS, RELATIONS, Speaker, bad_lines, bigrams, course_text,
+    duie_record, make_finals, make_sample_triples, make_splits, make_world, name_pool, names_by_kind, spoil)
 from scclm.tokenizer import ALWAYS
 
 FILES = ['test_combination', 'test_entity', 'test_pattern', 'test_sentence', 'train', 'valid']
@@ -48,6 +48,9 @@ def sample(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def splits(): return make_splits()
+
+@pytest.fixture(scope='module')
+def finals(splits): return make_finals(splits)
 
 
 def test_the_same_seed_writes_the_same_bytes_another_writes_others(tmp_path):
@@ -126,20 +129,49 @@ def test_pattern_sentences_are_made_of_reserved_clauses_only(splits):
     assert not shapes & {shape(*r) for r in splits.tests['pattern']}
 
 
-def test_no_name_occurs_in_the_course_corpus(splits):
+def test_final_tests_are_another_lot(splits, finals):
+    train, watched = splits.train, [row for rows in splits.tests.values() for row in rows]
+    assert sorted(finals) == ['combination', 'entity', 'pattern'] and {len(rows) for rows in finals.values()} == {300}
+    texts = [text for rows in (train, watched, *finals.values()) for text, _ in rows]
+    assert len(set(texts)) == len(texts)
+    assert not facts_in(finals['combination']) & (facts_in(train) | facts_in(watched))
+    assert names_in(finals['combination']) <= names_in(train)
+    assert not names_in(finals['entity']) & (names_in(train) | names_in(watched))
+    assert facts_in(finals['pattern']) <= facts_in(train)
+    for text, facts in (row for rows in finals.values() for row in rows):
+        assert 1 <= len(facts) <= 3 and all(f.s in text and f.o in text for f in facts)
+
+
+def test_final_patterns_were_never_used(splits, finals):
+    old = {c for r in RELATIONS.values() for c in r.heads + r.reserved + r.tails + r.reserved_tails}
+    assert FINAL_CLAUSES.keys() == RELATIONS.keys()
+    assert not old & {c for parts in FINAL_CLAUSES.values() for clauses in parts for c in clauses}
+    shapes = {shape(*r) for rows in (splits.train, *splits.tests.values()) for r in rows}
+    assert not shapes & {shape(*r) for r in finals['pattern']}
+
+
+def test_names_by_kind_is_a_pool_of_the_facts():
+    pool = name_pool(5, 'k')
+    facts = sorted({f for fs in make_world(pool, 'k').values() for f in fs})
+    found = names_by_kind(facts)
+    assert set(found) == set(KINDS) and all(set(found[kind]) <= set(pool[kind]) for kind in KINDS)
+    for kind in ('song', 'company', 'book', 'film'): assert sorted(pool[kind]) == found[kind], 'each has a fact'
+
+
+def test_no_name_occurs_in_the_course_corpus(splits, finals):
     clean = intended(0)
     texts = ['\n'.join((r.title, r.body, r.response)) for r in clean.pretrain + clean.sft]
     texts += ['\n'.join((h['prompt'], h['response'])) for h in clean.heldout]
     corpus = '\n'.join(texts)
-    names = set().union(*map(names_in, (splits.train, *splits.tests.values())))
+    names = set().union(*map(names_in, (splits.train, *splits.tests.values(), *finals.values())))
     assert [n for n in names if n in corpus] == []
     assert len(names) > 1500
 
 
-def test_every_character_is_known_to_the_course(splits):
+def test_every_character_is_known_to_the_course(splits, finals):
     known = set(course_text()) | set(ALWAYS)
     used = set('请抽取出给定句子中的所有三元组。给定句子：')
-    for rows in (splits.train, *splits.tests.values()):
+    for rows in (splits.train, *splits.tests.values(), *finals.values()):
         for text, facts in rows: used.update(text, *(f.p for f in facts))
     assert used - known == set()
 
