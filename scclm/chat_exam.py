@@ -107,14 +107,15 @@ def plot_forms(
 )->object: # the Axes
     "Exact match of every form as points with their intervals."
     names = [name for name in ('plain', *FORMS) if name in scores][::-1]
-    ax = new_axes(6, .28*len(names) + .8, ax)
+    ax = new_axes(6, .3*len(names) + .8, ax)
     for y, name in enumerate(names):
         low, high = scores[name]['ci95']
         taught = name == 'plain' or FORMS[name].taught
         color = 'tab:orange' if taught else 'tab:blue'
         ax.plot([low, high], [y, y], color=color)
         ax.plot(scores[name]['value'], y, 'o', color=color)
-    ax.set(yticks=range(len(names)), yticklabels=names, xlabel='完全答对的份额（没见过的问法）', xlim=(None, 1))
+    labels = ['照原样' if name == 'plain' else FORMS[name].label for name in names]
+    ax.set(yticks=range(len(names)), yticklabels=labels, xlabel='没见过的问法，答得一字不差的比例', xlim=(None, 1))
     return ax
 
 # %% ../nbs/appendix/chat_exam.ipynb #dbd56e30
