@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'spool_block', 'n_workers', 'fill_spool', 'raw_bytes', 'write_rejects', 'count_rows', 'count_files',
-           'make_report', 'report_table', 'plot_report']
+           'make_report']
 
 # %% ../nbs/appendix/clean_stage.ipynb #cst00003
 #| code-fold: true
@@ -16,14 +16,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from .duplicates import KEPT_ROW, STATUS, Chunk, Spool, normal_form, read_arrow, row_keys, write_arrow
-from .plots import new_axes
 from .readers import REJECTS, Block, Reject, Row, Source, map_ordered, plan_blocks, read_block, rejects_table
 from .sources import KEPT, CleanCfg, Kept, judge_rows
 from .text_rules import on_joined
@@ -200,31 +198,3 @@ def make_report(
     return dict(rows_in=rows_in, kept=kept, rejected=rules.total(), duplicates=duplicates,
                 leaks=rules['leak'], rules=dict(rules.most_common()), sources=sources,
                 splits=splits, files=files or {}, unrecognised=list(unknown), config=config)
-
-# %% ../nbs/appendix/clean_stage.ipynb #61998f02
-def report_table(
-    report:dict, # from `clean` or report.json
-)->pd.DataFrame: # a row per source and a total; columns: rows_in, kept, one per rule
-    "What happened to the rows, as a table."
-    rows = {}
-    for name, c in report['sources'].items(): rows[name] = dict(rows_in=c['rows_in'], kept=c['kept'], **c['rejected'])
-    rows['total'] = dict(rows_in=report['rows_in'], kept=report['kept'], **report['rules'])
-    table = pd.DataFrame(rows).T.reindex(columns=['rows_in', 'kept', *report['rules']])
-    return table.fillna(0).astype(int)
-
-# %% ../nbs/appendix/clean_stage.ipynb #3e50cd56
-def plot_report(
-    report:dict, # from `clean` or report.json
-    ax:object|None=None, # matplotlib Axes; None: a new figure
-)->object: # the Axes
-    "Share of every source's rows that was rejected, by rule."
-    ax = new_axes(7, 3, ax)
-    table = report_table(report).drop(index='total')
-    share = 100*table.drop(columns=['rows_in', 'kept']).div(table['rows_in'], axis=0)
-    common = share.sum().sort_values(ascending=False).index[:8]
-    share = share[common].assign(other=share.drop(columns=common).sum(axis=1))
-    if share.empty: share = pd.DataFrame(0, index=table.index, columns=['other'])
-    share.plot.barh(stacked=True, ax=ax, cmap='tab10', width=0.8)
-    ax.set(xlabel='被拒的行（%）', ylabel='来源')
-    ax.legend(title='规则', loc='center left', bbox_to_anchor=(1, 0.5))
-    return ax
