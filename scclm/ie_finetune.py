@@ -292,8 +292,9 @@ def extract_tests(
     tests:dict[str, list[Sentence]], # test -> sentences
     cfg:IeCfg, # gives max_len and max_new_tok
 )->dict[str, tuple[list[list[Triple]], int]]: # test -> triples per sentence, unreadable pieces
-    "What the model extracts from every test, all decoded together; with named tests, `valid` is left to the training loop."
-    asked = {name: rows for name, rows in tests.items() if name != 'valid' or len(tests) == 1}
+    "What the model extracts from every test, all decoded together; `valid` only where no other test was looked at."
+    named = any(name != 'valid' and not name.endswith('_final') for name in tests)
+    asked = {name: rows for name, rows in tests.items() if name != 'valid' or not named}
     prompts = [s.pair.prompt for rows in asked.values() for s in rows]
     answers = iter(greedy_answers(model, tok, prompts, cfg.max_new_tok, cfg.max_len))
     found = {}
@@ -325,7 +326,7 @@ def score_tests(
     tests:dict[str, list[Sentence]], # test -> sentences
     cfg:IeCfg, # gives max_len and max_new_tok
 )->dict: # from `scores_of_tests`
-    "Strict micro scores of every test; with named tests, `valid` is left to the training loop."
+    "Strict micro scores of every test; `valid` only where no other test was looked at."
     return scores_of_tests(tests, extract_tests(model, tok, tests, cfg))
 
 # %% ../nbs/09_ie_finetune.ipynb #ie900035
@@ -335,7 +336,7 @@ def write_extracted(
     found:dict[str, tuple[list[list[Triple]], int]], # from `extract_tests`
     path:Path, # a parquet file
 ):
-    "What was extracted from every sentence of every test: test, text, stated, extracted, as `format_triples` writes them."
+    "What was extracted from every sentence: test, text, stated, extracted, as `format_triples` writes them."
     rows = [(name, s.text, format_triples(s.triples), format_triples(triples))
             for name, (pred, _) in found.items() for s, triples in zip(tests[name], pred)]
     table = pd.DataFrame(rows, columns=['test', 'text', 'stated', 'extracted'])
@@ -348,7 +349,7 @@ def answers_before(
     model:nn.Module, # at the start, in eval mode
     tok:PreTrainedTokenizerBase, # its tokenizer
 )->dict: # from `heldout_exact`; empty for new weights, which know nothing
-    "What the model could answer before: read from chapter 06's figures where it measured the same questions, else measured."
+    "What the model could answer before: from chapter 06's figures if it measured the same questions, else measured."
     if cfg.start in FRESH: return {}
     known = run_path('sft', 'figures.json')
     figures = read_json(known) if cfg.start == 'sft' and known.exists() else {}
@@ -380,7 +381,7 @@ def ie(
     progress:bool=True, # bar or live plot
 )->Run: # `done` if all steps are done
     """Fine-tune on triples; again after a stop to go on. Writes
-    ie/{model,checkpoints,log.jsonl,config.json,figures.json,extracted.parquet,train.parquet,rejects.parquet,report.json}.
+    ie/{model,checkpoints,log.jsonl,config.json,figures.json,report.json} and {train,extracted,rejects}.parquet.
     Raises what `start_model`, `prepare` and `fit` raise."""
     fresh = cfg.start in FRESH
     out = Path(cfg.out or run_path(f'ie_{cfg.start}' if fresh else 'ie'))

@@ -17,8 +17,8 @@ import scclm.trainer
 from chat_toys import CHARS, char_tok
 from raw_toys import gbk, link, put, put_pairs
 from scclm.dataset import Pair
-from scclm.ie_finetune import (IeCfg, PRESETS, answers_before, by_relation, error_kind, extract, find_errors, ie, ie_cfg, mix_in,
-    mix_paths, prf, scores, start_model, tallies, telling_errors, twin_marks_)
+from scclm.ie_finetune import (IeCfg, PRESETS, answers_before, by_relation, error_kind, extract, find_errors, ie,
+    ie_cfg, mix_in, mix_paths, prf, scores, start_model, tallies, telling_errors, twin_marks_)
 from scclm.model import build_model, model_config, save_model
 from scclm.readers import sniff
 from scclm.runs import read_json, run_path
@@ -485,7 +485,8 @@ def test_answers_before_are_measured_once(world):
     put(run_path('sft', 'figures.json'), json.dumps(dict(exact_heldout=known, n_heldout=counts)))
     assert answers_before(replace(cfg, start='sft'), None, None) == known
     put(run_path('sft', 'figures.json'), json.dumps(dict(exact_heldout=known, n_heldout=dict(all=2, phrasing=2))))
-    with pytest.raises(AttributeError): answers_before(replace(cfg, start='sft'), None, None) # other questions: asked anew
+    with pytest.raises(AttributeError): # other questions: the model is asked
+        answers_before(replace(cfg, start='sft'), None, None)
 
 def test_rows_to_mix_in_come_from_data_or_from_where_one_says(world):
     root, cfg = world
