@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TWINS', 'FRESH', 'PRESETS', 'TINY_REAL', 'tallies', 'scores', 'prf', 'mix_in', 'twin_marks_', 'IeCfg', 'ie_cfg',
-           'ie_data', 'mix_paths', 'read_train', 'prepare', 'start_model', 'resolve_cfg', 'extract', 'score_tests',
-           'ie_eval', 'ie', 'ie_figures', 'plot_f1', 'plot_worth', 'error_kind', 'by_relation', 'find_errors',
-           'telling_errors']
+           'ie_data', 'mix_paths', 'read_train', 'prepare', 'start_model', 'resolve_cfg', 'extract', 'extract_tests',
+           'scores_of_tests', 'score_tests', 'write_extracted', 'answers_before', 'ie_eval', 'ie', 'ie_figures',
+           'plot_f1', 'plot_worth', 'error_kind', 'by_relation', 'find_errors', 'telling_errors']
 
 # %% ../nbs/09_ie_finetune.ipynb #a27c3c38
 #| code-fold: true
@@ -30,7 +30,7 @@ from .model import build_model, default_init, load_model, model_config
 from .plots import chinese_plots, new_axes
 from .readers import shown_name
 from .runlog import read_log
-from .runs import fingerprint, raw_dir, require, run_path, scale_name, write_aside
+from .runs import fingerprint, raw_dir, read_json, require, run_path, scale_name, write_aside
 from .scores import greedy_answers, heldout_counts, heldout_exact, pair_eval
 from .stage import finish_stage, last_eval, long_figures, run_costs, stage_stream
 from .tokenizer import load_tokenizer
@@ -216,7 +216,8 @@ def read_train(
     Raises ValueError if none is left."""
     seen = {s.text: 'leak' for rows in tests.values() for s in rows}
     def whole(pair:Pair)->bool:
-        "Whether both texts fit."
+        "Whether both texts fit; no token is shorter than a byte, so most need no counting."
+        if max(len(text.encode(errors='replace')) for text in pair) + 2 <= cfg.max_len: return True
         return max(map(len, encode(list(pair), tok))) <= cfg.max_len
     rows = [s for f in files for s in read_duie(f, 'train', rejects, seen, whole)]
     if not rows: raise ValueError(f"no usable sentence in {', '.join(map(str, files))}: see the rules in report.json")
@@ -283,6 +284,40 @@ def _extracted(model:nn.Module, tok:PreTrainedTokenizerBase, prompts:list[str], 
     read = [parse_triples(a) for a in greedy_answers(model, tok, prompts, max_new_tok, max_len)]
     return [triples for triples, _ in read], sum(bad for _, bad in read)
 
+# %% ../nbs/09_ie_finetune.ipynb #ie900033
+#| code-fold: true
+def extract_tests(
+    model:nn.Module, # in eval mode
+    tok:PreTrainedTokenizerBase, # its tokenizer
+    tests:dict[str, list[Sentence]], # test -> sentences
+    cfg:IeCfg, # gives max_len and max_new_tok
+)->dict[str, tuple[list[list[Triple]], int]]: # test -> triples per sentence, unreadable pieces
+    "What the model extracts from every test, all decoded together; `valid` only where no other test was looked at."
+    named = any(name != 'valid' and not name.endswith('_final') for name in tests)
+    asked = {name: rows for name, rows in tests.items() if name != 'valid' or not named}
+    prompts = [s.pair.prompt for rows in asked.values() for s in rows]
+    answers = iter(greedy_answers(model, tok, prompts, cfg.max_new_tok, cfg.max_len))
+    found = {}
+    for name, rows in asked.items():
+        read = [parse_triples(next(answers)) for _ in rows]
+        found[name] = [triples for triples, _ in read], sum(bad for _, bad in read)
+    return found
+
+# %% ../nbs/09_ie_finetune.ipynb #ie900034
+#| code-fold: true
+def scores_of_tests(
+    tests:dict[str, list[Sentence]], # test -> sentences
+    found:dict[str, tuple[list[list[Triple]], int]], # from `extract_tests`
+)->dict: # f1_<test>, f1_<test>_ci95, _n, p_, r_, unreadable_<test>, published_f1_<test>: labels as published
+    "Strict micro scores of every test that was extracted from."
+    figures = {}
+    for name, (pred, bad) in found.items():
+        f = prf(pred, [s.triples for s in tests[name]])
+        figures |= {f'f1_{name}': f['f1'], f'f1_{name}_ci95': f['ci95'], f'f1_{name}_n': f['n']}
+        figures |= {f'p_{name}': f['p'], f'r_{name}': f['r'], f'unreadable_{name}': bad}
+        figures[f'published_f1_{name}'] = prf(pred, [s.published for s in tests[name]], n_boot=1)['f1']
+    return figures
+
 # %% ../nbs/09_ie_finetune.ipynb #bde62290
 #| code-fold: true
 def score_tests(
@@ -290,17 +325,36 @@ def score_tests(
     tok:PreTrainedTokenizerBase, # its tokenizer
     tests:dict[str, list[Sentence]], # test -> sentences
     cfg:IeCfg, # gives max_len and max_new_tok
-)->dict: # f1_<test>, f1_<test>_ci95, _n, p_, r_, unreadable_<test>, published_f1_<test>: labels as published
-    "Strict micro scores of every test; with named tests, `valid` is left to the training loop."
-    figures = {}
-    for name, rows in tests.items():
-        if name == 'valid' and len(tests) > 1: continue
-        pred, bad = _extracted(model, tok, [s.pair.prompt for s in rows], cfg.max_len, cfg.max_new_tok)
-        f = prf(pred, [s.triples for s in rows])
-        figures |= {f'f1_{name}': f['f1'], f'f1_{name}_ci95': f['ci95'], f'f1_{name}_n': f['n']}
-        figures |= {f'p_{name}': f['p'], f'r_{name}': f['r'], f'unreadable_{name}': bad}
-        figures[f'published_f1_{name}'] = prf(pred, [s.published for s in rows], n_boot=1)['f1']
-    return figures
+)->dict: # from `scores_of_tests`
+    "Strict micro scores of every test; `valid` only where no other test was looked at."
+    return scores_of_tests(tests, extract_tests(model, tok, tests, cfg))
+
+# %% ../nbs/09_ie_finetune.ipynb #ie900035
+#| code-fold: true
+def write_extracted(
+    tests:dict[str, list[Sentence]], # test -> sentences
+    found:dict[str, tuple[list[list[Triple]], int]], # from `extract_tests`
+    path:Path, # a parquet file
+):
+    "What was extracted from every sentence: test, text, stated, extracted, as `format_triples` writes them."
+    rows = [(name, s.text, format_triples(s.triples), format_triples(triples))
+            for name, (pred, _) in found.items() for s, triples in zip(tests[name], pred)]
+    table = pd.DataFrame(rows, columns=['test', 'text', 'stated', 'extracted'])
+    with write_aside(path) as tmp: pq.write_table(pa.Table.from_pandas(table, preserve_index=False), tmp)
+
+# %% ../nbs/09_ie_finetune.ipynb #ie900036
+#| code-fold: true
+def answers_before(
+    cfg:IeCfg, # gives start
+    model:nn.Module, # at the start, in eval mode
+    tok:PreTrainedTokenizerBase, # its tokenizer
+)->dict: # from `heldout_exact`; empty for new weights, which know nothing
+    "What the model could answer before: from chapter 06's figures if it measured the same questions, else measured."
+    if cfg.start in FRESH: return {}
+    known = run_path('sft', 'figures.json')
+    figures = read_json(known) if cfg.start == 'sft' and known.exists() else {}
+    if 'exact_heldout' in figures and figures.get('n_heldout') == heldout_counts(): return figures['exact_heldout']
+    return heldout_exact(model, tok)
 
 # %% ../nbs/09_ie_finetune.ipynb #bc8fcd25
 #| code-fold: true
@@ -327,12 +381,12 @@ def ie(
     progress:bool=True, # bar or live plot
 )->Run: # `done` if all steps are done
     """Fine-tune on triples; again after a stop to go on. Writes
-    ie/{model,checkpoints,log.jsonl,config.json,figures.json,train.parquet,rejects.parquet,report.json}.
+    ie/{model,checkpoints,log.jsonl,config.json,figures.json,report.json} and {train,extracted,rejects}.parquet.
     Raises what `start_model`, `prepare` and `fit` raise."""
     fresh = cfg.start in FRESH
     out = Path(cfg.out or run_path(f'ie_{cfg.start}' if fresh else 'ie'))
     model, tok = start_model(cfg)
-    before = {} if fresh else heldout_exact(model.eval(), tok)
+    before = answers_before(cfg, model.eval(), tok)
     if cfg.twins and not fresh: twin_marks_(model, tok)
     with lock_stage(out), processes().main_process_first(): train, tests = prepare(cfg, tok, out)
     stream = stage_stream([train], tok, cfg)
@@ -350,15 +404,16 @@ def ie_figures(
     tests:dict[str, list[Sentence]], # test -> sentences
     before:dict, # `heldout_exact` of the model at the start; empty if it knew nothing
 )->dict: # scores of every test, answers before and after, speed
-    "What the stage reports."
+    "What the stage reports; extracted.parquet tells what it read from every sentence."
     model = run.acc.unwrap_model(run.model)
     kept = {}
     if before:
         after = heldout_exact(model, tok)
         kept = dict(exact_heldout_before=before['all'], exact_heldout_after=after['all'],
                     exact_heldout_n=heldout_counts()['all'])
-    scores = score_tests(model, tok, tests, run.cfg)
-    return dict(loss_valid=last_eval(run)['loss_valid']) | scores | kept | run_costs(run)
+    found = extract_tests(model, tok, tests, run.cfg)
+    write_extracted(tests, found, run.out/'extracted.parquet')
+    return dict(loss_valid=last_eval(run)['loss_valid']) | scores_of_tests(tests, found) | kept | run_costs(run)
 
 # %% ../nbs/09_ie_finetune.ipynb #bd379f17
 #| code-fold: true
@@ -401,6 +456,12 @@ def plot_worth(
     ax.legend(ncols=2, loc='upper right')
     return ax
 
+# %% ../nbs/09_ie_finetune.ipynb #b683cb69
+#| code-fold: true
+def _overlap(a:str, b:str)->bool:
+    "Whether one text is a piece of the other."
+    return bool(a) and bool(b) and (a in b or b in a)
+
 # %% ../nbs/09_ie_finetune.ipynb #ee193ea7
 def error_kind(
     triple:Triple, # extracted, but not stated
@@ -416,12 +477,6 @@ def error_kind(
     if s not in text or o not in text: return 'not in text'
     if any(s == gs or o == go for gs, go in same): return 'wrong entity'
     return 'spurious'
-
-# %% ../nbs/09_ie_finetune.ipynb #b683cb69
-#| code-fold: true
-def _overlap(a:str, b:str)->bool:
-    "Whether one text is a piece of the other."
-    return bool(a) and bool(b) and (a in b or b in a)
 
 # %% ../nbs/09_ie_finetune.ipynb #b973ffb4
 #| code-fold: true

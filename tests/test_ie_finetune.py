@@ -17,8 +17,8 @@ import scclm.trainer
 from chat_toys import CHARS, char_tok
 from raw_toys import gbk, link, put, put_pairs
 from scclm.dataset import Pair
-from scclm.ie_finetune import (IeCfg, PRESETS, by_relation, error_kind, extract, find_errors, ie, ie_cfg, mix_in,
-    mix_paths, prf, scores, start_model, tallies, telling_errors, twin_marks_)
+from scclm.ie_finetune import (IeCfg, PRESETS, answers_before, by_relation, error_kind, extract, find_errors, ie,
+    ie_cfg, mix_in, mix_paths, prf, scores, start_model, tallies, telling_errors, twin_marks_)
 from scclm.model import build_model, model_config, save_model
 from scclm.readers import sniff
 from scclm.runs import read_json, run_path
@@ -432,7 +432,7 @@ def test_the_stage_writes_what_it_promises(world):
     out = root/'runs'/'tiny'/'ie_scratch'
     assert run.done and run.out == out
     promised = {'model', 'checkpoints', 'log.jsonl', 'config.json', 'figures.json', 'train.parquet', 'rejects.parquet',
-                'report.json'}
+                'report.json', 'extracted.parquet'}
     assert promised <= {p.name for p in out.iterdir()}
     figures = read_json(out/'figures.json')
     assert {'f1_valid', 'f1_valid_ci95', 'f1_valid_n', 'p_valid', 'r_valid', 'unreadable_valid', 'loss_valid',
@@ -469,6 +469,24 @@ def test_final_tests_are_scored_once_and_never_watched(world):
     assert any('f1_valid' in e for e in entries) and not [k for e in entries for k in e if 'final' in k]
     report = read_json(run.out/'report.json')
     assert report['train']['rows']['leak'] == 1, 'a sentence of a final test is not trained on'
+
+def test_what_was_extracted_is_kept_sentence_by_sentence(world):
+    root, cfg = world
+    run = ie(cfg, progress=False)
+    rows = pq.read_table(run.out/'extracted.parquet').to_pylist()
+    assert len(rows) == 32 and {r['test'] for r in rows} == {'valid'}
+    pred, gold = ([parse_triples(r[column])[0] for r in rows] for column in ('extracted', 'stated'))
+    assert prf(pred, gold)['f1'] == read_json(run.out/'figures.json')['f1_valid']
+
+def test_answers_before_are_measured_once(world):
+    root, cfg = world
+    assert answers_before(cfg, None, None) == {}, 'new weights know nothing'
+    known, counts = dict(all=.5, phrasing=.5), dict(all=1, phrasing=1)
+    put(run_path('sft', 'figures.json'), json.dumps(dict(exact_heldout=known, n_heldout=counts)))
+    assert answers_before(replace(cfg, start='sft'), None, None) == known
+    put(run_path('sft', 'figures.json'), json.dumps(dict(exact_heldout=known, n_heldout=dict(all=2, phrasing=2))))
+    with pytest.raises(AttributeError): # other questions: the model is asked
+        answers_before(replace(cfg, start='sft'), None, None)
 
 def test_rows_to_mix_in_come_from_data_or_from_where_one_says(world):
     root, cfg = world
