@@ -448,7 +448,7 @@ def each(rule:Callable[[str], str], texts:list[str])->list[str]:
 def rules_to_check()->dict[str, tuple]:
     "Name -> (function of a list of texts, function of a text before and after that names a violation)."
     from scclm import data_cleaning as dc
-    from scclm.dpo import literal_newlines
+    from scclm.pref_files import literal_newlines
     from scclm.duplicates import normal_form
     def joined(rule:Callable[[str], str])->Callable[[list[str]], list[str]]:
         "A text rule for a list."

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scclm import data_cleaning as dc
-from scclm.dpo import pref_files, read_prefs
+from scclm.pref_files import pref_files, read_prefs
 from scclm.ie_finetune import RULES, Rejects, find_duie, read_duie
 
 POOL = ('的一是不在人有我他大中上到和地出道也年得就那要下以生自去之可她里后小心多天能好都然日起成事只作想看文用主行方如前所本面公同三已老'

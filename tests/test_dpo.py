@@ -22,10 +22,14 @@ import torch
 
 from chat_toys import char_tok, toy_model
 from raw_toys import gbk, link, put
-from scclm.dpo import (AnswerCfg, DpoCfg, MergeCfg, Pref, PrefStream, VARIANTS, add_lora, answer_lens, collate_prefs,
-    count_pairs, dpo, dpo_cfg, dpo_loss, encode_prefs, fill_own, literal_newlines, logp_table, merge, no_dropout_,
-    own_answers, pair_logp, pref_files, pref_scores, prepare_prefs, read_prefs, reference, split_prefs)
+from scclm.adapters import MergeCfg, merge
+from scclm.dpo import (DpoCfg, VARIANTS, add_lora, dpo, dpo_cfg, dpo_loss, no_dropout_, pair_logp, pref_scores,
+    prepare_prefs)
 from scclm.model import build_model, load_model, model_config, save_model
+from scclm.pref_files import (AnswerCfg, Pref, fill_own, literal_newlines, own_answers, pref_files, read_prefs,
+    split_prefs)
+from scclm.pref_stream import (PrefStream, answer_lens, collate_prefs, count_pairs, encode_prefs, logp_table,
+    reference)
 from scclm.runlog import read_log
 from scclm.runs import read_json
 from scclm.scores import greedy_answers, sequence_logp
@@ -300,9 +304,9 @@ def test_errors_name_the_thing(tmp_path):
     with pytest.raises(FileNotFoundError, match=missing): pref_files(('no/such',))
     with pytest.raises(ValueError, match='no valid pairs among 1: .*valid_share=0.0'): split_prefs(prefs(1), 0.)
     with pytest.raises(ValueError, match='rows is empty'): PrefStream([], torch.zeros(0, 2))
-    with pytest.raises(FileNotFoundError, match='07_dpo'): merge(MergeCfg(adapter=str(tmp_path/'none')))
+    with pytest.raises(FileNotFoundError, match='adapters'): merge(MergeCfg(adapter=str(tmp_path/'none')))
     (tmp_path/'empty').mkdir()
-    with pytest.raises(FileNotFoundError, match='adapter_config.json.*07_dpo'): merge(MergeCfg(str(tmp_path/'empty')))
+    with pytest.raises(FileNotFoundError, match='adapter_config.json.*adapters'): merge(MergeCfg(str(tmp_path/'empty')))
 
 BAD_CFG = [(dict(variant='dop'), "variant='dop': expected one of sigmoid, ipo, sft"),
            (dict(beta=0), 'beta=0: expected > 0'),
@@ -321,7 +325,7 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from chat_toys import char_tok, toy_model
-from scclm.dpo import AnswerCfg, own_answers
+from scclm.pref_files import AnswerCfg, own_answers
 torch.set_num_threads(1)
 CHARS = {chars!r}
 tok = char_tok(CHARS)

@@ -49,9 +49,14 @@ ROOMS = {
     'scores': 'plots runs dataset model trainer',
     'chat_exam': 'plots runs sample_typed sample_unknown dataset model chat scores',
     'stage': 'plots runs data_cleaning dataset model runlog trainer scores',
+    'pref_files': 'runs readers data_cleaning sample_prefs dataset scores',
+    'pref_stream': 'runs dataset scores pref_files',
+    'adapters': 'runs model trainer',
     'pretrain': 'plots runs tokenizer dataset model trainer stage',
     'sft': 'plots runs dataset model trainer stage',
-    'dpo': 'plots runs readers data_cleaning sample_prefs dataset model runlog trainer scores stage',
+    'dpo': ('plots runs sample_prefs dataset model runlog trainer scores stage pref_files pref_stream '
+        'adapters'),
+    'rewards': '',
     'ie_finetune': ('plots runs readers data_cleaning sample_triples tokenizer dataset model runlog trainer scores '
         'stage'),
     'evaluation': 'plots runs readers data_cleaning dataset model chat trainer scores',
