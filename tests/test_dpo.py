@@ -23,8 +23,8 @@ import torch
 from chat_toys import char_tok, toy_model
 from raw_toys import gbk, link, put
 from scclm.adapters import MergeCfg, merge
-from scclm.dpo import (DpoCfg, VARIANTS, add_lora, dpo, dpo_cfg, dpo_loss, no_dropout_, pair_logp, pref_scores,
-    prepare_prefs)
+from scclm.dpo import (DpoCfg, VARIANTS, add_lora, dpo, dpo_cfg, dpo_loss, final_figures, final_test, no_dropout_,
+    pair_logp, pref_scores, prepare_prefs)
 from scclm.model import build_model, load_model, model_config, save_model
 from scclm.pref_files import (AnswerCfg, Pref, fill_own, literal_newlines, own_answers, pref_files, read_prefs,
     split_prefs)
@@ -32,6 +32,7 @@ from scclm.pref_stream import (PrefStream, answer_lens, collate_prefs, count_pai
     reference)
 from scclm.runlog import read_log
 from scclm.runs import read_json
+from scclm.sample_prefs import FINAL_KINDS
 from scclm.scores import greedy_answers, sequence_logp
 from scclm.trainer import checkpoints, fit, named_weights
 
@@ -152,6 +153,27 @@ def test_figures_by_hand():
     assert s['margin'] == pytest.approx(0., abs=1e-6)
     assert s['loss_valid'] == pytest.approx(sum(math.log(1 + math.exp(-.5*h)) for h in (1, -1, 0)) / 3)
     assert (s['logp_chosen'], s['logp_rejected']) == (pytest.approx(-2), pytest.approx(-5/3))
+
+def test_the_parts_of_the_loss_add_up():
+    logp, n = torch.tensor([[-1., -2.], [-3., -1.]]), torch.tensor([[2, 1], [4, 3]])
+    ref = torch.tensor([[-2., -2.], [-3., -2.]])
+    s = pref_scores(logp, ref, n, 'sft', .5, 8.)
+    assert s['loss_valid_sft'] == pytest.approx((1/2 + 3/4) / 2)
+    assert s['loss_valid_pref'] == pytest.approx(pref_scores(logp, ref, n, 'sigmoid', .5)['loss_valid'])
+    assert s['loss_valid'] == pytest.approx(s['loss_valid_pref'] + 8*s['loss_valid_sft'])
+    assert pref_scores(ref, ref, n, 'sft', .5, 8.)['loss_valid_pref'] == pytest.approx(math.log(2))
+
+def test_the_final_test_is_the_samples_alone(tok, tmp_path, monkeypatch):
+    for dial in ('SCCLM_RAW', 'SCCLM_SCALE'): monkeypatch.delenv(dial, raising=False)
+    m, cfg = model(tok), dpo_cfg('tiny')
+    final = final_test(m, tok, cfg)
+    got = final_figures(final, m)
+    assert got['pref_acc_before_final'] == got['pref_acc_after_final'] and got['pref_acc_after_final_n'] == 400
+    assert {k: v['n'] for k, v in got['pref_acc_by_kind_final'].items()} == dict.fromkeys(FINAL_KINDS, 100)
+    assert final_test(m, tok, replace(cfg, data=('mine',))) is None and final_figures(None, m) == {}
+    (tmp_path/'prefs').mkdir()
+    monkeypatch.setenv('SCCLM_RAW', str(tmp_path))
+    assert final_test(m, tok, cfg) is None
 
 # Reading
 
