@@ -448,8 +448,8 @@ def each(rule:Callable[[str], str], texts:list[str])->list[str]:
 def rules_to_check()->dict[str, tuple]:
     "Name -> (function of a list of texts, function of a text before and after that names a violation)."
     from scclm import text_rules
-    from scclm.dpo import literal_newlines
     from scclm.duplicates import normal_form
+    from scclm.pref_files import literal_newlines
     def joined(rule:Callable[[str], str])->Callable[[list[str]], list[str]]:
         "A text rule for a list."
         return partial(text_rules.on_joined, rule)

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scclm.data_cleaning import clean
-from scclm.dpo import pref_files, read_prefs
+from scclm.pref_files import pref_files, read_prefs
 from scclm.readers import shown_name
 from scclm.runs import run_path
 from scclm.sources import CleanCfg

@@ -233,7 +233,7 @@ _TABLE = (
     Stage('dpo', '07_dpo', 'dpo', 'dpo_cfg', 'dpo',
           'learn from preferences, all parameters or LoRA; again to resume',
           'dpo/model', ('dpo', 'dpo_lora'), chats=True),
-    Stage('merge', '07_dpo', 'dpo', 'MergeCfg', 'merge',
+    Stage('merge', 'appendix/adapters', 'adapters', 'MergeCfg', 'merge',
           'LoRA adapter + model -> plain model folder', 'dpo_lora/model'),
     Stage('ie', '09_ie_finetune', 'ie_finetune', 'ie_cfg', 'ie',
           'fine-tune it to extract triples; again to resume', 'ie/model', ('ie', 'ie_scratch', 'ie_stock')),

@@ -66,7 +66,7 @@ def test_unknown_stage_and_option(capsys):
 
 MISTAKES = [
     (['tokenizer'], '00_data_cleaning'), (['pretrain'], '01_tokenizer'), (['sft'], '05_pretrain'), (['dpo'], '06_sft'),
-    (['ie'], '06_sft'), (['merge'], '07_dpo'), (['chat'], '06_sft'), (['evaluate', '--model', 'nowhere'], 'nowhere'),
+    (['ie'], '06_sft'), (['merge'], 'adapters'), (['chat'], '06_sft'), (['evaluate', '--model', 'nowhere'], 'nowhere'),
     (['sft', '--lr', '-1'], 'lr=-1.0: expected > 0'), (['chat', '--top-p', '3'], 'top_p=3.0 is not valid'),
     (['card', '--folder', 'nowhere'], 'nowhere')]
 

@@ -22,12 +22,17 @@ import torch
 
 from chat_toys import char_tok, toy_model
 from raw_toys import gbk, link, put
-from scclm.dpo import (AnswerCfg, DpoCfg, MergeCfg, Pref, PrefStream, VARIANTS, add_lora, answer_lens, collate_prefs,
-    count_pairs, dpo, dpo_cfg, dpo_loss, encode_prefs, fill_own, literal_newlines, logp_table, merge, no_dropout_,
-    own_answers, pair_logp, pref_files, pref_scores, prepare_prefs, read_prefs, reference, split_prefs)
+from scclm.adapters import MergeCfg, merge
+from scclm.dpo import (DpoCfg, VARIANTS, add_lora, dpo, dpo_cfg, dpo_loss, final_figures, final_test, no_dropout_,
+    pair_logp, pref_scores, prepare_prefs)
 from scclm.model import build_model, load_model, model_config, save_model
+from scclm.pref_files import (AnswerCfg, Pref, fill_own, literal_newlines, own_answers, pref_files, read_prefs,
+    split_prefs)
+from scclm.pref_stream import (PrefStream, answer_lens, collate_prefs, count_pairs, encode_prefs, logp_table,
+    reference)
 from scclm.runlog import read_log
 from scclm.runs import read_json
+from scclm.sample_prefs import FINAL_KINDS
 from scclm.scores import greedy_answers, sequence_logp
 from scclm.trainer import checkpoints, fit, named_weights
 
@@ -148,6 +153,27 @@ def test_figures_by_hand():
     assert s['margin'] == pytest.approx(0., abs=1e-6)
     assert s['loss_valid'] == pytest.approx(sum(math.log(1 + math.exp(-.5*h)) for h in (1, -1, 0)) / 3)
     assert (s['logp_chosen'], s['logp_rejected']) == (pytest.approx(-2), pytest.approx(-5/3))
+
+def test_the_parts_of_the_loss_add_up():
+    logp, n = torch.tensor([[-1., -2.], [-3., -1.]]), torch.tensor([[2, 1], [4, 3]])
+    ref = torch.tensor([[-2., -2.], [-3., -2.]])
+    s = pref_scores(logp, ref, n, 'sft', .5, 8.)
+    assert s['loss_valid_sft'] == pytest.approx((1/2 + 3/4) / 2)
+    assert s['loss_valid_pref'] == pytest.approx(pref_scores(logp, ref, n, 'sigmoid', .5)['loss_valid'])
+    assert s['loss_valid'] == pytest.approx(s['loss_valid_pref'] + 8*s['loss_valid_sft'])
+    assert pref_scores(ref, ref, n, 'sft', .5, 8.)['loss_valid_pref'] == pytest.approx(math.log(2))
+
+def test_the_final_test_is_the_samples_alone(tok, tmp_path, monkeypatch):
+    for dial in ('SCCLM_RAW', 'SCCLM_SCALE'): monkeypatch.delenv(dial, raising=False)
+    m, cfg = model(tok), dpo_cfg('tiny')
+    final = final_test(m, tok, cfg)
+    got = final_figures(final, m)
+    assert got['pref_acc_before_final'] == got['pref_acc_after_final'] and got['pref_acc_after_final_n'] == 400
+    assert {k: v['n'] for k, v in got['pref_acc_by_kind_final'].items()} == dict.fromkeys(FINAL_KINDS, 100)
+    assert final_test(m, tok, replace(cfg, data=('mine',))) is None and final_figures(None, m) == {}
+    (tmp_path/'prefs').mkdir()
+    monkeypatch.setenv('SCCLM_RAW', str(tmp_path))
+    assert final_test(m, tok, cfg) is None
 
 # Reading
 
@@ -300,9 +326,9 @@ def test_errors_name_the_thing(tmp_path):
     with pytest.raises(FileNotFoundError, match=missing): pref_files(('no/such',))
     with pytest.raises(ValueError, match='no valid pairs among 1: .*valid_share=0.0'): split_prefs(prefs(1), 0.)
     with pytest.raises(ValueError, match='rows is empty'): PrefStream([], torch.zeros(0, 2))
-    with pytest.raises(FileNotFoundError, match='07_dpo'): merge(MergeCfg(adapter=str(tmp_path/'none')))
+    with pytest.raises(FileNotFoundError, match='adapters'): merge(MergeCfg(adapter=str(tmp_path/'none')))
     (tmp_path/'empty').mkdir()
-    with pytest.raises(FileNotFoundError, match='adapter_config.json.*07_dpo'): merge(MergeCfg(str(tmp_path/'empty')))
+    with pytest.raises(FileNotFoundError, match='adapter_config.json.*adapters'): merge(MergeCfg(str(tmp_path/'empty')))
 
 BAD_CFG = [(dict(variant='dop'), "variant='dop': expected one of sigmoid, ipo, sft"),
            (dict(beta=0), 'beta=0: expected > 0'),
@@ -321,7 +347,7 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from chat_toys import char_tok, toy_model
-from scclm.dpo import AnswerCfg, own_answers
+from scclm.pref_files import AnswerCfg, own_answers
 torch.set_num_threads(1)
 CHARS = {chars!r}
 tok = char_tok(CHARS)

@@ -20,15 +20,17 @@ from chat_toys import SPECIALS, char_tok, toy_model
 from raw_toys import put_pairs
 from safetensors.torch import load_file, save_file
 
+from scclm.adapters import MergeCfg, merge, weights_key
 from scclm.chat import ChatBot, ChatCfg, Decoding, chat_terminal, pick_device
 from scclm.data_cleaning import clean_cfg
 from scclm.dataset import (TOO_LONG, LongRows, PairStream, encode, encode_pairs, hf_dataset, length_index, long_rows,
     read_pairs)
-from scclm.dpo import (DpoCfg, MergeCfg, Pref, add_lora, dpo_cfg, encode_prefs, finish_dpo, fit_prefs, merge,
-    weights_key)
+from scclm.dpo import DpoCfg, add_lora, dpo_cfg, finish_dpo
 from scclm.evaluation import EvaluateCfg, evaluate, score_rows
 from scclm.ie_finetune import extract, ie_cfg, mix_in
 from scclm.model import first_not_finite, load_model, save_model
+from scclm.pref_files import Pref
+from scclm.pref_stream import encode_prefs, fit_prefs
 from scclm.pretrain import pretrain_cfg
 from scclm.runlog import read_log
 from scclm.runs import STAGES, read_json

@@ -5,10 +5,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from scclm.text_rules import clean_texts
 from scclm.sample_corpus import heldout_rows
 from scclm.sample_facts import facts
-from scclm.sample_prefs import (FLAWS, HARMS, NAMES, WISHES, flaw_rows, harm_rows, is_heldout, make_sample_prefs,
-    unknown_pairs, wish_rows)
+from scclm.sample_prefs import (FINAL_KINDS, FLAWS, HARMS, NAMES, WISHES, final_pairs, flaw_rows, harm_rows, is_heldout,
+    make_sample_prefs, unknown_pairs, wish_grid, wish_rows)
 from scclm.sample_unknown import is_refusal
 
 
@@ -92,3 +93,33 @@ def test_dirt_is_as_counted(tmp_path):
             seen.add(str(row))
             if fault: found[fault] += 1
     assert found == made['dirt']
+
+# The final test
+
+def test_the_final_test_shares_nothing_with_what_is_trained_or_watched():
+    final = final_pairs()
+    assert final == final_pairs() != final_pairs(seed='other') and len(final) == len({p.prompt for p in final}) == 400
+    assert [p.kind for p in final] == [kind for kind in FINAL_KINDS for _ in range(100)]
+    others = {ask(r) for held in (False, True) for r in everything(held)} | {r['prompt'] for r in heldout_rows()}
+    assert not {p.prompt for p in final} & others
+    wishes = [r['instruction'] for held in (False, True) for r in wish_rows(held)]
+    for p in final:
+        if p.kind != 'wish': continue
+        who, _, plain = p.chosen.partition('，')
+        assert plain == p.rejected and who in p.prompt and not [w for w in wishes if who in w], who
+
+def test_pairs_of_the_final_test_are_pairs():
+    trained = {f.response for f in facts() if not is_heldout(f.relation + f.subject)}
+    for p in final_pairs():
+        assert p.prompt and p.chosen and p.rejected and p.chosen != p.rejected
+        assert clean_texts(list(p[1:])) == list(p[1:]), p
+        if p.kind == 'flaw': assert p.chosen not in trained, 'about facts that no preference pair trains'
+        if p.kind == 'unknown': assert is_refusal(p.chosen) and not is_refusal(p.rejected)
+
+def test_the_grid_of_wishes_changes_one_thing_at_a_time():
+    grid = wish_grid(20)
+    who = {known: {p.chosen.split('，')[0] for p in pairs} for known, pairs in grid.items()}
+    assert len(grid) == 4 and all(len(pairs) == 20 for pairs in grid.values())
+    trained = {w.before[:-1] for w in WISHES}
+    assert who[True, True] <= trained and who[True, False] <= trained
+    assert not who[False, True] & trained and not who[False, False] & trained
