@@ -23,13 +23,13 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from .data_cleaning import clean_texts
 from .dataset import read_pairs
 from .readers import (Exchange, Part, Reject, Schema, Source, Turn, explain, file_parts,
     one_exchange, read_file, read_turns, rejects_table, shown_name, sniff, walk_files)
 from .runs import fingerprint, raw_dir, run_path, write_aside, write_json
 from .sample_prefs import make_sample_prefs
 from .scores import greedy_answers
+from .text_rules import clean_texts
 
 # %% ../nbs/appendix/pref_files.ipynb #2c13593f
 PREFS = (

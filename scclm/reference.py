@@ -19,7 +19,7 @@ from .runlog import read_log
 from .trainer import TrainCfg, fit
 
 # %% ../nbs/appendix/reference.ipynb #ref00006
-VOCAB = 4132 # rows of the embedding, as the sample corpus gives
+VOCAB = 4132 # rows of the embedding; fixed, whatever tokenizer the course makes
 ROWS, LEN = 18, 14 # rows of a batch; tokens of a question, and of an answer
 
 class RandomBatches:

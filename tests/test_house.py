@@ -39,10 +39,12 @@ ROOMS = {
     'splits': 'duplicates',
     'text_rules': 'readers',
     'sources': 'readers duplicates text_rules',
-    'clean_stage': 'plots readers duplicates text_rules sources',
-    'data_cleaning': 'runs readers sample_corpus duplicates splits sources clean_stage',
+    'clean_stage': 'readers duplicates text_rules sources',
+    'data_cleaning': 'runs plots readers sample_corpus duplicates splits sources clean_stage',
     'tokenizer': 'runs plots',
-    'dataset': 'runs',
+    'prefetch': '',
+    'parquet_pairs': 'runs',
+    'dataset': 'runs plots prefetch parquet_pairs',
     'weights': 'runs tokenizer',
     'model': 'runs weights',
     'chat_view': '',
@@ -60,7 +62,10 @@ ROOMS = {
     'stage': 'runs text_rules dataset model runlog trainer scores',
     'pretrain': 'runs tokenizer dataset model trainer stage',
     'sft': 'runs dataset model trainer stage',
-    'dpo': 'runs readers sample_prefs text_rules dataset model runlog trainer scores stage',
+    'adapters': 'runs model trainer',
+    'pref_files': 'runs readers sample_prefs text_rules dataset scores',
+    'pref_stream': 'runs dataset scores pref_files',
+    'dpo': 'runs plots sample_prefs dataset model runlog trainer scores stage adapters pref_files pref_stream',
     'ie_finetune': ('runs plots readers sample_triples text_rules tokenizer dataset model triple_files runlog '
         'trainer scores stage'),
     'evaluation': 'runs plots readers text_rules dataset model chat trainer scores',
@@ -68,7 +73,8 @@ ROOMS = {
     'report_card': 'runs plots sample_typed runlog scores',
     'course': 'runs plots busy report_card',
     'website': '',
-    'cli': 'runs busy'}
+    'cli': 'runs busy',
+    'rewards': ''}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')
