@@ -64,7 +64,7 @@ class SftCfg(TrainCfg):
 # %% ../nbs/06_sft.ipynb #550c471d
 #| code-fold: true
 PRESETS = dict(
-    tiny=SftCfg(steps=400, lr=3e-4, precision='fp32', eval_every=100, save_every=200, log_every=20),
+    tiny=SftCfg(steps=400, lr=3e-4, precision='fp32', eval_every=200, save_every=200, log_every=20),
     mini=SftCfg(scale='mini', steps=6000, lr=1e-4, budget_tok=8192, max_len=513,
                 eval_every=500, save_every=500, log_every=50),
     base=SftCfg(scale='base', steps=20_000, lr=5e-5, schedule='cosine', budget_tok=8192, accum=2, max_len=513,
