@@ -145,7 +145,8 @@ def adapter_file(
 )->Path: # `path`, which exists
     "Return `path` if it exists. Raises FileNotFoundError that names the notebook and the command that make it."
     if path.exists(): return path
-    raise FileNotFoundError(f'{path} is missing: run nbs/appendix/adapters.ipynb or `scclm dpo --lora-r 16` first')
+    made_by = 'nbs/appendix/adapters.ipynb or `scclm dpo` with lora_r above 0'
+    raise FileNotFoundError(f'{path} is missing: run {made_by} first')
 
 # %% ../nbs/appendix/adapters.ipynb #adp00014
 def merge(

@@ -37,8 +37,8 @@ from .trainer import Run, TrainCfg, fit, lock_stage, processes
 # %% ../nbs/07_dpo.ipynb #b038e3cb
 class PairLogp(NamedTuple):
     "What the losses look at, each (B,)."
-    chosen:Tensor # c: log-probability of the chosen answer, minus the reference's
-    rejected:Tensor # r: the same for the rejected answer
+    chosen:Tensor # gain of the chosen answer: its log-probability minus the reference's
+    rejected:Tensor # gain of the rejected answer
     n_chosen:Tensor # tokens of the chosen answer, at least 1
     n_rejected:Tensor # tokens of the rejected answer, at least 1
     logp:Tensor # log-probability of the chosen answer, the reference left out
