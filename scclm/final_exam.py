@@ -89,12 +89,13 @@ class FinalQuestion(NamedTuple):
     response:str # the right answer
     relation:str # kind of fact
 
-def final_questions()->list[FinalQuestion]: # one or two per fact, always the same
-    "All facts in the wordings of this examination."
+def final_questions()->list[FinalQuestion]: # one per fact, always the same
+    "All facts in the wordings of this examination, taken in turns."
     asked = []
-    for fact in facts():
+    for i, fact in enumerate(facts()):
         asks = FINAL_ASKS.get(fact.relation) or (FINAL_CHAT[fact.subject],)
-        asked += [FinalQuestion(ask.format(*fact.columns), fact.response, fact.relation) for ask in asks]
+        ask = asks[i % len(asks)]
+        asked.append(FinalQuestion(ask.format(*fact.columns), fact.response, fact.relation))
     return asked
 
 # %% ../nbs/appendix/final_exam.ipynb #fin00016
