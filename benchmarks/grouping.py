@@ -6,8 +6,9 @@ Needs the data of `make course`. With `--real` it takes 30,000 rows of a file of
 their own, and adds them to the result. Ways to make a step: one batch of rows of similar length (the course), as many
 random rows, four sorted batches of a quarter each (`accum=4`), which come from four lengths and need no more padding,
 and, if asked for, half as many random rows. The loss is taken on held-out rows at equal steps. The gradients are taken
-on the weights that the first sorted run has at each point, 64 batches a way: the cosine of two rows of a batch, and
-the variance of the batch gradient, from which follows how many random rows a batch is worth.
+on the weights that the first sorted run has at each point, 64 batches a way unless `--batches` says otherwise:
+the cosine of two rows of a batch, and the variance of the batch gradient, from which follows how many random rows a
+batch is worth.
 """
 import argparse
 import tempfile
