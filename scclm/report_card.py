@@ -562,7 +562,7 @@ def plot_losses(
         log = Path(folder)/s/'log.jsonl'
         if log.exists(): plot_loss(log, ax, label=s)
     if not ax.lines: return ax
-    ax.set(xscale='log', yscale='log', ylabel='损失（纳特/词元；dpo：纳特/对）')
+    ax.set(xscale='log', yscale='log', ylabel='损失（奈特/词元；dpo：奈特/对）')
     ax.legend(ncol=2)
     return ax
 

@@ -40,7 +40,7 @@ def plot_loss(
     for key, style, name in [('loss', '-', label), ('loss_valid', 'o--', f'{label}（验证集）')]:
         points = [(e['step'], e[key]) for e in entries if key in e]
         if points: ax.plot(*zip(*points), style, label=name, markersize=4)
-    ax.set(xlabel='步数', ylabel='损失（纳特/词元）')
+    ax.set(xlabel='步数', ylabel='损失（奈特/词元）')
     ax.legend()
     return ax
 
