@@ -442,9 +442,9 @@ def md_seeds(
 )->list[str]: # lines; none if only one seed was trained
     "Means over the seeds, with the lowest and the highest."
     spread = card.get('seeds', {})
-    if not spread: return []
     rows = [(f'`{key}`', meaning(key), f"{s['mean']:.3f}", f"{s['low']:.3f} – {s['high']:.3f}")
             for key, s in spread.items() if meaning(key)]
+    if not rows: return []
     n = max(s['n'] for s in spread.values())
     return [f'## {n} 个种子', *_table(['键', '意思', '平均', '最低 – 最高'], rows)]
 
