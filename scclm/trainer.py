@@ -563,8 +563,9 @@ def _accumulate(run:Run, group:list[dict], loss_fn:LossFn, n:int, stop:StopSigna
 def _update(run:Run)->float:
     "Clip, step, drop the gradients; their norm. No step where it is not finite."
     norm = run.acc.clip_grad_norm_(run.model.parameters(), run.cfg.clip or math.inf).item()
-    if math.isfinite(norm): # all optimisers or none: not accelerate's own step, which would unscale and
-        for o in run.opts: o.optimizer.step() # update the scale once per optimiser
+    # All optimisers or none; accelerate's own step would unscale and update the scale once per optimiser.
+    if math.isfinite(norm):
+        for o in run.opts: o.optimizer.step()
     if run.acc.scaler: run.acc.scaler.update()
     _drop_gradients(run)
     return norm
