@@ -3,17 +3,27 @@
 Executed copies come from runs/<scale>/notebooks; a copy whose code is not the notebook's is refused.
 Widget state, execution metadata and progress on standard error are left out.
 """
+import base64
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+from PIL import Image
 
 from scclm.report_card import readme_block
 from scclm.runs import checkout_root, read_json, require, run_path
 
 WIDGET = 'application/vnd.jupyter.widget-view+json'
+
+def smaller(png:str)->str:
+    "The same picture in a palette of 128 colours, base64 both: a plot has few colours, and a notebook stays light."
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
+    out = io.BytesIO()
+    picture.quantize(128, dither=Image.Dither.NONE).save(out, format='PNG', optimize=True)
+    return min(base64.b64encode(out.getvalue()).decode(), png, key=len)
 
 def stored(outputs:list[NotebookNode])->list[NotebookNode]:
     "What a reader needs: no standard error, no widget views (they need a live kernel)."
@@ -21,6 +31,7 @@ def stored(outputs:list[NotebookNode])->list[NotebookNode]:
     for o in keep:
         if 'execution_count' in o: o['execution_count'] = None
         if 'metadata' in o: o['metadata'] = {}
+        if 'image/png' in o.get('data', {}): o['data']['image/png'] = smaller(o['data']['image/png'])
     return keep
 
 def spread(median:float, runs:list[float])->str:
