@@ -689,9 +689,9 @@ def test_subjects_as_they_are_drawn():
     assert ax.lines[0].get_ydata() == pytest.approx([.2, .5, .8])
     assert [t.get_text() for t in ax.get_xticklabels()] == ['s1', 's2', 's0']
     assert np.array(whiskers(ax)) == pytest.approx(np.array([(0, .1, .2), (1, .25, .5), (2, .4, .8)]))
-    assert (ax.get_ylabel(), ax.get_title()) == ('accuracy', 'quiz')
+    assert (ax.get_ylabel(), ax.get_title()) == ('准确率', 'quiz')
     assert {line.get_label(): line.get_ydata()[0] for line in ax.lines if line.get_label()[0] != '_'} == dict(
-        chance=.25, overall=.5)
+        瞎猜=.25, 总平均=.5)
 
 # Stop and go on
 
