@@ -262,6 +262,16 @@ def test_every_exercise_is_executed(path):
 def lesson_text(path:Path)->str:
     return '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown')
 
+@each_notebook
+def test_folds_stay_folded(path):
+    "A blank line ends an HTML block: what follows it would stand open on the page."
+    for c in nbformat.read(path, 4).cells:
+        if c.cell_type != 'markdown': continue
+        for fold in re.findall(r'<details>.*?</details>', c.source, re.S):
+            assert not re.search(r'\n[ \t]*\n', fold), fold[:200]
+            words = re.sub(r'<code>.*?</code>|<pre>.*?</pre>', '', fold, flags=re.S)
+            assert '`' not in words, f'shown as it is written: {fold[:200]}'
+
 FIGURE = re.compile(r'!\[([^\]]*)\]\(([^)]+\.svg)\)')
 
 @each_notebook
