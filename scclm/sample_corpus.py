@@ -26,7 +26,7 @@ from .plots import new_axes
 from .runs import write_aside
 from .sample_copying import Exercise, copy_exercises
 from .sample_facts import RELATIONS, Fact, facts, phrasings
-from .sample_typed import FORMS, SHORT_NAMES, s2t, type_as
+from .sample_typed import FORMS, SHORT_NAMES, has_mark, s2t, type_as
 from .sample_unknown import letters, unknown_questions
 
 # %% ../nbs/appendix/sample_corpus.ipynb #c9682088
@@ -71,8 +71,9 @@ def _frame(row:Row, rng:random.Random)->Row:
     return row._replace(body=rng.choice(_ASIDES))
 
 # %% ../nbs/appendix/sample_corpus.ipynb #crp00001
-FIRST = dict(plain=11, no_mark=4, bare=4, inner_space=1) # how a question is typed the first time: weights
-AGAIN = dict(slip=8, frame=2, polite=2, polite_slip=2, you=1) # and the second time, never in the same letters
+FIRST = dict(plain=9, no_mark=4, other_mark=3, bare=4, inner_space=1, slip=9, frame=2, polite=2, polite_slip=2,
+    you=1) # how a question is typed: weights
+AGAIN = dict(slip=8, frame=2, polite=2, polite_slip=2, you=1) # and typed again, never in the same letters
 
 def _typed(row:Row, form:str, name:str, rng:random.Random)->Row:
     "A question as someone types it; `name` is what it asks about."
@@ -92,25 +93,26 @@ def fact_row(
     home = 'medical' if fact.relation == 'health' else _home(ask, fact.response, rng, _FACT_SOURCES)
     row = Row(home, ask, '', fact.response, fact.relation)
     if not forms: return row
+    if not has_mark(ask) and rng.random() < .5: row = _typed(row, 'other_mark', '', rng)
     form, = rng.choices(list(forms), list(forms.values()))
     typed = _typed(row, form, fact.subject, rng)
     if forms is AGAIN and letters(typed.prompt) == letters(row.prompt): typed = _typed(row, 'slip', fact.subject, rng)
     return typed
 
 # %% ../nbs/appendix/sample_corpus.ipynb #ac6bff58
-_OFTENER = dict(chat=3, english=2, health=1) # relations with few or odd ways to ask: more copies of every question
+_OFTENER = dict(chat=4) # relations with few ways to ask: more copies of every question
 
 def _copies(fact:Fact, ask:str)->list[tuple[str, dict[str, int]]]:
     "How often a question is asked, each time with its forms."
-    copies = [(ask, FIRST), (ask, AGAIN)]
+    copies = [(ask, FIRST)]
     short = ask.replace(fact.subject, SHORT_NAMES.get(fact.subject, fact.subject))
-    if short != ask: copies += [(short, FIRST), (short, AGAIN)]
+    if short != ask: copies.append((short, FIRST))
     return copies + [(ask, AGAIN)]*_OFTENER.get(fact.relation, 0)
 
 def fact_rows(
     seed:int=0, # of the held-out phrasings, the sources and the forms
     typed:bool=True, # the way people type; False: every question once, as it is
-)->list[Row]: # two or more per fact and training question
+)->list[Row]: # one or more per fact and training question
     "All training questions about all facts; no two with the same letters, none with those of a held-out question."
     rng = random.Random(f'facts:{seed}')
     asked = [(fact, ask) for fact in facts() for ask in phrasings(fact, seed).train]
