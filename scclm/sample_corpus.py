@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'AGAIN', 'RECORD', 'ANSWER_KEY', 'FILES', 'REVERSIBLE', 'ASKED', 'Row', 'heldout_rows', 'fact_row',
-           'fact_rows', 'copy_row', 'copy_rows', 'long_rows', 'unknown_rows', 'Article', 'articles', 'sft_rows',
-           'json_line', 'file_of_lines', 'parquet_bytes', 'Spoil', 'spoil_rows', 'dirty_rows', 'leaks', 'broken_lines',
-           'wiki_files', 'Corpus', 'intended', 'make_sample_corpus', 'char_counts', 'plot_char_counts']
+           'fact_rows', 'copy_row', 'copy_rows', 'long_rows', 'unknown_rows', 'called_rows', 'Article', 'articles',
+           'sft_rows', 'json_line', 'file_of_lines', 'parquet_bytes', 'Spoil', 'spoil_rows', 'dirty_rows', 'leaks',
+           'broken_lines', 'wiki_files', 'Corpus', 'intended', 'make_sample_corpus', 'char_counts', 'plot_char_counts']
 
 # %% ../nbs/appendix/sample_corpus.ipynb #18b2e5e7
 import csv
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from .plots import new_axes
 from .runs import write_aside
-from .sample_copying import Exercise, copy_exercises
+from .sample_copying import Exercise, Names, copy_exercises
 from .sample_facts import RELATIONS, Fact, facts, phrasings
 from .sample_typed import FORMS, SHORT_NAMES, has_mark, s2t, type_as
 from .sample_unknown import letters, unknown_questions
@@ -36,7 +36,7 @@ class Row(NamedTuple):
     title:str # question or instruction
     body:str # description or input, '' if there is none
     response:str # answer
-    relation:str # key of `RELATIONS` or `TASKS`
+    relation:str # key of `RELATIONS` or `TASKS`, unknown or called
 
     @property
     def prompt(self)->str: # title and body on two lines
@@ -180,6 +180,24 @@ def unknown_rows(
         rows[letters(row.prompt)] = row
     return list(rows.values())
 
+# %% ../nbs/appendix/sample_corpus.ipynb #cal00002
+_CALLS = ('先称呼“{}”，再回答：{{}}', '开头先叫一声“{}”：{{}}', '回答的第一个词写“{}”。{{}}', '{{}}开头先写“{}”。',
+    '以“{}”开头回答：{{}}', '{{}}先叫一声“{}”，再说答案。')
+
+def called_rows(
+    n:int=1200, # how many
+    seed:int|str=0, # of the facts, names and sources
+)->list[Row]: # facts, their answers begun with a name; no name twice
+    "Requests that say how the answer shall begin."
+    rng, names = random.Random(f'called:{seed}'), Names(f'called:{seed}')
+    rows = []
+    for fact in rng.choices([f for f in facts() if f.relation != 'chat'], k=n):
+        row = fact_row(fact, rng.choice(phrasings(fact).train), rng)
+        who = names.chars(2, 3)
+        title = rng.choice(_CALLS).format(who).format(row.title)
+        rows.append(row._replace(title=title, response=f'{who}，{row.response}', relation='called'))
+    return rows
+
 # %% ../nbs/appendix/sample_corpus.ipynb #5576c318
 class Article(NamedTuple):
     "A page of the encyclopedia, in simplified characters."
@@ -242,13 +260,15 @@ def sft_rows(
     per_fact:int=3, # rows per fact
     n_copy:int=900, # copying instructions
     n_unknown:int=600, # questions to refuse
+    n_called:int=300, # answers that begin with a name
 )->list[Row]: # rows of the sft/ folder
-    "Instruction-styled rows: facts in wraps, copying exercises and questions to refuse, all of their own."
+    "Instruction-styled rows: facts in wraps, copying, beginnings and questions to refuse, all of their own."
     rng = random.Random(f'sft:{seed}')
     rows = _wrapped_facts(seed, per_fact, rng)
     least = _MIN_ANSWER['belle']
     fits = [(task, e) for task, e in copy_exercises(2*n_copy, f'sft:{seed}') if len(e.answer) >= least]
     rows += [copy_row(task, e, rng)._replace(source='belle') for task, e in fits[:n_copy]]
+    rows += [row._replace(source='belle') for row in called_rows(n_called, f'sft:{seed}')]
     return rows + _wrapped_unknown(seed, n_unknown, rng)
 
 # %% ../nbs/appendix/sample_corpus.ipynb #faf452d2
@@ -558,7 +578,7 @@ def intended(
 )->Corpus: # the clean rows
     "The rows that should be left when the corpus has been cleaned."
     pretrain = fact_rows(seed, typed) + copy_rows(n_copy, seed) + long_rows(60, seed)
-    if typed: pretrain += unknown_rows(seed=seed)
+    if typed: pretrain += unknown_rows(seed=seed) + called_rows(seed=seed)
     return Corpus(pretrain, sft_rows(seed), heldout_rows(seed), articles())
 
 # %% ../nbs/appendix/sample_corpus.ipynb #e0e81aa4
