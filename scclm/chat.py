@@ -279,7 +279,6 @@ def token_steps(
     for new in write_tokens(model, ids, mask, dec.max_new_tok, choose): yield new.tolist()
 
 # %% ../nbs/08_chat.ipynb #ae7b4dc4
-#| code-fold: true
 @torch.no_grad()
 def beam_ids(
     model:PreTrainedModel, # encoder-decoder, in eval mode
