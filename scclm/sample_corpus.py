@@ -185,7 +185,7 @@ _CALLS = ('先称呼“{}”，再回答：{{}}', '开头先叫一声“{}”：
     '以“{}”开头回答：{{}}', '{{}}先叫一声“{}”，再说答案。')
 
 def called_rows(
-    n:int=1200, # how many
+    n:int=1600, # how many
     seed:int|str=0, # of the facts, names and sources
 )->list[Row]: # facts, their answers begun with a name; no name twice
     "Requests that say how the answer shall begin."
@@ -260,7 +260,7 @@ def sft_rows(
     per_fact:int=3, # rows per fact
     n_copy:int=900, # copying instructions
     n_unknown:int=600, # questions to refuse
-    n_called:int=300, # answers that begin with a name
+    n_called:int=400, # answers that begin with a name
 )->list[Row]: # rows of the sft/ folder
     "Instruction-styled rows: facts in wraps, copying, beginnings and questions to refuse, all of their own."
     rng = random.Random(f'sft:{seed}')

@@ -45,10 +45,12 @@ class Wish(NamedTuple):
 _ASKS = tuple('''讲给{}听：{{}}/请对{}说：{{}}/{{}}请讲给{}听。/请回答{}的提问：{{}}/{{}}请告诉{}。/请为{}回答：{{}}/念给{}听：{{}}/
 {{}}请说给{}听。/回答{}：{{}}/说给{}：{{}}/{}问：{{}}/{{}}这是{}问的。/替我告诉{}：{{}}/{}来问你：{{}}/帮{}解答一下：{{}}/{{}}{}等着听呢。/
 给{}讲讲：{{}}/{}有个问题：{{}}/{{}}（问的人是{}）/有个{}问起：{{}}/{}向你请教：{{}}/{{}}麻烦你说给{}。/向{}说明：{{}}/对着{}说：{{}}/
-{}不知道：{{}}/跟{}讲一讲：{{}}/{{}}给{}一个答案。/{}很好奇：{{}}/{{}}{}也想听听。/这位{}问：{{}}'''.replace('\n', '').split('/'))
+{}不知道：{{}}/跟{}讲一讲：{{}}/{{}}给{}一个答案。/{}很好奇：{{}}/{{}}{}也想听听。/这位{}问：{{}}/
+{}想知道：{{}}/替{}问一句：{{}}/有位{}来问：{{}}/{{}}（{}在等你回答）/向{}介绍：{{}}/{{}}答给{}听吧。/致{}：{{}}/{}打听：{{}}/
+{}发来一个问题：{{}}/写给{}：{{}}/{{}}（问话的{}）/要{}听明白：{{}}'''.replace('\n', '').split('/'))
 _LISTENERS = tuple('''船长 队长 校长 厨师 画家 司机 医生 老师 学生 工人 店员 记者 作家 歌手 演员 教练 猎人 商人 经理 秘书 会计 保安
 飞行员 消防员 服务员 清洁工 爷爷 奶奶 妈妈 哥哥 姐姐 姐夫 外公 外婆 同桌 客人 院长 市长 班长 船员 店主 乘客 游客 小明 小红
-老王 老李 小张 王老师 李大夫 张先生 陈女士 赵同学 主任 博士 观众 听众 读者 网友 室友 队友'''.split())
+老王 老李 小张 王老师 李大夫 张先生 陈女士 赵同学 主任 博士 观众 听众 读者 网友 室友 队友 护士 将军 渔夫 导演 裁缝 邻居 警察 农民 律师 编辑'''.split())
 
 def wish_of(
     who:str, # who listens
@@ -62,15 +64,16 @@ WISHES = tuple(map(wish_of, _LISTENERS))
 def wish_rows(
     held:bool, # False: training pairs; True: held-out facts, half of them in reserved templates
     seed:int=0, # of the questions, templates and names
-    per_fact:float=1.7, # training rows per fact, on average; held out: one
+    per_fact:float=2., # training rows per fact, on average; held out: one
     invented:float=.6, # share of the training rows with a made-up listener, each another one
+    wishes:tuple[Wish, ...]=WISHES, # of the other rows
 )->list[dict[str, str]]: # instruction, input, output
     "Requests with a wish and the answer that grants it."
     rng, names = random.Random(f'wish:{held}:{seed}'), Names(f'wish:{seed}')
     rows = []
     for f in _facts_of(held):
         n = 1 if held else int(per_fact) + (rng.random() < per_fact % 1)
-        for wish in rng.sample(WISHES, n):
+        for wish in rng.sample(wishes, n):
             if not held and rng.random() < invented: wish = wish_of(names.chars(2, 3))
             ask = rng.choice(phrasings(f, seed)[0])
             template = wish.reserved if held and len(rows) % 2 else rng.choice(wish.asks)
