@@ -216,7 +216,8 @@ def table(
     path = write(args.name or f'gpu_{scale}', config, rows)
     samples, log = read_samples(folder/'samples.jsonl'), read_log(folder/'log.jsonl')
     skipped = max(e.get('skipped', 0) for e in log) # steps whose gradient was not finite
-    more = dict(figures=done | floors | dict(skipped=skipped), gpu={k: v for k, v in gpu.items() if k != 'machine'}, ie=scores,
+    more = dict(figures=done | floors | dict(skipped=skipped), ie=scores,
+                gpu={k: v for k, v in gpu.items() if k != 'machine'},
                 curve=curve(log), answers={s: samples[s] for s in sorted(samples)[-1:]})
     result = json.loads(path.read_text(encoding='utf-8')) | dict(machine=gpu['machine']) | more
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
