@@ -1,25 +1,32 @@
 """How much of the chip training reaches: FLOPs of real tokens over the measured peak of a matrix product.
 
-    python benchmarks/gpu.py [--budgets 4096 8192 16384 32768] [--optimizer adamw] [--compile] [--packing]
-                             [--act-ckpt] [--data PAIRS.parquet]
+    python benchmarks/gpu.py [--budgets 4096 8192 16384 32768] [--optimizer adamw] [--compile] [--packing] [--graph]
+                             [--act-ckpt] [--vocab 29312] [--data PAIRS.parquet]
     python benchmarks/gpu.py --smoke      # the smallest case of every switch, on the CPU, nothing written
 
 `base` in bf16 unless asked otherwise. Padded tokens count as waste: FLOPs are those of the real tokens alone.
 Every budget (padded tokens a batch) is tried and the best is printed; the baseline is the measured peak.
 `--packing` puts several pairs into one row with block-diagonal masks; T5's relative positions need no change,
-because distances inside a pair stay what they were. Also measured: peak memory of batch 1 x 320."""
+because distances inside a pair stay what they were. `--compile` compiles one block of each kind, which all layers
+share, and the output layer with its loss. `--graph` records forward and backward pass of packed rows of one shape as
+a CUDA graph, so that Python is never waited for; `fit` has no such mode.
+Also measured: peak memory of batch 1 x 320."""
 import argparse
+import copy
 import gc
+import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from report import row, write
+from report import machine, row, write
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -30,6 +37,7 @@ from scclm.trainer import (Run, StopSignals, TrainCfg, count_labels, lm_loss, se
     start_run, train_step)
 
 LossFn = Callable[[nn.Module, dict], Tensor] # (model, batch) -> summed loss
+VOCAB = 29298 # of base, the ancestor's
 
 # ---- the work
 
@@ -119,17 +127,51 @@ def _joined(
     return np.concatenate(texts), np.repeat(np.arange(1, len(texts) + 1), [len(t) for t in texts])
 
 
-def packed(
-    pairs:list[PairIds], # at least one
-    width:int, # longest text, tokens
+def join_rows(
+    rows:list[list[PairIds]], # the pairs of each row
+    room:tuple[int, int]=(0, 0), # prompt and answer tokens that a row is padded to, at least
 )->dict[str, Tensor]: # a batch; `source` and `target` number the pair a token belongs to, 0 is padding
-    "A batch with several pairs a row."
-    rows = fill_rows(pairs, row_room(pairs, width))
+    "Rows of pairs to a batch."
     ids, source = zip(*[_joined([p.prompt for p in r]) for r in rows])
     labels, target = zip(*[_joined([p.response for p in r]) for r in rows])
     input_ids, mask = pad(ids, 0)
-    return dict(input_ids=input_ids, attention_mask=mask, labels=pad(labels, -100)[0],
-                source=pad(source, 0)[0], target=pad(target, 0)[0])
+    batch = dict(input_ids=input_ids, attention_mask=mask, labels=pad(labels, -100)[0],
+                 source=pad(source, 0)[0], target=pad(target, 0)[0])
+    fill = dict(labels=-100)
+    width = dict.fromkeys(batch, room[0]) | dict.fromkeys(('labels', 'target'), room[1])
+    return {k: F.pad(v, (0, max(0, width[k] - v.shape[1])), value=fill.get(k, 0)) for k, v in batch.items()}
+
+
+def packed(
+    pairs:list[PairIds], # at least one
+    width:int, # longest text, tokens
+)->dict[str, Tensor]: # of `join_rows`
+    "A batch with several pairs a row."
+    return join_rows(fill_rows(pairs, row_room(pairs, width)))
+
+
+def equal_batches(
+    args:argparse.Namespace, # the switches
+    budget:int, # padded tokens a batch
+    pairs:list[PairIds], # to be batched
+)->list[list[list[PairIds]]]: # rows of each batch, as many in each
+    "Packed rows in batches of one shape, as a recorded step wants them."
+    steps = args.steps + args.warm_up
+    few = pairs[:round(1.3 * steps * budget * len(pairs) / sizes(pairs).sum())]
+    room = even_room(few, args.width)
+    rows = fill_rows(few, room)
+    n = max(1, budget // sum(room))
+    order = np.random.default_rng(0).permutation(len(rows))
+    return [[rows[i] for i in order[k:k + n]] for k in range(0, len(rows) - n + 1, n)][:steps]
+
+
+def even_room(
+    pairs:list[PairIds], # to be packed
+    width:int, # longest text, tokens
+)->tuple[int, int]: # as `row_room`, multiples of 16, which attention likes
+    "What a row of `equal_batches` holds."
+    s, t = row_room(pairs, width)
+    return -(-s // 16) * 16, -(-t // 16) * 16
 
 
 def may_see(
@@ -142,9 +184,19 @@ def may_see(
     return (same.tril() if causal else same)[:, None]
 
 
+def head_loss(
+    hidden:Tensor, # (B, T, d_model), of the decoder
+    table:Tensor, # (V, d_model), the embedding, which is the output layer too
+    labels:Tensor, # (B, T), -100 is ignored
+)->Tensor: # scalar, summed nats
+    "Output layer and loss."
+    return lm_loss(F.linear(hidden * table.shape[1]**-.5, table), labels)
+
+
 def packed_loss(
     model:T5ForConditionalGeneration, # possibly wrapped
     batch:dict[str, Tensor], # of `packed`
+    head:Callable[[Tensor, Tensor, Tensor], Tensor]=head_loss, # output layer and loss
 )->Tensor: # scalar, summed nats
     """`seq2seq_loss` of packed rows: the same sum as of the pairs one by one. Encoder and decoder are called one
     after the other, because the whole model takes one mask for the prompt and for cross-attention."""
@@ -155,7 +207,20 @@ def packed_loss(
     hidden = model.decoder(input_ids=inputs, attention_mask=may_see(target, target, causal=True),
                            encoder_hidden_states=encoded, encoder_attention_mask=may_see(target, source),
                            use_cache=False).last_hidden_state
-    return lm_loss(model.lm_head(hidden * model.config.d_model**-.5), batch['labels'])
+    return head(hidden, model.lm_head.weight, batch['labels'])
+
+
+def padded_loss(
+    model:T5ForConditionalGeneration, # possibly wrapped
+    batch:dict[str, Tensor], # of `collate`
+    head:Callable[[Tensor, Tensor, Tensor], Tensor]=head_loss, # output layer and loss
+)->Tensor: # scalar, summed nats
+    "`seq2seq_loss` with an output layer of one's own."
+    mask, labels = batch['attention_mask'], batch['labels']
+    encoded = model.encoder(input_ids=batch['input_ids'], attention_mask=mask).last_hidden_state
+    hidden = model.decoder(input_ids=shift_right(labels), encoder_hidden_states=encoded,
+                           encoder_attention_mask=mask, use_cache=False).last_hidden_state
+    return head(hidden, model.lm_head.weight, labels)
 
 # ---- measuring
 
@@ -182,6 +247,19 @@ def matrix_peak(
     return 2 * n**3 / min(times)
 
 
+def launch_us(
+    n:int=3000, # kernels
+)->float: # microseconds
+    "What it costs Python to ask the GPU for one small kernel: with thousands a step, small batches wait for this."
+    x = torch.zeros(8, device='cuda' if torch.cuda.is_available() else 'cpu')
+    for _ in range(100): x.add_(1)
+    wait()
+    began = time.perf_counter()
+    for _ in range(n): x.add_(1)
+    wait()
+    return 1e6 * (time.perf_counter() - began) / n
+
+
 def in_autocast(
     run:Run, # gives the precision
     loss_fn:LossFn, # calls parts of the model
@@ -205,6 +283,35 @@ def fresh():
     torch.cuda.reset_peak_memory_stats()
 
 
+@lru_cache(1)
+def _built(config:str)->T5ForConditionalGeneration:
+    "The model of a configuration, made once: drawing the weights of `base` takes seconds."
+    return build_model(T5Config.from_dict(json.loads(config)))
+
+
+def compile_blocks_(
+    model:T5ForConditionalGeneration, # changed in place
+    backend:str|Callable, # of torch.compile
+    dynamic:bool=True, # False: for one shape
+)->Callable[[Tensor, Tensor, Tensor], Tensor]: # `head_loss`, compiled
+    """Compile each block, not the stacks: layers share the code of their kind. Batches of changing shape still make it
+    compile a dozen times (with and without a mask, lengths that are multiples of 8 or not, large and small)."""
+    torch._dynamo.config.recompile_limit = 64
+    for stack in (model.encoder, model.decoder):
+        for block in stack.block: block.compile(dynamic=dynamic, backend=backend)
+    return torch.compile(head_loss, dynamic=dynamic, backend=backend)
+
+
+def loss_of(
+    args:argparse.Namespace, # the switches
+    run:Run, # its model is compiled here if that is asked for
+)->LossFn: # in the run's precision
+    "What the switches train with."
+    if not args.compile: return in_autocast(run, packed_loss if args.packing else seq2seq_loss)
+    head = compile_blocks_(run.acc.unwrap_model(run.model), args.backend, not args.graph)
+    return in_autocast(run, partial(packed_loss if args.packing else padded_loss, head=head))
+
+
 def step_times(
     args:argparse.Namespace, # the switches
     config:T5Config, # of the model
@@ -215,12 +322,9 @@ def step_times(
     fresh()
     times = []
     with tempfile.TemporaryDirectory() as out, StopSignals() as stop:
-        run = start_run(build_model(config), Unplaced(), cfg, Path(out))
+        run = start_run(copy.deepcopy(_built(config.to_json_string())), Unplaced(), cfg, Path(out))
         run.model.train()
-        if args.compile:
-            for stack in (run.model.encoder, run.model.decoder):
-                stack.compile(dynamic=True, backend=args.backend)
-        loss_fn = in_autocast(run, packed_loss if args.packing else seq2seq_loss)
+        loss_fn = loss_of(args, run)
         for run.step, batch in enumerate(batches):
             wait()
             began = time.perf_counter()
@@ -228,6 +332,61 @@ def step_times(
             wait()
             times.append(time.perf_counter() - began)
     return times[args.warm_up:]
+
+
+def graph_times(
+    args:argparse.Namespace, # the switches
+    config:T5Config, # of the model
+    batches:list[dict], # one a step, all of one shape, the first `warm_up` not timed
+)->list[float]: # seconds
+    """As `step_times`, with forward and backward pass recorded once as a CUDA graph and replayed: the GPU no longer
+    waits for Python. Clipping and optimiser stay as they are."""
+    cfg = TrainCfg(steps=len(batches), optimizer=args.optimizer, precision=args.precision)
+    fresh()
+    times = []
+    with tempfile.TemporaryDirectory() as out, StopSignals() as stop:
+        run = start_run(copy.deepcopy(_built(config.to_json_string())), Unplaced(), cfg, Path(out))
+        run.model.train()
+        loss_fn = loss_of(args, run)
+        for run.step in range(3): train_step(run, [batches[0]], loss_fn, count_labels, stop)
+        replay = recorded(run, loss_fn, batches[0])
+        for batch in batches:
+            wait()
+            began = time.perf_counter()
+            replay(batch)
+            norm = run.acc.clip_grad_norm_(run.model.parameters(), cfg.clip).item()
+            if np.isfinite(norm):
+                for o in run.opts: o.optimizer.step()
+            wait()
+            times.append(time.perf_counter() - began)
+    return times[args.warm_up:]
+
+
+def recorded(
+    run:Run, # warmed up
+    loss_fn:LossFn, # (model, batch) -> summed loss
+    example:dict, # a batch
+)->Callable[[dict], None]: # takes a batch of the same shape, leaves its gradients
+    "Forward and backward pass as a CUDA graph."
+    static = {k: v.cuda() for k, v in example.items()}
+    share = torch.ones((), device='cuda')
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    def passes():
+        "Both, without the cache of autocast, which would outlive the recording."
+        with torch.autocast('cuda', torch.bfloat16, cache_enabled=False): loss = loss_fn(run.model, static) * share
+        loss.backward()
+    with torch.cuda.stream(side): passes()
+    torch.cuda.current_stream().wait_stream(side)
+    run.model.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph): passes()
+    def replay(batch:dict):
+        "Copy the batch in and run."
+        for k, v in batch.items(): static[k].copy_(v)
+        share.fill_(1 / max(1, count_labels(batch)))
+        graph.replay()
+    return replay
 
 
 def group_pairs(
@@ -245,21 +404,38 @@ def group_pairs(
     return [[pairs[i] for i in plan] for plan in plans][:args.steps + args.warm_up]
 
 
+def make_batches(
+    args:argparse.Namespace, # the switches
+    budget:int, # padded tokens a batch
+    pairs:list[PairIds], # to be trained on
+)->tuple[list[list[PairIds]], list[dict]]: # pairs of each batch; the batches
+    "As the switches ask."
+    if args.graph:
+        rows = equal_batches(args, budget, pairs)
+        room = tuple(np.array([[sum(len(p[k]) for p in r) for k in (0, 1)] for b in rows for r in b]).max(0))
+        room = tuple(int(-(-n // 16) * 16) for n in room)
+        return [[p for r in b for p in r] for b in rows], [join_rows(b, room) for b in rows]
+    groups = group_pairs(args, budget, pairs)
+    return groups, [packed(g, args.width) if args.packing else collate(g) for g in groups]
+
+
 def speed(
     args:argparse.Namespace, # the switches
     budget:int, # padded tokens a batch
     config:T5Config, # of the model
     pairs:list[PairIds], # to be trained on
-)->dict[str, float]: # flops and tok_per_s of real tokens, share of real tokens, peak bytes
+)->dict[str, float]: # FLOP/s and tok_per_s of real tokens, their share, slowest step, bytes at most: in use, held
     "A few steps at one budget."
-    groups = group_pairs(args, budget, pairs)
-    batches = [packed(g, args.width) if args.packing else collate(g) for g in groups]
-    seconds = sum(step_times(args, config, batches))
+    groups, batches = make_batches(args, budget, pairs)
+    times = (graph_times if args.graph else step_times)(args, config, batches)
+    seconds = sum(times)
     done = sizes([p for g in groups[args.warm_up:] for p in g])
     cells = sum(b['input_ids'].numel() + b['labels'].numel() for b in batches[args.warm_up:])
     tok = int(done.sum())
-    return dict(flops=pair_flops(config, done) / seconds, tok_per_s=tok / seconds, real=tok / cells,
-                peak=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+    gpu = torch.cuda.is_available()
+    return dict(flops=pair_flops(config, done) / seconds, tok_per_s=tok / seconds, real=tok / cells, slowest=max(times),
+                peak=torch.cuda.max_memory_allocated() if gpu else 0,
+                held=torch.cuda.max_memory_reserved() if gpu else 0)
 
 
 def fitting(
@@ -280,18 +456,22 @@ def label(
     args:argparse.Namespace, # the switches
 )->str: # such as 'base, adamw, packing'
     "How the rows call a set of switches."
-    on = [k for k in ('compile', 'packing', 'act_ckpt') if getattr(args, k)]
+    on = [k for k in ('compile', 'packing', 'graph', 'act_ckpt') if getattr(args, k)]
+    if args.vocab != (SMALL['vocab'] if args.smoke else VOCAB): on.append(f'vocabulary {args.vocab}')
     return ', '.join([args.scale, args.optimizer, *(['fp32'] if args.precision == 'fp32' else []), *on])
 
 
-def one_row_peak(
+def one_row(
     args:argparse.Namespace, # the switches
     config:T5Config, # of the model
-)->float: # MiB; 0 without a GPU
-    "Peak memory of batch 1 x `width`."
-    few = argparse.Namespace(**vars(args) | dict(packing=False, warm_up=1, steps=2))
-    pairs = make_pairs(np.full((3, 2), args.width), args.vocab)
-    return speed(few, 2 * args.width, config, pairs)['peak'] / 2**20
+)->list[dict]: # a row; none without a GPU
+    "Peak memory of batch 1 x `width`: what tensors used; `held` is what PyTorch took from the card for them."
+    if not torch.cuda.is_available(): return []
+    few = argparse.Namespace(**vars(args) | dict(packing=False, compile=False, graph=False, warm_up=1, steps=2))
+    found = speed(few, 2 * args.width, config, make_pairs(np.full((3, 2), args.width), args.vocab))
+    name = f'{label(few)}: batch 1 x {args.width}, peak memory'
+    mib = found['peak'] / 2**20
+    return [row(name, [mib], [4096], 'the 4 GB asked for', 'MiB', higher_is_better=False) | dict(held=found['held'])]
 
 
 def table(
@@ -308,12 +488,8 @@ def table(
     what, rows = label(args), []
     for budget, f in found.items():
         reached = row(f'{what}: budget {budget}', [f['flops'] / 1e12], [peak / 1e12], 'matrix product', 'TFLOP/s')
-        rows.append(reached | {k: f[k] for k in ('tok_per_s', 'real', 'peak')})
-    mib = one_row_peak(args, config)
-    if mib:
-        name = f'{what}: batch 1 x {args.width}, peak memory'
-        rows.append(row(name, [mib], [4096], 'the 4 GB asked for', 'MiB', higher_is_better=False))
-    return rows
+        rows.append(reached | {k: f[k] for k in ('tok_per_s', 'real', 'slowest', 'peak', 'held')})
+    return rows if args.packing or args.compile else rows + one_row(args, config)
 
 # ---- the smallest case of everything
 
@@ -352,7 +528,7 @@ def make_parser()->argparse.ArgumentParser: # of this script
     "Its switches."
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--scale', default='base')
-    p.add_argument('--vocab', type=int, default=29298)
+    p.add_argument('--vocab', type=int, default=VOCAB)
     p.add_argument('--width', type=int, default=320,
                    help='longest prompt or answer; packed rows are 1.5 times as wide')
     p.add_argument('--budgets', type=int, nargs='+', default=[4096, 8192, 16384, 32768, 65536])
@@ -363,7 +539,7 @@ def make_parser()->argparse.ArgumentParser: # of this script
     p.add_argument('--optimizer', default='adamw', choices=['adamw', 'adafactor', 'muon'])
     p.add_argument('--precision', default='bf16', choices=['bf16', 'fp32'])
     p.add_argument('--matrix', type=int, default=8192)
-    for flag in ('compile', 'packing', 'act-ckpt', 'smoke'):
+    for flag in ('compile', 'packing', 'graph', 'act-ckpt', 'smoke'):
         p.add_argument(f'--{flag}', action='store_true')
     p.add_argument('--backend', default='inductor', help='of torch.compile')
     return p
@@ -372,11 +548,13 @@ def make_parser()->argparse.ArgumentParser: # of this script
 def main():
     "Measure on the GPU and write results/gpu.json, or run the smallest cases. Raises SystemExit without a GPU."
     args = make_parser().parse_args()
+    if args.graph and not args.packing: raise SystemExit('--graph wants rows of one shape: give --packing too')
     if args.smoke: return smoke(args)
     if not torch.cuda.is_available():
         raise SystemExit('no GPU here: `--smoke` runs the smallest case of every switch on the CPU')
-    config = dict(width=args.width, steps=args.steps, rows=args.rows, data=bool(args.data))
-    write('gpu', config, table(args), merge=True)
+    config = dict(width=args.width, steps=args.steps, rows=args.rows, data=bool(args.data),
+                  allocator=os.environ.get('PYTORCH_ALLOC_CONF', ''), launch_us=launch_us())
+    write('gpu', config, [r | dict(machine=machine()) for r in table(args)], merge=True) # rows may be of several cards
 
 
 if __name__ == '__main__': main()

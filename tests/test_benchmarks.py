@@ -151,12 +151,31 @@ def test_compile_reaches_both_stacks(gpu, packing):
         graphs.append(graph)
         return graph.forward
     args = argparse.Namespace(optimizer='adamw', act_ckpt=False, precision='fp32', compile=True, packing=packing,
-                              backend=backend, warm_up=1)
+                              graph=False, backend=backend, warm_up=1)
     pairs = gpu.make_pairs(np.array([(9, 5), (7, 8)]), 200)
     batch = gpu.packed(pairs, 64) if packing else collate(pairs)
     assert len(gpu.step_times(args, model_config('tiny', 200, dropout_rate=0.), [batch]*2)) == 1
     crosses = {any('EncDecAttention' in str(n.meta.get('nn_module_stack')) for n in g.graph.nodes) for g in graphs}
     assert crosses == {False, True}, 'the encoder, and the decoder'
+
+
+def test_recorded_steps_get_rows_of_one_shape_and_the_same_loss(gpu):
+    args = gpu.make_parser().parse_args('--packing --graph --steps 2 --warm-up 1 --width 40'.split())
+    groups, batches = gpu.make_batches(args, 512, gpu.make_pairs(gpu.lengths(60, 40), 200))
+    assert len(batches) == 3 and len({b['labels'].shape for b in batches}) == 1
+    model = build_model(model_config('tiny', 200, dropout_rate=0.), seed=0).eval()
+    with torch.no_grad():
+        for group, batch in zip(groups, batches):
+            alone = sum(seq2seq_loss(model, collate([p])).item() for p in group)
+            assert gpu.packed_loss(model, batch).item() == pytest.approx(alone, rel=1e-4)
+            assert gpu.padded_loss(model, collate(group)).item() == pytest.approx(alone, rel=1e-4)
+
+
+def test_the_curve_of_a_gpu_run_is_thinned_and_keeps_its_evaluations():
+    log = [dict(step=s, loss=1/s, real_tok=100*s, real_tok_per_s=5.) for s in range(1, 301)]
+    points = load_benchmark('gpu_mini').curve(log + [dict(step=300, loss_valid=2., bleu4=1.)])
+    assert len(points) == 60 and points[-1] == dict(step=300, real_tok=30_000, loss=1/300, real_tok_per_s=5.,
+                                                    loss_valid=2., bleu4=1.)
 
 
 def test_no_packed_row_is_too_wide_and_no_pair_is_lost(gpu):
