@@ -27,7 +27,6 @@ import time
 import traceback
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -75,11 +74,10 @@ class ServeCfg(ChatCfg):
             value = getattr(self, name)
             if value < least: raise ValueError(f'{name}={value!r}: expected >= {least}')
         if self.port > 65_535: raise ValueError(f'port={self.port}: expected 0 to 65535, 0 for a free one')
-        if self.strategy == 'beam': raise ValueError("strategy='beam' is not served: expected greedy or sampling")
 
 # %% ../nbs/appendix/serve.ipynb #srv00009
 #| code-fold: true
-_LEAST = dict(port=0, max_rows=1, max_queue=0, max_body=64, max_head=1024, max_connections=1,
+_LEAST = dict(port=0, max_rows=1, max_queue=1, max_body=64, max_head=1024, max_connections=1,
     head_s=.1, body_s=.1, answer_s=.1, drain_s=0)
 
 # %% ../nbs/appendix/serve.ipynb #srv00014
@@ -178,7 +176,7 @@ def told(
 )->tuple[str, str|None]: # what is wrong and was expected; the field
     "The first mistake in words. What was sent is not repeated."
     first = e.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = '.'.join(str(x) for x in first['loc'][:2])
+    place = '.'.join(str(x) for x in first['loc'][:3])
     known = ', '.join(_fields(e.title))
     if first['type'] == 'json_invalid': return f"the body is no JSON that can be read ({first['msg']})", None
     if first['type'] == 'extra_forbidden': return f'{place[:80]} is not supported: expected only {known}', place[:80]
@@ -462,10 +460,9 @@ async def pieces(
     ticket:Ticket, # an answer that is being written
 )->AsyncIterator[str]: # as they come
     "The pieces of an answer, for code that must not block."
-    loop, it = asyncio.get_running_loop(), iter(ticket)
-    while (piece := await loop.run_in_executor(_POOL, next, it, None)) is not None: yield piece
-
-_POOL = ThreadPoolExecutor(300)
+    loop, news = asyncio.get_running_loop(), asyncio.Queue()
+    ticket.listen(partial(loop.call_soon_threadsafe, news.put_nowait))
+    while (piece := await news.get()) is not None: yield piece
 
 # %% ../nbs/appendix/serve.ipynb #srv00061
 async def admit(
@@ -489,19 +486,18 @@ async def admit(
 
 # %% ../nbs/appendix/serve.ipynb #srv00062
 async def spoken(
-    service:Service, # its fallback, counters
+    service:Service, # its counters
     ticket:Ticket, # an answer that is being written
-)->AsyncIterator[str]: # pieces; the fallback instead of none
+)->AsyncIterator[str]: # pieces; the engine gives the fallback instead of none
     "An answer piece by piece. Raises Refused if the server had to cut it off."
-    began, n = time.monotonic(), 0
+    began, first = time.monotonic(), True
     try:
         async for piece in pieces(ticket):
-            if not n: service.meter.first.observe(time.monotonic() - began)
-            n += 1
+            if first: service.meter.first.observe(time.monotonic() - began)
+            first = False
             yield piece
     finally: service.meter.tokens.labels('written').inc(ticket.n_answer)
     if ticket.finish not in ('stop', 'length'): raise cut_off(ticket.finish, service.cfg)
-    if not n: yield service.bot.fallback
 
 # %% ../nbs/appendix/serve.ipynb #srv00063
 def cut_off(
@@ -809,7 +805,7 @@ def make_app(
         yield
         await asyncio.to_thread(service.engine.close, 0)
     app = FastAPIOffline(title='SCCLM', redoc_url=None, lifespan=lifespan,
-        description='A small Chinese chat model, trained from scratch.')
+        description='A small Chinese chat model, trained from scratch.', redirect_slashes=False)
     app.state.service = service
     app.include_router(routes)
     for status in (404, 405): app.add_exception_handler(status, lost)
@@ -840,6 +836,7 @@ class Protocol(H11Protocol):
     ):
         "Nothing has come yet."
         super().__init__(*args, **kwargs)
+        self.access_log = False # it would hold paths with all that clients write into them
         self.cfg = cfg
         self.look = None # the next look at the connection
 
