@@ -673,6 +673,7 @@ def flat_schema(
 _WHY = {401: 'wrong key, or none', 404: 'no such model', 406: 'a blank question', 408: 'the body did not arrive in time',
     413: 'the body is too long', 415: 'not JSON', 422: 'the body does not fit', 429: 'the queue is full',
     500: 'a mistake of the server', 503: 'the server is stopping', 504: 'the answer took too long'}
+_EVENT = dict(type='object', required=['data'], properties=dict(data=dict(type='string')))
 _DETAIL = dict(type='object', required=['detail'], properties=dict(detail=dict(type='string')))
 _ERROR = dict(type='object', required=['error'], properties=dict(error=dict(type='object',
     required=['message', 'type', 'param', 'code'], properties=dict(message=dict(type='string')))))
@@ -682,20 +683,24 @@ def described(
     kind:type[BaseModel]|None, # a request; None: it has no body
     codes:tuple[int, ...], # statuses of its errors
     error:dict, # JSON schema of an error
+    streams:bool=False, # whether it may answer in events
 )->dict: # arguments for a route
     "What `/docs` says about a route."
     def json_of(schema:dict)->dict:
         "A body that is JSON."
         return {'application/json': dict(schema=schema)}
     extra = dict(requestBody=dict(required=True, content=json_of(flat_schema(kind)))) if kind else None
-    return dict(openapi_extra=extra, responses={c: dict(description=_WHY[c], content=json_of(error)) for c in codes})
+    responses = {c: dict(description=_WHY[c], content=json_of(error)) for c in codes}
+    events = {'text/event-stream': dict(schema=_EVENT)}
+    if streams: responses[200] = dict(description='an answer', content=json_of(dict(type='object')) | events)
+    return dict(openapi_extra=extra, responses=responses)
 
 # %% ../nbs/appendix/serve.ipynb #srv00087
 routes = APIRouter()
 _ASKED = (401, 408, 413, 415, 422, 429, 500, 503, 504)
 
 @routes.post('/api/chat', summary="One question, as the ancestor's clients ask it",
-    **described(ApiAsk, (*_ASKED, 406), _DETAIL))
+    **described(ApiAsk, (*_ASKED, 406), _DETAIL, streams=True))
 async def api_chat(
     request:Request, # {"input_txt": "…"}
     service:Annotated[Service, Depends(with_key)], # who answers
@@ -710,7 +715,7 @@ async def api_chat(
 
 # %% ../nbs/appendix/serve.ipynb #srv00088
 @routes.post('/v1/chat/completions', summary="One question, as OpenAI's clients ask it",
-    **described(ChatAsk, (*_ASKED, 404), _ERROR))
+    **described(ChatAsk, (*_ASKED, 404), _ERROR, streams=True))
 async def chat_completions(
     request:Request, # as in OpenAI's reference
     service:Annotated[Service, Depends(with_key)], # who answers
@@ -956,7 +961,7 @@ def serve(
     listener = listen_on(cfg.host, cfg.port)
     keys = given or (secrets.token_urlsafe(24),)
     app = make_app(replace(cfg, model=str(folder)), keys)
-    app.state.service.engine.submit('你好').result() # the first answer loads what is loaded late
+    app.state.service.engine.submit('你好', Decoding(max_new_tok=2)).result() # loads what is loaded late
     place = f'http://{cfg.host}:{listener.getsockname()[1]}'
     print(f'{folder} at {place}, called {cfg.name!r}; /docs explains it, Ctrl-C ends it')
     if not given: print(f'key, printed only here: {keys[0]}')

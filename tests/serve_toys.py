@@ -29,7 +29,7 @@ class Live:
 def toy_bot(endless:bool=False, max_prompt_tok:int=64)->ChatBot:
     "Random weights; `endless`: no answer ends by itself."
     tok = char_tok(CHARS)
-    return ChatBot(toy_model(len(tok), endless=endless), tok, max_prompt_tok=max_prompt_tok)
+    return ChatBot(toy_model(len(tok), seed=23, endless=endless), tok, max_prompt_tok=max_prompt_tok, batch_tok=10**8)
 
 
 @contextmanager

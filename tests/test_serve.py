@@ -17,8 +17,9 @@ import openai
 import pytest
 import schemathesis
 from chat_toys import CHARS, char_tok, save_toy, toy_model
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from prometheus_client.parser import text_string_to_metric_families
+from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 from serve_toys import KEY, connect, head_of, read_all, read_response, serving, toy_bot, wait_until
 
@@ -117,7 +118,8 @@ def test_knobs_are_obeyed(official, bot, asked, meant):
 
 def test_stop_is_obeyed(official, bot):
     full = alone(bot, '天地玄黄')
-    word = full[5:7]
+    word = full[6:8]
+    assert full.index(word) == 6
     for stop in (word, ['不出现的', word]):
         done = official.chat.completions.create(model='scclm', messages=user('天地玄黄'), stop=stop)
         assert done.choices[0].message.content == full[:full.index(word)]
@@ -304,7 +306,7 @@ def test_many_headers(live):
             status, said = read_response(s)
         assert status in (400, 431) and 'max_head=16384' in said['detail']
 
-@pytest.mark.parametrize('text', [b'\x16\x03\x01\x02\x00\x01', b'GET\r\n\r\n', b'GET / HTTP/9.9\r\n\r\n', b'\x00'*100,
+@pytest.mark.parametrize('text', [b'\x16\x03\x01\x02\x00\x01', b'GET\r\n\r\n', b'\x00'*100,
     b'GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n', b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n',
     b'POST /api/chat HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n'])
 def test_what_is_not_http(live, text):
@@ -484,16 +486,22 @@ def test_metrics_count(live, web, bot):
 
 # Its own description
 
-def test_fuzz_from_its_own_openapi(live, monkeypatch):
-    "What the description allows and what it forbids, 40 requests a path, to the loopback address only."
+FUZZ = settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+LEFT_OUT = {'positive_data_acceptance', # which questions are too long in tokens, or blank, is not in a schema
+            'use_after_free', 'ensure_resource_availability', 'object_level_authorization'} # nothing is kept
+
+def test_fuzz_from_its_own_openapi(live):
+    "What the description allows and what it forbids: 25 of each kind a path, to the loopback address only."
     schema = schemathesis.openapi.from_url(f'{live.url}/openapi.json')
-    checks = [c for c in CHECKS.get_all() if c.__name__ != 'positive_data_acceptance'] # limits of tokens are not in a schema
-    sent = []
-    @schema.parametrize()
-    @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    def ask(case):
-        "One request that it made up."
-        sent.append(case.call_and_validate(headers={'Authorization': f'Bearer {KEY}'}, checks=checks))
-    for result in schema.get_all_operations():
-        pass
-    assert sent
+    checks = [c for c in CHECKS.get_all() if c.__name__ not in LEFT_OUT]
+    asked = []
+    for operation in schema.get_all_operations():
+        @given(case=operation.ok().as_strategy(generation_mode=GenerationMode.POSITIVE)
+            | operation.ok().as_strategy(generation_mode=GenerationMode.NEGATIVE))
+        @FUZZ
+        def ask(case):
+            "One request that it made up."
+            asked.append((case.method, case.path))
+            case.call_and_validate(headers={'Authorization': f'Bearer {KEY}'}, checks=checks)
+        ask()
+    assert len(set(asked)) == 5 and 60 < len(asked) <= 5*60

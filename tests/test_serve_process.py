@@ -1,0 +1,143 @@
+"`scclm serve` as a process: what it prints, how it ends, several workers, a user's mistakes."
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from chat_toys import CHARS, char_tok, save_toy, toy_model
+
+from scclm.cli import main
+
+SCCLM = [sys.executable, '-c', 'import sys; from scclm.cli import main; sys.exit(main())', 'serve']
+
+
+@pytest.fixture(scope='module')
+def endless(tmp_path_factory):
+    "A model that goes on until it is stopped."
+    tok = char_tok(CHARS)
+    return save_toy(tmp_path_factory.mktemp('endless')/'model', tok, toy_model(len(tok), seed=23, endless=True))
+
+def started(command, **env):
+    "A process, as soon as it says where it listens: process, lines printed, port."
+    env = {k: v for k, v in os.environ.items() if k != 'SCCLM_API_KEY'} | dict(OMP_NUM_THREADS='1') | env
+    run = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = []
+    while not any('chat page' in line for line in lines):
+        lines.append(run.stdout.readline())
+        assert lines[-1], run.stderr.read()
+    return run, lines, int(re.search(r'127\.0\.0\.1:(\d+)', ''.join(lines))[1])
+
+class Reader(threading.Thread):
+    "A client that reads a stream to its end."
+    def __init__(self, port, key):
+        super().__init__(daemon=True)
+        self.url, self.key, self.lines, self.begun = f'http://127.0.0.1:{port}/api/chat', key, [], threading.Event()
+        self.start()
+
+    def run(self):
+        "Ask, then read on."
+        headers = dict(Authorization=f'Bearer {self.key}')
+        with httpx.stream('POST', self.url, headers=headers, json=dict(input_txt='你好', stream=True), timeout=120) as r:
+            for line in r.iter_lines():
+                self.lines.append(line)
+                self.begun.set()
+
+if os.name == 'posix':
+    def test_sigterm_lets_accepted_answers_finish(endless):
+        "The random key is printed once; newcomers hear 503; the running answer comes to its end; exit code 0."
+        options = ['--model', str(endless), '--port', '0', '--drain-s', '120', '--max-new-tok', '400', '--loop-copies', '0']
+        run, lines, port = started([*SCCLM, *options])
+        key = re.search('key, printed only here: (.+)', ''.join(lines))[1]
+        assert len(key) >= 32 and f'/#key={key}' in lines[-1]
+        reader = Reader(port, key)
+        assert reader.begun.wait(60)
+        run.send_signal(signal.SIGTERM)
+        while httpx.get(f'http://127.0.0.1:{port}/healthz').status_code == 200: time.sleep(.01)
+        said = httpx.post(f'http://127.0.0.1:{port}/v1/chat/completions', json={})
+        assert said.status_code == 503 and 'stopping' in said.json()['error']['message'] and said.headers['retry-after']
+        out, err = run.communicate(timeout=90)
+        reader.join(30)
+        assert run.returncode == 0 and reader.lines[-2] == 'data: [DONE]'
+        assert len([line for line in reader.lines if line]) == 401 and key not in out + err
+        assert '/api/chat 200: ' in err and '你好' not in err
+
+    def test_sigterm_waits_only_so_long(endless, tmp_path):
+        "An answer that would go on is told so; a given key is not printed."
+        (tmp_path/'keys').write_text('given-in-a-file\n')
+        options = ['--model', str(endless), '--port', '0', '--max-new-tok', '16000', '--loop-copies', '0',
+                   '--key-file', str(tmp_path/'keys'), '--drain-s', '0.3']
+        run, lines, port = started([*SCCLM, *options])
+        reader = Reader(port, 'given-in-a-file')
+        assert reader.begun.wait(60)
+        run.send_signal(signal.SIGTERM)
+        out, err = run.communicate(timeout=90)
+        reader.join(30)
+        assert run.returncode == 0 and 'given-in-a-file' not in ''.join(lines) + out + err
+        assert 'stopping' in json.loads([line for line in reader.lines if line][-1][6:])['detail']
+
+    WORKER = """
+from scclm.serve import ServeCfg, make_app
+app = make_app(ServeCfg(model={model!r}, max_new_tok=20))
+"""
+
+    @contextmanager
+    def two_workers(endless, folder):
+        "Two processes of the same application behind one port, as the text says."
+        (folder/'ours.py').write_text(WORKER.format(model=str(endless)))
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            port = s.getsockname()[1]
+        command = [sys.executable, '-m', 'uvicorn', 'ours:app', '--workers', '2', '--port', str(port), '--no-access-log',
+                   '--timeout-worker-healthcheck', '60', '--http', 'scclm.serve:Protocol']
+        env = os.environ | dict(SCCLM_API_KEY='of-the-environment', OMP_NUM_THREADS='1')
+        run = subprocess.Popen(command, cwd=folder, env=env)
+        try: yield run, f'http://127.0.0.1:{port}'
+        finally:
+            run.send_signal(signal.SIGTERM)
+            run.wait(60)
+
+    def test_several_workers_say_the_same(endless, tmp_path):
+        with two_workers(endless, tmp_path) as (run, url):
+            pids, answers = set(), set()
+            end = time.monotonic() + 120
+            while len(pids) < 2 and time.monotonic() < end:
+                try: text = httpx.get(f'{url}/metrics').text
+                except httpx.TransportError: time.sleep(.3)
+                else:
+                    pids.add(re.search(r'^process_start_time_seconds (\S+)', text, re.M)[1])
+                    headers = dict(Authorization='Bearer of-the-environment')
+                    answers.add(httpx.post(f'{url}/api/chat', headers=headers, json=dict(input_txt='你好')).text)
+            assert len(pids) == 2 and len(answers) == 1 and 'response' in answers.pop()
+
+# A user's mistakes
+
+@pytest.mark.parametrize('options, words', [
+    (['--port', '70000'], 'port=70000: expected 0 to 65535'), (['--answer-s', '0'], 'answer_s=0.0: expected >= 0.1'),
+    (['--key-file', 'nowhere'], 'nowhere'), (['--model', 'nowhere', '--port', '0'], 'nowhere'),
+    (['--host', '203.0.113.7', '--model', 'm'], 'cannot listen on 203.0.113.7:8812'), (['--max-rows', '0'], 'max_rows=0')])
+def test_mistakes_are_one_sentence(options, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('SCCLM_API_KEY', raising=False)
+    try: code = main(['serve', *options])
+    except SystemExit as e: code = e.code
+    err = capsys.readouterr().err
+    assert code == 2 and words in re.sub(r'\s+', ' ', err) and 'Traceback' not in err
+
+def test_a_taken_port(capsys, tmp_path):
+    with socket.create_server(('127.0.0.1', 0)) as s:
+        port = s.getsockname()[1]
+        assert main(['serve', '--model', str(tmp_path), '--port', str(port)]) == 2
+    assert f'cannot listen on 127.0.0.1:{port}' in capsys.readouterr().err
+
+def test_without_the_extra(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, 'scclm.serve', raising=False)
+    monkeypatch.setitem(sys.modules, 'uvicorn', None)
+    assert main(['serve']) == 2 and "expected pip install 'scclm[serve]'" in capsys.readouterr().err
