@@ -3,12 +3,8 @@
 The truth is `ChatBot` alone: whoever asks, over whichever path, hears what it says."""
 import json
 import logging
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,15 +12,13 @@ import httpx
 import openai
 import pytest
 import schemathesis
-from chat_toys import CHARS, char_tok, save_toy, toy_model
 from hypothesis import HealthCheck, given, settings
 from prometheus_client.parser import text_string_to_metric_families
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 from serve_toys import KEY, connect, head_of, read_all, read_response, serving, toy_bot, wait_until
 
-from scclm.chat import ChatBot, Decoding, answer_ids
-from scclm.cli import main
+from scclm.chat import Decoding, answer_ids
 from scclm.serve import Keys, ServeCfg, make_app, read_keys
 
 pytestmark = pytest.mark.usefixtures('one_thread')

@@ -1,4 +1,4 @@
-"`scclm serve` as a process: what it prints, how it ends, several workers, a user's mistakes."
+"`scclm serve` as a process: what it prints, how it ends, a user's mistakes."
 import json
 import os
 import re
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -82,40 +81,6 @@ if os.name == 'posix':
         reader.join(30)
         assert run.returncode == 0 and 'given-in-a-file' not in ''.join(lines) + out + err
         assert 'stopping' in json.loads([line for line in reader.lines if line][-1][6:])['detail']
-
-    WORKER = """
-from scclm.serve import ServeCfg, make_app
-app = make_app(ServeCfg(model={model!r}, max_new_tok=20))
-"""
-
-    @contextmanager
-    def two_workers(endless, folder):
-        "Two processes of the same application behind one port, as the text says."
-        (folder/'ours.py').write_text(WORKER.format(model=str(endless)))
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            port = s.getsockname()[1]
-        command = [sys.executable, '-m', 'uvicorn', 'ours:app', '--workers', '2', '--port', str(port), '--no-access-log',
-                   '--timeout-worker-healthcheck', '60', '--http', 'scclm.serve:Protocol']
-        env = os.environ | dict(SCCLM_API_KEY='of-the-environment', OMP_NUM_THREADS='1')
-        run = subprocess.Popen(command, cwd=folder, env=env)
-        try: yield run, f'http://127.0.0.1:{port}'
-        finally:
-            run.send_signal(signal.SIGTERM)
-            run.wait(60)
-
-    def test_several_workers_say_the_same(endless, tmp_path):
-        with two_workers(endless, tmp_path) as (run, url):
-            pids, answers = set(), set()
-            end = time.monotonic() + 120
-            while len(pids) < 2 and time.monotonic() < end:
-                try: text = httpx.get(f'{url}/metrics').text
-                except httpx.TransportError: time.sleep(.3)
-                else:
-                    pids.add(re.search(r'^process_start_time_seconds (\S+)', text, re.M)[1])
-                    headers = dict(Authorization='Bearer of-the-environment')
-                    answers.add(httpx.post(f'{url}/api/chat', headers=headers, json=dict(input_txt='你好')).text)
-            assert len(pids) == 2 and len(answers) == 1 and 'response' in answers.pop()
 
 # A user's mistakes
 
