@@ -464,7 +464,7 @@ async def pieces(
     ticket.listen(partial(loop.call_soon_threadsafe, news.put_nowait))
     while (piece := await news.get()) is not None: yield piece
 
-# %% ../nbs/appendix/serve.ipynb #srv00061
+# %% ../nbs/appendix/serve.ipynb #srv00062
 async def admit(
     service:Service, # with room, or not
     question:str, # of the client
@@ -484,7 +484,7 @@ async def admit(
     service.meter.tokens.labels('read').inc(ticket.n_prompt)
     return ticket
 
-# %% ../nbs/appendix/serve.ipynb #srv00062
+# %% ../nbs/appendix/serve.ipynb #srv00063
 async def spoken(
     service:Service, # its counters
     ticket:Ticket, # an answer that is being written
@@ -499,7 +499,7 @@ async def spoken(
     finally: service.meter.tokens.labels('written').inc(ticket.n_answer)
     if ticket.finish not in ('stop', 'length'): raise cut_off(ticket.finish, service.cfg)
 
-# %% ../nbs/appendix/serve.ipynb #srv00063
+# %% ../nbs/appendix/serve.ipynb #srv00064
 def cut_off(
     finish:str|None, # of the ticket
     cfg:ServeCfg, # the limit that was reached
@@ -511,7 +511,7 @@ def cut_off(
     if finish == 'cancelled': return _stopping()
     return Refused(500, 'the answer could not be written: expected another try', code='server_error')
 
-# %% ../nbs/appendix/serve.ipynb #srv00065
+# %% ../nbs/appendix/serve.ipynb #srv00066
 async def unless_gone(
     receive:Callable, # of ASGI
     work:Coroutine, # what the client waits for
@@ -527,14 +527,14 @@ async def unless_gone(
         gone.cancel()
         await asyncio.wait((job, gone))
 
-# %% ../nbs/appendix/serve.ipynb #srv00066
+# %% ../nbs/appendix/serve.ipynb #srv00067
 async def left(
     receive:Callable, # of ASGI, its body taken in
 ):
     "Wait until the client leaves."
     while (await receive())['type'] != 'http.disconnect': pass
 
-# %% ../nbs/appendix/serve.ipynb #srv00069
+# %% ../nbs/appendix/serve.ipynb #srv00070
 async def whole(
     request:Request, # whose client waits
     service:Service, # who answers
@@ -547,7 +547,7 @@ async def whole(
     try: return await unless_gone(request.receive, collect())
     finally: ticket.cancel()
 
-# %% ../nbs/appendix/serve.ipynb #srv00071
+# %% ../nbs/appendix/serve.ipynb #srv00072
 def event(
     value:object, # JSON
 )->bytes: # one server-sent event
@@ -556,7 +556,7 @@ def event(
 
 END = b'data: [DONE]\n\n' # the last event, as OpenAI writes it
 
-# %% ../nbs/appendix/serve.ipynb #srv00073
+# %% ../nbs/appendix/serve.ipynb #srv00074
 class Events(Response):
     "A response that is written while it is sent. Whatever ends it, the answer ends with it."
     media_type = 'text/event-stream'
@@ -588,7 +588,7 @@ class Events(Response):
         async for data in self.events: await send(dict(type='http.response.body', body=data, more_body=True))
         await send(dict(type='http.response.body', body=b''))
 
-# %% ../nbs/appendix/serve.ipynb #srv00075
+# %% ../nbs/appendix/serve.ipynb #srv00076
 async def api_events(
     service:Service, # who answers
     ticket:Ticket, # an answer that is being written
@@ -599,7 +599,7 @@ async def api_events(
     except Refused as e: yield event(error_body('/api/chat', e))
     else: yield END
 
-# %% ../nbs/appendix/serve.ipynb #srv00077
+# %% ../nbs/appendix/serve.ipynb #srv00078
 def usage(
     ticket:Ticket, # an answer
 )->dict: # token counts, as OpenAI's clients read them
@@ -607,7 +607,7 @@ def usage(
     return dict(prompt_tokens=ticket.n_prompt, completion_tokens=ticket.n_answer,
         total_tokens=ticket.n_prompt + ticket.n_answer)
 
-# %% ../nbs/appendix/serve.ipynb #srv00078
+# %% ../nbs/appendix/serve.ipynb #srv00079
 def chat_head(
     kind:str, # chat.completion, or chat.completion.chunk
     name:str, # of the model
@@ -615,7 +615,7 @@ def chat_head(
     "What every chat object begins with."
     return dict(id=f'chatcmpl-{secrets.token_hex(12)}', object=kind, created=int(time.time()), model=name)
 
-# %% ../nbs/appendix/serve.ipynb #srv00079
+# %% ../nbs/appendix/serve.ipynb #srv00080
 async def chat_events(
     service:Service, # who answers
     ticket:Ticket, # an answer that is being written
@@ -637,7 +637,7 @@ async def chat_events(
     if with_usage: yield event(head | dict(choices=[], usage=usage(ticket)))
     yield END
 
-# %% ../nbs/appendix/serve.ipynb #srv00081
+# %% ../nbs/appendix/serve.ipynb #srv00082
 async def with_key(
     request:Request, # with or without a key
     shown:Annotated[object, Security(HTTPBearer(auto_error=False, description='the key of the server'))]=None, # in /docs
@@ -648,13 +648,13 @@ async def with_key(
     raise Refused(401, 'wrong key, or none: expected the header Authorization: Bearer KEY, with a key of this server',
         code='invalid_api_key')
 
-# %% ../nbs/appendix/serve.ipynb #srv00082
+# %% ../nbs/appendix/serve.ipynb #srv00083
 #| code-fold: true
 def _sent(request:Request)->tuple[bytes, str]:
     "Body and content type of a request."
     return request.state.body, request.headers.get('content-type', '')
 
-# %% ../nbs/appendix/serve.ipynb #srv00084
+# %% ../nbs/appendix/serve.ipynb #srv00085
 def flat_schema(
     kind:type[BaseModel], # a request
 )->dict: # JSON schema without references
@@ -668,7 +668,7 @@ def flat_schema(
         return flat(parts[x['$ref'].split('/')[-1]]) if '$ref' in x else {k: flat(v) for k, v in x.items()}
     return flat(whole)
 
-# %% ../nbs/appendix/serve.ipynb #srv00085
+# %% ../nbs/appendix/serve.ipynb #srv00086
 #| code-fold: true
 _WHY = {401: 'wrong key, or none', 404: 'no such model', 406: 'a blank question', 408: 'the body did not arrive in time',
     413: 'the body is too long', 415: 'not JSON', 422: 'the body does not fit', 429: 'the queue is full',
@@ -678,7 +678,7 @@ _DETAIL = dict(type='object', required=['detail'], properties=dict(detail=dict(t
 _ERROR = dict(type='object', required=['error'], properties=dict(error=dict(type='object',
     required=['message', 'type', 'param', 'code'], properties=dict(message=dict(type='string')))))
 
-# %% ../nbs/appendix/serve.ipynb #srv00086
+# %% ../nbs/appendix/serve.ipynb #srv00087
 def described(
     kind:type[BaseModel]|None, # a request; None: it has no body
     codes:tuple[int, ...], # statuses of its errors
@@ -695,7 +695,7 @@ def described(
     if streams: responses[200] = dict(description='an answer', content=json_of(dict(type='object')) | events)
     return dict(openapi_extra=extra, responses=responses)
 
-# %% ../nbs/appendix/serve.ipynb #srv00087
+# %% ../nbs/appendix/serve.ipynb #srv00088
 routes = APIRouter()
 _ASKED = (401, 408, 413, 415, 422, 429, 500, 503, 504)
 
@@ -713,7 +713,7 @@ async def api_chat(
     if ask.stream: return Events(api_events(service, ticket), ticket)
     return JSONResponse(dict(response=await whole(request, service, ticket)))
 
-# %% ../nbs/appendix/serve.ipynb #srv00088
+# %% ../nbs/appendix/serve.ipynb #srv00089
 @routes.post('/v1/chat/completions', summary="One question, as OpenAI's clients ask it",
     **described(ChatAsk, (*_ASKED, 404), _ERROR, streams=True))
 async def chat_completions(
@@ -730,7 +730,7 @@ async def chat_completions(
     choice = dict(index=0, message=dict(role='assistant', content=text), finish_reason=ticket.finish, logprobs=None)
     return JSONResponse(chat_head('chat.completion', service.cfg.name) | dict(choices=[choice], usage=usage(ticket)))
 
-# %% ../nbs/appendix/serve.ipynb #srv00089
+# %% ../nbs/appendix/serve.ipynb #srv00090
 def question_of(
     ask:ChatAsk, # a request
 )->str: # its one message
@@ -738,7 +738,7 @@ def question_of(
     content = ask.messages[0].content
     return content if isinstance(content, str) else ''.join(part.text for part in content)
 
-# %% ../nbs/appendix/serve.ipynb #srv00090
+# %% ../nbs/appendix/serve.ipynb #srv00091
 @routes.get('/v1/models', summary='What can be asked', **described(None, (401, 503), _ERROR))
 async def models(
     service:Annotated[Service, Depends(with_key)], # who answers
@@ -746,7 +746,7 @@ async def models(
     "The one model of this server."
     return dict(object='list', data=[dict(id=service.cfg.name, object='model', created=0, owned_by='scclm')])
 
-# %% ../nbs/appendix/serve.ipynb #srv00091
+# %% ../nbs/appendix/serve.ipynb #srv00092
 @routes.get('/healthz', summary='Whether to send questions here', responses={503: dict(description='stopping')})
 async def healthz(
     request:Request, # of anybody
@@ -755,7 +755,7 @@ async def healthz(
     stopping = request.app.state.service.stopping
     return JSONResponse(dict(status='stopping' if stopping else 'ok'), 503 if stopping else 200)
 
-# %% ../nbs/appendix/serve.ipynb #srv00092
+# %% ../nbs/appendix/serve.ipynb #srv00093
 @routes.get('/metrics', summary='Counters for Prometheus', response_class=Response)
 async def metrics(
     request:Request, # of anybody
@@ -764,7 +764,7 @@ async def metrics(
     registry = request.app.state.service.meter.registry
     return Response(generate_latest(registry), media_type='text/plain; version=0.0.4')
 
-# %% ../nbs/appendix/serve.ipynb #srv00094
+# %% ../nbs/appendix/serve.ipynb #srv00095
 def page_policy(
     html:str, # a page with inline script and style
 )->str: # Content-Security-Policy
@@ -776,7 +776,7 @@ def page_policy(
     return (f"default-src 'none'; script-src {sums('script')}; style-src {sums('style')}; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
-# %% ../nbs/appendix/serve.ipynb #srv00095
+# %% ../nbs/appendix/serve.ipynb #srv00096
 PAGE = Path(__file__).parent/'chat_page.html' if '__file__' in globals() else Path('../../scclm/chat_page.html')
 
 @routes.get('/', include_in_schema=False)
@@ -787,7 +787,7 @@ async def page()->HTMLResponse: # the chat page
         'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-cache'}
     return HTMLResponse(html, headers=safe)
 
-# %% ../nbs/appendix/serve.ipynb #srv00097
+# %% ../nbs/appendix/serve.ipynb #srv00098
 #| code-fold: true
 def open_bot(
     cfg:ServeCfg, # model, dtype, device
@@ -796,7 +796,7 @@ def open_bot(
     dtype, device = getattr(torch, cfg.dtype), pick_device(cfg.device)
     return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg, max_prompt_tok=cfg.max_prompt_tok)
 
-# %% ../nbs/appendix/serve.ipynb #srv00098
+# %% ../nbs/appendix/serve.ipynb #srv00099
 def make_app(
     cfg:ServeCfg=ServeCfg(), # model, limits
     keys:tuple[str, ...]=(), # who may ask; none: those of the file or of SCCLM_API_KEY
@@ -817,7 +817,7 @@ def make_app(
     app.add_middleware(Gate, service=service)
     return app
 
-# %% ../nbs/appendix/serve.ipynb #srv00099
+# %% ../nbs/appendix/serve.ipynb #srv00100
 def lost(
     request:Request, # to nowhere
     e:HTTPException, # 404 or 405
@@ -831,7 +831,7 @@ def lost(
     answer.headers.update(e.headers or {})
     return answer
 
-# %% ../nbs/appendix/serve.ipynb #srv00106
+# %% ../nbs/appendix/serve.ipynb #srv00107
 class Protocol(H11Protocol):
     "Uvicorn's HTTP, with an end to connections that bring nothing or take nothing."
     def __init__(self,
@@ -860,7 +860,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
         if self.look: self.look.cancel()
 
-# %% ../nbs/appendix/serve.ipynb #srv00107
+# %% ../nbs/appendix/serve.ipynb #srv00108
 @patch
 def watch(self:Protocol,
     before:object, # the request of the last look
@@ -873,7 +873,7 @@ def watch(self:Protocol,
     elif idle: self.transport.close()
     else: self.look = self.loop.call_later(self.cfg.head_s, self.watch, self.cycle, self.flow.write_paused)
 
-# %% ../nbs/appendix/serve.ipynb #srv00108
+# %% ../nbs/appendix/serve.ipynb #srv00109
 def plain_response(
     path:str, # of the request, if it could be read
     e:Refused, # why it gets no answer
@@ -901,7 +901,7 @@ def send_400_response(self:Protocol,
     self.transport.write(plain_response('', bad))
     self.transport.close()
 
-# %% ../nbs/appendix/serve.ipynb #srv00110
+# %% ../nbs/appendix/serve.ipynb #srv00111
 class Server(uvicorn.Server):
     "A server that ends in order: SIGTERM and Ctrl-C stop new questions, accepted ones are answered first."
     def __init__(self,
@@ -929,7 +929,7 @@ class Server(uvicorn.Server):
             self.should_exit = True
         threading.Thread(target=close, daemon=True).start()
 
-# %% ../nbs/appendix/serve.ipynb #srv00111
+# %% ../nbs/appendix/serve.ipynb #srv00112
 def make_server(
     app:FastAPI, # from `make_app`
 )->Server: # its `run(sockets=[…])` serves until a signal
@@ -940,7 +940,7 @@ def make_server(
         server_header=False, h11_max_incomplete_event_size=cfg.max_head, timeout_graceful_shutdown=5,
         timeout_keep_alive=int(max(5, cfg.head_s))), service)
 
-# %% ../nbs/appendix/serve.ipynb #srv00112
+# %% ../nbs/appendix/serve.ipynb #srv00113
 def listen_on(
     host:str, # address of this machine
     port:int, # 0 takes a free one
@@ -951,7 +951,7 @@ def listen_on(
     except OSError as e:
         raise OSError(f'cannot listen on {host}:{port} ({e.strerror}): expected a free port of this machine') from None
 
-# %% ../nbs/appendix/serve.ipynb #srv00113
+# %% ../nbs/appendix/serve.ipynb #srv00114
 def serve(
     cfg:ServeCfg=ServeCfg(), # model, address, limits
 ):
