@@ -176,7 +176,8 @@ def rude_talks(port:int, question:str)->list[Callable[[], Awaitable[bytes]]]:
     good = question_body('/api/chat', question, True)
     whole = request('/api/chat', good)
     long = b'{"input_txt": "' + b'x'*10_000_000 + b'"}'
-    bodies = [b'null', b'{"input_txt": null}', b'{"input_txt": "\\ud800"}', b'{"input_txt": NaN}', b'\x00'*100, b'['*50_000,
+    bodies = [b'null', b'{"input_txt": null}', b'{"input_txt": "\\ud800"}', b'{"input_txt": NaN}', b'\x00'*100,
+              b'['*50_000,
               b'{"input_txt": ' + b'9'*5000 + b'}', b'', b'{}', b'\xff\xfe']
     paths = ('/api/chat', '/v1/chat/completions')
     said = [partial(talk, port, request(path, body)) for body in bodies for path in paths]
@@ -269,7 +270,8 @@ def soak(args:argparse.Namespace, questions:list[str]):
     finally: code = stop(served)
     settled = [rss for seconds, rss in tally.rss if seconds >= min(60, 30*args.soak)]
     start_mb, end_mb = (statistics.median(part)/2**20 for part in (settled[:10], settled[-10:]))
-    print(f'{sum(tally.good.values())} honest answers {dict(tally.good)}, {len(tally.bad)} errors; rude: {dict(tally.rude)}')
+    print(f'{sum(tally.good.values())} honest answers {dict(tally.good)}, {len(tally.bad)} errors')
+    print(f'rude: {dict(tally.rude)}')
     print(f'resident: {start_mb:.1f} MB after the first minute, {end_mb:.1f} MB at the end, most '
         f'{max(settled)/2**20:.1f} MB; exit code {code}')
     for said in tally.bad[:5]: print('ERROR', said)

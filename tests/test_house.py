@@ -72,11 +72,11 @@ ROOMS = {
     'planner': 'runs tokenizer dataset model runlog trainer_options trainer pretrain',
     'report_card': 'runs plots sample_typed runlog scores',
     'course': 'runs plots busy report_card',
-    'serve': 'batching chat',
     'website': '',
     'cli': 'runs busy',
     'rewards': '',
-    'batching': 'dataset model chat'}
+    'batching': 'dataset model chat',
+    'serve': 'chat batching'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')
@@ -327,7 +327,8 @@ def settings()->dict:
     return cfg['DEFAULT']
 
 def test_constraints_pin_every_requirement():
-    asked = [Requirement(r) for k in ('requirements', 'serve_requirements', 'dev_requirements') for r in settings()[k].split()]
+    lists = ('requirements', 'serve_requirements', 'dev_requirements')
+    asked = [Requirement(r) for k in lists for r in settings()[k].split()]
     pinned = [line for line in source(ROOT/'constraints.txt').split('\n') if '==' in line and not line.startswith('#')]
     pins = {Requirement(line).name: line.split('==')[1] for line in pinned}
     assert [r.name for r in asked if r.name not in pins] == []

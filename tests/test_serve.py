@@ -100,7 +100,8 @@ KNOBS = [
     (dict(temperature=0), dict()),
     (dict(temperature=.7, seed=3), dict(strategy='sampling', temperature=.7, seed=3)),
     (dict(top_p=.5, seed=4), dict(strategy='sampling', top_p=.5, seed=4)),
-    (dict(temperature=1.5, top_p=.9, seed=2**63 - 1), dict(strategy='sampling', temperature=1.5, top_p=.9, seed=2**63 - 1)),
+    (dict(temperature=1.5, top_p=.9, seed=2**63 - 1),
+     dict(strategy='sampling', temperature=1.5, top_p=.9, seed=2**63 - 1)),
     (dict(max_tokens=5), dict(max_new_tok=5)),
     (dict(max_completion_tokens=6, n=1, frequency_penalty=0, presence_penalty=0, logprobs=False, user='me'),
      dict(max_new_tok=6))]
@@ -223,7 +224,8 @@ def test_another_content_type(live, kind):
 @pytest.mark.parametrize('kind', ['application/json', 'Application/JSON; Charset="UTF-8"', 'application/json;'])
 def test_the_same_content_type(live, kind):
     headers = live.headers | {'Content-Type': kind}
-    assert httpx.post(f'{live.url}/api/chat', headers=headers, content='{"input_txt": "你好"}'.encode()).status_code == 200
+    r = httpx.post(f'{live.url}/api/chat', headers=headers, content='{"input_txt": "你好"}'.encode())
+    assert r.status_code == 200
 
 @pytest.mark.parametrize('text', ['', ' ', '\n\t', '\u3000', '\u200b', '\u2028', '\ufeff', '\x00'])
 def test_a_blank_question(web, text):
@@ -237,13 +239,16 @@ def inside(text): return b'{"input_txt": %s}' % text
 BAD = {
     'nothing': b'', 'no object': b'[]', 'null': b'null', 'a number': b'1', 'half': b'{"input_txt": "', 'two': b'{}{}',
     'surrogate': inside(b'"\\ud83d"'), 'surrogates the wrong way': inside(b'"\\udc00\\ud800"'),
-    'raw surrogate': inside(b'"\xed\xa0\xbd"'), 'not UTF-8': inside('"你好"'.encode('gbk')), 'UTF-16': inside(b'"a"').decode().encode('utf-16'),
+    'raw surrogate': inside(b'"\xed\xa0\xbd"'), 'not UTF-8': inside('"你好"'.encode('gbk')),
+    'UTF-16': inside(b'"a"').decode().encode('utf-16'),
     'NaN': inside(b'NaN'), 'Infinity': inside(b'-Infinity'), '1e999': inside(b'1e999'), 'null field': inside(b'null'),
-    'huge integer': inside(b'9'*5000), 'long integer': inside(b'9'*4000), 'list': inside(b'["a"]'), 'true': inside(b'true'),
+    'huge integer': inside(b'9'*5000), 'long integer': inside(b'9'*4000), 'list': inside(b'["a"]'),
+    'true': inside(b'true'),
     'deep lists': inside(b'['*10_000), 'deep and closed': inside(b'['*20_000 + b']'*20_000),
     'deep objects': b'{"input_txt":'*5000, 'deep unknown': b'{"x": %s}' % (b'['*20_000 + b']'*20_000),
     'unknown field': b'{"input_txt": "a", "top_k": 3}', 'long field': b'{"input_txt": "a", "%s": 3}' % (b'x'*60_000),
-    'another type': b'{"input_txt": "a", "stream": "yes"}', 'comment': b'{} // a', 'single quotes': b"{'input_txt': 'a'}",
+    'another type': b'{"input_txt": "a", "stream": "yes"}', 'comment': b'{} // a',
+    'single quotes': b"{'input_txt': 'a'}",
     'surrogate field': b'{"\\ud800": 1}', 'NaN field': b'{"input_txt": "a", "x": NaN}', 'control': inside(b'"\x01"')}
 
 @pytest.mark.parametrize('path', ['/api/chat', '/v1/chat/completions'])
@@ -254,9 +259,9 @@ def test_bad_json_has_one_clear_answer(web, path, body):
     said = r.json()['detail'] if path == '/api/chat' else r.json()['error']['message']
     assert len(said) > 10
 
-NUMBERS = [('temperature', 'NaN'), ('temperature', '1e999'), ('top_p', '-Infinity'), ('top_p', '1e-400'), ('seed', '9'*4000),
-    ('seed', '1.5'), ('seed', '"1"'), ('max_tokens', '1e3'), ('max_tokens', 'true'), ('n', '1.0001'), ('temperature', '"0"'),
-    ('stop', '"\\ud83d"'), ('stream', '1'), ('max_tokens', '9'*300)]
+NUMBERS = [('temperature', 'NaN'), ('temperature', '1e999'), ('top_p', '-Infinity'), ('top_p', '1e-400'),
+    ('seed', '9'*4000), ('seed', '1.5'), ('seed', '"1"'), ('max_tokens', '1e3'), ('max_tokens', 'true'),
+    ('n', '1.0001'), ('temperature', '"0"'), ('stop', '"\\ud83d"'), ('stream', '1'), ('max_tokens', '9'*300)]
 
 @pytest.mark.parametrize('name, value', NUMBERS)
 def test_bad_numbers(web, name, value):
@@ -265,13 +270,13 @@ def test_bad_numbers(web, name, value):
     assert r.status_code == 422
 
 def test_extreme_but_valid_numbers(web):
-    for how in (dict(temperature=.01), dict(temperature=.009999), dict(top_p=1e-300), dict(temperature=2, top_p=1e-9), dict(seed=0),
-                dict(temperature=2, seed=2**63 - 1)):
+    for how in (dict(temperature=.01), dict(temperature=.009999), dict(top_p=1e-300), dict(seed=0),
+                dict(temperature=2, top_p=1e-9), dict(temperature=2, seed=2**63 - 1)):
         r = web.post('/v1/chat/completions', json=dict(model='scclm', messages=user('你好')) | how)
         assert r.status_code == 200, (how, r.text)
 
 def test_strange_questions_are_answered(web):
-    for text in ('[EOS]', '\x00你好', '好\u200b', '😀'*9, 'a\r\n\r\nb', '\u202e你', '\ufffd', 'ﷺ', '<script>alert(1)</script>'):
+    for text in ('[EOS]', '\x00你好', '好\u200b', '😀'*9, 'a\r\n\r\nb', '\u202e你', '\ufffd', 'ﷺ', '<script>'):
         assert web.post('/api/chat', json=dict(input_txt=text)).status_code == 200, text
 
 # Limits
@@ -438,7 +443,8 @@ def test_nothing_of_a_request_is_logged_but_its_length(live, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     secret = '玄黄宇宙洪荒'
     body = json.dumps(dict(input_txt=secret, **{secret: 1}), ensure_ascii=False).encode()
-    httpx.post(f'{live.url}/api/chat?{secret}', headers=live.headers | {'X-Secret': 'aaa-bbb'}, json=dict(input_txt=secret))
+    headers = live.headers | {'X-Secret': 'aaa-bbb'}
+    httpx.post(f'{live.url}/api/chat?{secret}', headers=headers, json=dict(input_txt=secret))
     httpx.post(f'{live.url}/api/chat', headers=live.headers, content=body)
     httpx.get(f'{live.url}/{secret}')
     httpx.request('SECRETMETHOD', f'{live.url}/healthz')
@@ -464,7 +470,8 @@ def test_questions_are_logged_where_that_is_asked_for(bot, caplog):
 def counted(live):
     "Every sample of /metrics."
     text = httpx.get(f'{live.url}/metrics').text
-    return {(s.name, *sorted(s.labels.items())): s.value for f in text_string_to_metric_families(text) for s in f.samples}
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    return {(s.name, *sorted(s.labels.items())): s.value for s in samples}
 
 def test_metrics_count(live, web, bot):
     before = counted(live)
@@ -480,7 +487,8 @@ def test_metrics_count(live, web, bot):
 
 # Its own description
 
-FUZZ = settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=25, deadline=None, derandomize=True, database=None,
+    suppress_health_check=list(HealthCheck))
 LEFT_OUT = {'positive_data_acceptance', # which questions are too long in tokens, or blank, is not in a schema
             'use_after_free', 'ensure_resource_availability', 'object_level_authorization'} # nothing is kept
 

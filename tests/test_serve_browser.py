@@ -40,11 +40,14 @@ class Chat:
         self.page = chrome.new_page(viewport=dict(width=900, height=700), **how)
         self.requests, self.complaints = [], []
         self.page.on('request', lambda r: self.requests.append(r.url))
-        self.page.on('console', lambda m: self.complaints.append(m.text) if m.type == 'error' else None)
+        self.page.on('console', self.hear)
         self.page.on('pageerror', lambda e: self.complaints.append(str(e)))
         self.page.goto(f'{live.url}/#key={key}' if key else live.url)
         self.entry = self.page.get_by_label('问题', exact=True)
         self.status = self.page.get_by_role('status')
+
+    def hear(self, message):
+        if message.type == 'error': self.complaints.append(message.text)
 
     def button(self, name): return self.page.get_by_role('button', name=name, exact=True)
     def said(self, kind): return self.page.locator(f'li.{kind} > span:last-child')
@@ -200,7 +203,8 @@ def test_light_and_dark_can_be_read(open_page, short, scheme):
     expect(chat.said('bot')).to_have_text([alone(short, '你好')], timeout=30_000)
     ground = chat.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (luminance(ground) > .5) == (scheme == 'light')
-    for place in ('h1', '#hint', 'li.user', 'li.bot', 'li.error', '#send', '#clear', 'summary', '#entry', '.knobs label'):
+    places = ('h1', '#hint', 'li.user', 'li.bot', 'li.error', '#send', '#clear', 'summary', '#entry', '.knobs label')
+    for place in places:
         assert contrast(chat.page.locator(place).first) >= 4.5, place
     if shot := os.environ.get('SCCLM_SHOT'): chat.page.screenshot(path=shot.replace('.png', f'_{scheme}.png'))
 

@@ -52,7 +52,8 @@ class Reader(threading.Thread):
 if os.name == 'posix':
     def test_sigterm_lets_accepted_answers_finish(endless):
         "The random key is printed once; newcomers hear 503; the running answer comes to its end; exit code 0."
-        options = ['--model', str(endless), '--port', '0', '--drain-s', '120', '--max-new-tok', '400', '--loop-copies', '0']
+        options = ['--model', str(endless), '--port', '0', '--max-new-tok', '400', '--loop-copies', '0',
+                   '--drain-s', '120']
         run, lines, port = started([*SCCLM, *options])
         key = re.search('key, printed only here: (.+)', ''.join(lines))[1]
         assert len(key) >= 32 and f'/#key={key}' in lines[-1]
@@ -87,7 +88,8 @@ if os.name == 'posix':
 @pytest.mark.parametrize('options, words', [
     (['--port', '70000'], 'port=70000: expected 0 to 65535'), (['--answer-s', '0'], 'answer_s=0.0: expected >= 0.1'),
     (['--key-file', 'nowhere'], 'nowhere'), (['--model', 'nowhere', '--port', '0'], 'nowhere'),
-    (['--host', '203.0.113.7', '--model', 'm'], 'cannot listen on 203.0.113.7:8812'), (['--max-rows', '0'], 'max_rows=0')])
+    (['--host', '203.0.113.7', '--model', 'm'], 'cannot listen on 203.0.113.7:8812'),
+    (['--max-rows', '0'], 'max_rows=0')])
 def test_mistakes_are_one_sentence(options, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('SCCLM_API_KEY', raising=False)
