@@ -99,7 +99,7 @@ def test_rows_that_come_and_go_are_as_alone(name, seed, request):
             rows = {new_row(bot.encode([text])[0], dec, bot.model): (text, dec) for text, dec in asks}
             seen += rows.items()
             batch.join(list(rows))
-        elif batch.rows: batch.step()
+        if batch.rows: batch.step()
         over = {row for row in batch.rows
             if row.said[-1] in end_ids(bot.model) or len(row.said) > row.dec.max_new_tok or rnd.random() < .02}
         batch.leave(over)
@@ -109,6 +109,15 @@ def test_rows_that_come_and_go_are_as_alone(name, seed, request):
         assert said == alone(bot, text, dec)[:len(said)]
     whole = sum(row.said[1:] == alone(bot, text, dec) for row, (text, dec) in seen)
     assert 10 < whole < 36 # some were whole, some taken out
+
+
+def test_a_question_of_one_token(bot):
+    "Nothing but the end mark, which no person can type: one column of keys is a cache too."
+    batch = Batch(bot.model, bot.tok)
+    row = new_row([1], GREEDY, bot.model)
+    batch.join([row])
+    while row.said[-1] != 1 and len(row.said) <= 24: batch.step()
+    assert row.said[1:] == answer_ids(bot.model, [[1]], GREEDY, bot.tok)[0]
 
 
 def test_seats_move_as_little_as_can_be(bot):
@@ -127,7 +136,7 @@ def test_seats_move_as_little_as_can_be(bot):
     batch.join([late])
     batch.leave({row})
     batch.step()
-    assert batch.seats.parts()[0].shape[3] == 2 # what the long row left on the left is not looked at any more
+    assert batch.seats.parts()[0].shape[3] == 1 # what the long row left on the left is not looked at any more
 
 
 # ---- the engine
@@ -184,9 +193,9 @@ def test_a_short_question_passes_a_long_answer(endless):
         gate.come() # the long one's first step stands at the gate
         for _ in range(3): gate.step()
         short = engine.submit('你是谁？', Decoding(max_new_tok=4))
-        for _ in range(6): gate.step()
+        for _ in range(5): gate.step()
         assert short.finish == 'length' and long.finish is None
-        assert gate.rows == [1, 1, 1, 1, 1, 2, 2, 2, 1, 1] # the fifth and sixth: the newcomer's first token, then both
+        assert gate.rows == [1, 1, 1, 1, 2, 2, 2, 2, 1] # four steps with both
         long.cancel()
         gate.free()
     assert short.result() == expected(endless, '你是谁？', Decoding(max_new_tok=4))
@@ -219,7 +228,7 @@ def test_who_waits_can_be_cancelled_and_time_out(endless):
         assert (engine.running, engine.waiting) == (1, 3)
         waiting[0].cancel()
         while not waiting[2].given_up(): pass
-        for _ in range(2): gate.step() # reading the question, then the first step with the others
+        gate.step()
         assert [t.finish for t in waiting] == ['cancelled', None, 'deadline']
         assert engine.waiting == 1 and list(waiting[0]) == [] and waiting[2].result() == ''
         running.cancel()
@@ -286,7 +295,7 @@ def test_beam_search_holds_nobody(endless):
             stopped.set()
             assert go.wait(WAIT_S)
     hook = endless.model.decoder.register_forward_pre_hook(wait, with_kwargs=True)
-    with Engine(endless) as engine:
+    with Engine(endless, max_beside=1) as engine:
         tickets = [engine.submit(q, beam) for q in ('你是谁？', '秋')]
         assert stopped.wait(WAIT_S)
         assert engine.submit('你好', GREEDY).result(WAIT_S) == expected(endless, '你好', GREEDY)
@@ -308,7 +317,7 @@ def test_what_is_run_stays_within_its_limits(chars, seed):
     read, run = [], []
     def look(module, args, kwargs): read.append(kwargs['attention_mask'].shape)
     def look_too(module, args, kwargs):
-        run.append((*kwargs['encoder_attention_mask'].shape, kwargs['past_key_values']))
+        run.append((*kwargs['encoder_attention_mask'].shape, kwargs['attention_mask'].shape[1]))
     hooks = [bot.model.encoder.register_forward_pre_hook(look, with_kwargs=True),
         bot.model.decoder.register_forward_pre_hook(look_too, with_kwargs=True)]
     asks = [(question(rnd), Decoding(max_new_tok=rnd.randint(1, 40))) for _ in range(30)]
@@ -317,9 +326,8 @@ def test_what_is_run_stays_within_its_limits(chars, seed):
     for hook in hooks: hook.remove()
     assert answers == [expected(bot, *ask) for ask in asks]
     assert max(rows for rows, _ in read) > 1 and all(rows == 1 or rows*width <= 50 for rows, width in read)
-    steps = [(rows, width) for rows, width, cache in run if cache is not None]
-    assert 1 < max(rows for rows, _ in steps) <= 6
-    assert all(rows*width <= 220 for rows, width in steps)
+    assert 1 < max(rows for rows, *_ in run) <= 6
+    assert all(rows == 1 or rows*(asked + written) <= 220 for rows, asked, written in run)
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -366,15 +374,23 @@ def test_bad_questions_are_refused_by_name(bot, how, words):
         assert (engine.waiting, engine.running) == (0, 0)
         assert engine.submit('你好').result(WAIT_S) == bot.answer(['你好'])[0]
 
-@pytest.mark.parametrize('how', [dict(max_rows=0), dict(max_queue=0), dict(prefill_tok=True), dict(max_rows=1.5)])
+@pytest.mark.parametrize('how', [dict(max_rows=0), dict(max_queue=0), dict(prefill_tok=True), dict(max_rows=1.5),
+    dict(max_beside=None)])
 def test_bad_limits_are_refused_by_name(bot, how):
     (name, value), = how.items()
     with pytest.raises(ValueError, match=f'{name}={value}'): Engine(bot, **how)
 
-def test_only_a_t5(chars):
+def test_what_is_no_t5_is_answered_beside(chars):
+    "Its positions are counted, not distances: one by one, as ChatBot does."
     cfg = BartConfig(vocab_size=len(chars), d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
         decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2)
-    with pytest.raises(ValueError, match="'bart'.*T5"): Engine(ChatBot(BartForConditionalGeneration(cfg), chars))
+    cfg.pad_token_id, cfg.eos_token_id, cfg.decoder_start_token_id = 0, 1, 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        bot = ChatBot(BartForConditionalGeneration(cfg), chars, GREEDY)
+    with Engine(bot, max_beside=3) as engine: tickets = [engine.submit(q, SAMPLE) for q in ('你好', '秋', '你是谁？')*2]
+    assert [t.result() for t in tickets] == bot.answer(['你好', '秋', '你是谁？']*2, SAMPLE)
+    assert engine.n_steps == 0
 
 
 # ---- what goes wrong for one must not go wrong for others
@@ -426,6 +442,22 @@ def test_a_step_that_fails(endless):
         assert engine.running == 0
         again = [engine.submit('你好', GREEDY) for _ in range(3)]
         assert {t.result(WAIT_S) for t in again} == {expected(endless, '你好', GREEDY)}
+
+
+def test_who_waits_behind_a_search_times_out(endless):
+    "Nobody else runs: the search looks after those who wait."
+    beam = Decoding(strategy='beam', num_beams=2, max_new_tok=3000, loop_copies=0)
+    with Engine(endless, max_beside=1) as engine, gated(endless) as gate:
+        long = engine.submit('你好', beam)
+        gate.come()
+        late, unwanted, next_one = (engine.submit('秋', beam, deadline_s=s) for s in (1e-3, None, None))
+        unwanted.cancel()
+        while not late.given_up(): pass
+        for _ in range(2): gate.step()
+        assert [t.finish for t in (long, late, unwanted, next_one)] == [None, 'deadline', 'cancelled', None]
+        for ticket in (long, next_one): ticket.cancel()
+        gate.free()
+    assert {long.finish, next_one.finish} == {'cancelled'}
 
 
 def test_newcomers_that_cannot_be_read(endless):
