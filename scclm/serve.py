@@ -58,6 +58,7 @@ class ServeCfg(ChatCfg):
     key_file:str|None=None # keys, one a line; None: SCCLM_API_KEY, else a random one that is printed once
     name:str='scclm' # what clients call the model
     max_rows:int=32 # answers written at the same time
+    batch_tok:int=24_576 # padded tokens, questions and longest answers, of all these together: memory
     max_queue:int=256 # questions that may wait for a row; one more gets 429
     max_body:int=65_536 # longest body of a request, bytes
     max_head:int=16_384 # longest request line with its headers, bytes
@@ -73,12 +74,15 @@ class ServeCfg(ChatCfg):
         super().__post_init__()
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value < least: raise ValueError(f'{name}={value!r}: expected >= {least}')
+            if not value >= least: raise ValueError(f'{name}={value!r}: expected >= {least}')
+        need = self.max_prompt_tok + self.max_new_tok
+        if self.batch_tok < need: raise ValueError(f'batch_tok={self.batch_tok}: expected >= {need}, the longest '
+            f'question (max_prompt_tok={self.max_prompt_tok}) and answer (max_new_tok={self.max_new_tok})')
         if self.port > 65_535: raise ValueError(f'port={self.port}: expected 0 to 65535, 0 for a free one')
 
 # %% ../nbs/appendix/serve.ipynb #srv00009
 #| code-fold: true
-_LEAST = dict(port=0, max_rows=1, max_queue=1, max_body=64, max_head=1024, max_connections=1,
+_LEAST = dict(port=0, max_prompt_tok=1, max_rows=1, max_queue=1, max_body=64, max_head=1024, max_connections=1,
     head_s=.1, body_s=.1, answer_s=.1, drain_s=0)
 
 # %% ../nbs/appendix/serve.ipynb #srv00014
@@ -827,7 +831,8 @@ def open_bot(
 )->ChatBot: # who answers
     "The model that the server asks. Raises FileNotFoundError that says how to make one."
     dtype, device = getattr(torch, cfg.dtype), pick_device(cfg.device)
-    return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg, max_prompt_tok=cfg.max_prompt_tok)
+    limits = dict(max_prompt_tok=cfg.max_prompt_tok, batch_tok=cfg.batch_tok)
+    return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg, **limits)
 
 # %% ../nbs/appendix/serve.ipynb #srv00115
 def make_app(

@@ -35,7 +35,7 @@ def toy_bot(endless:bool=False, max_prompt_tok:int=64)->ChatBot:
 @contextmanager
 def serving(bot:ChatBot, **fields)->Iterator[Live]:
     "A server as `scclm serve` starts it."
-    cfg = ServeCfg(**dict(dict(max_new_tok=24, loop_copies=0), **fields))
+    cfg = ServeCfg(**dict(dict(max_new_tok=24, loop_copies=0, batch_tok=10**8), **fields))
     app, listener = make_app(cfg, (KEY,), bot), listen_on('127.0.0.1', 0)
     server = make_server(app)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -425,6 +425,25 @@ def test_an_answer_that_takes_too_long():
                 list(client.chat.completions.create(model='scclm', messages=user('你好'), stream=True))
         assert e.value.code == 'deadline'
 
+def test_a_drain_waits_only_so_long():
+    "A running answer is cut off with a word, then the server is gone."
+    with serving(toy_bot(endless=True), max_new_tok=10**6, drain_s=.5) as live:
+        s = ask_endless(live, True)
+        live.server.drain()
+        last = read_all(s).split(b'data: ')[-1]
+        assert b'the server is stopping' in last and b'[DONE]' not in last
+        wait_until(lambda: live.server.should_exit)
+
+def test_a_client_that_does_not_read_is_cut_off(brief):
+    "Its answers stop in the middle, and nothing of it stays."
+    wait_until(lambda: not brief.server.server_state.connections)
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.connect(('127.0.0.1', brief.port))
+        s.sendall(b'GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: here\r\n\r\n'*20)
+        wait_until(lambda: brief.server.server_state.connections)
+        wait_until(lambda: not brief.server.server_state.connections)
+
 def test_many_at_once_hear_what_one_hears(live, bot):
     said, how = {}, dict(strategy='sampling', temperature=1.2)
     def ask(n):

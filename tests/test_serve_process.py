@@ -1,5 +1,4 @@
 "`scclm serve` as a process: what it prints, how it ends, a user's mistakes."
-import json
 import os
 import re
 import signal
@@ -69,27 +68,14 @@ if os.name == 'posix':
         assert len([line for line in reader.lines if line]) == 401 and key not in out + err
         assert '/api/chat 200: ' in err and '你好' not in err
 
-    def test_sigterm_waits_only_so_long(endless, tmp_path):
-        "An answer that would go on is told so; a given key is not printed."
-        (tmp_path/'keys').write_text('given-in-a-file\n')
-        options = ['--model', str(endless), '--port', '0', '--max-new-tok', '16000', '--loop-copies', '0',
-                   '--key-file', str(tmp_path/'keys'), '--drain-s', '0.3']
-        run, lines, port = started([*SCCLM, *options])
-        reader = Reader(port, 'given-in-a-file')
-        assert reader.begun.wait(60)
-        run.send_signal(signal.SIGTERM)
-        out, err = run.communicate(timeout=90)
-        reader.join(30)
-        assert run.returncode == 0 and 'given-in-a-file' not in ''.join(lines) + out + err
-        assert 'stopping' in json.loads([line for line in reader.lines if line][-1][6:])['detail']
-
 # A user's mistakes
 
 @pytest.mark.parametrize('options, words', [
     (['--port', '70000'], 'port=70000: expected 0 to 65535'), (['--answer-s', '0'], 'answer_s=0.0: expected >= 0.1'),
     (['--key-file', 'nowhere'], 'nowhere'), (['--model', 'nowhere', '--port', '0'], 'nowhere'),
     (['--host', '203.0.113.7', '--model', 'm'], 'cannot listen on 203.0.113.7:8812'),
-    (['--max-rows', '0'], 'max_rows=0')])
+    (['--max-rows', '0'], 'max_rows=0'), (['--drain-s', 'nan'], 'drain_s=nan: expected >= 0'),
+    (['--max-new-tok', '30000'], 'batch_tok=24576: expected >= 30512')])
 def test_mistakes_are_one_sentence(options, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('SCCLM_API_KEY', raising=False)
