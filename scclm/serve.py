@@ -8,9 +8,9 @@ __all__ = ['Stop', 'ONE_TURN', 'log', 'OPEN_WHILE_STOPPING', 'END', 'WANTED_KEY'
            'TextPart', 'Message', 'StreamOptions', 'ChatAsk', 'parsed_chat', 'decoding_of', 'Gone', 'read_body',
            'check_head', 'Visit', 'Gate', 'Meter', 'Service', 'pieces', 'admit', 'spoken', 'cut_off', 'unless_gone',
            'left', 'whole', 'event', 'Events', 'api_events', 'usage', 'chat_head', 'chat_events', 'with_key',
-           'flat_schema', 'described', 'api_chat', 'chat_completions', 'question_of', 'models', 'healthz', 'metrics',
-           'page_policy', 'page', 'open_bot', 'make_app', 'lost', 'Protocol', 'plain_response', 'Server', 'make_server',
-           'listen_on', 'serve']
+           'flat_schema', 'described', 'check_question', 'api_chat', 'chat_completions', 'question_of', 'models',
+           'healthz', 'metrics', 'page_policy', 'page', 'open_bot', 'make_app', 'lost', 'Protocol', 'plain_response',
+           'Server', 'make_server', 'listen_on', 'serve']
 
 # %% ../nbs/appendix/serve.ipynb #srv00002
 #| code-fold: true
@@ -184,7 +184,7 @@ def told(
     first = e.errors(include_url=False, include_context=False, include_input=False)[0]
     place = '.'.join(str(x) for x in first['loc'][:3])
     known = ', '.join(_fields(e.title))
-    if first['type'] == 'json_invalid': return f"the body is no JSON that can be read ({first['msg']})", None
+    if first['type'] == 'json_invalid': return f"the body cannot be read ({first['msg']}): expected one JSON object in UTF-8", None
     if first['type'] == 'extra_forbidden': return f'{place[:80]} is not supported: expected only {known}', place[:80]
     return f"{place or 'body'}: {first['msg']}", place or None
 
@@ -684,7 +684,9 @@ async def with_key(
 # %% ../nbs/appendix/serve.ipynb #srv00097
 #| code-fold: true
 def _sent(request:Request)->tuple[bytes, str]:
-    "Body and content type of a request."
+    "Body and content type of a request. Raises Refused for one that is compressed."
+    if request.headers.get('content-encoding', 'identity') != 'identity':
+        raise Refused(415, 'the body is compressed: expected it without Content-Encoding')
     return request.state.body, request.headers.get('content-type', '')
 
 # %% ../nbs/appendix/serve.ipynb #srv00099
@@ -731,10 +733,20 @@ def described(
     return dict(openapi_extra=extra, responses=responses)
 
 # %% ../nbs/appendix/serve.ipynb #srv00102
+def check_question(
+    text:str, # as sent
+    param:str, # the field it stands in
+    status:int, # of the refusal: the ancestor's clients know 406
+):
+    "Raises Refused for a question in which nothing can be seen."
+    try: check_text(text)
+    except ValueError: raise Refused(status, f'{param} is blank: expected a question', param, 'blank') from None
+
+# %% ../nbs/appendix/serve.ipynb #srv00103
 routes = APIRouter()
 _ASKED = (401, 408, 413, 415, 422, 429, 431, 500, 503, 504)
 
-# %% ../nbs/appendix/serve.ipynb #srv00103
+# %% ../nbs/appendix/serve.ipynb #srv00104
 @routes.post('/api/chat', summary="One question, as the ancestor's clients ask it",
     **described(ApiAsk, (*_ASKED, 406), _DETAIL, streams=True))
 async def api_chat(
@@ -743,13 +755,12 @@ async def api_chat(
 )->Response: # {"response": "…"}, or events
     "Answer one question."
     ask = parsed(ApiAsk, *_sent(request))
-    try: check_text(ask.input_txt)
-    except ValueError: raise Refused(406, 'input_txt is blank: expected a question', 'input_txt') from None
+    check_question(ask.input_txt, 'input_txt', 406)
     ticket = await admit(service, ask.input_txt, service.decoding)
     if ask.stream: return Events(api_events(service, ticket), ticket)
     return JSONResponse(dict(response=await whole(request, service, ticket)))
 
-# %% ../nbs/appendix/serve.ipynb #srv00104
+# %% ../nbs/appendix/serve.ipynb #srv00105
 @routes.post('/v1/chat/completions', summary="One question, as OpenAI's clients ask it",
     **described(ChatAsk, (*_ASKED, 404), _ERROR, streams=True))
 async def chat_completions(
@@ -759,6 +770,7 @@ async def chat_completions(
     "Answer one question."
     ask = parsed_chat(*_sent(request), service.cfg)
     stop = (ask.stop,) if isinstance(ask.stop, str) else tuple(ask.stop or ())
+    check_question(question_of(ask), 'messages.0.content', 422)
     ticket = await admit(service, question_of(ask), decoding_of(ask, service.decoding), stop)
     options = ask.stream_options
     if ask.stream: return Events(chat_events(service, ticket, bool(options and options.include_usage)), ticket)
@@ -766,7 +778,7 @@ async def chat_completions(
     choice = dict(index=0, message=dict(role='assistant', content=text), finish_reason=ticket.finish, logprobs=None)
     return JSONResponse(chat_head('chat.completion', service.cfg.name) | dict(choices=[choice], usage=usage(ticket)))
 
-# %% ../nbs/appendix/serve.ipynb #srv00105
+# %% ../nbs/appendix/serve.ipynb #srv00106
 def question_of(
     ask:ChatAsk, # a request
 )->str: # its one message
@@ -774,7 +786,7 @@ def question_of(
     content = ask.messages[0].content
     return content if isinstance(content, str) else ''.join(part.text for part in content)
 
-# %% ../nbs/appendix/serve.ipynb #srv00106
+# %% ../nbs/appendix/serve.ipynb #srv00107
 @routes.get('/v1/models', summary='What can be asked', **described(None, (401, 503), _ERROR))
 async def models(
     service:Annotated[Service, Depends(with_key)], # who answers
@@ -782,7 +794,7 @@ async def models(
     "The one model of this server."
     return dict(object='list', data=[dict(id=service.cfg.name, object='model', created=0, owned_by='scclm')])
 
-# %% ../nbs/appendix/serve.ipynb #srv00107
+# %% ../nbs/appendix/serve.ipynb #srv00108
 @routes.get('/healthz', summary='Whether to send questions here', responses={503: dict(description='stopping')})
 async def healthz(
     request:Request, # of anybody
@@ -791,7 +803,7 @@ async def healthz(
     stopping = request.app.state.service.stopping
     return JSONResponse(dict(status='stopping' if stopping else 'ok'), 503 if stopping else 200)
 
-# %% ../nbs/appendix/serve.ipynb #srv00108
+# %% ../nbs/appendix/serve.ipynb #srv00109
 @routes.get('/metrics', summary='Counters for Prometheus', response_class=Response)
 async def metrics(
     request:Request, # of anybody
@@ -800,7 +812,7 @@ async def metrics(
     registry = request.app.state.service.meter.registry
     return Response(generate_latest(registry), media_type='text/plain; version=0.0.4')
 
-# %% ../nbs/appendix/serve.ipynb #srv00110
+# %% ../nbs/appendix/serve.ipynb #srv00111
 def page_policy(
     html:str, # a page with inline script and style
 )->str: # Content-Security-Policy
@@ -812,10 +824,10 @@ def page_policy(
     return (f"default-src 'none'; script-src {sums('script')}; style-src {sums('style')}; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
-# %% ../nbs/appendix/serve.ipynb #srv00111
+# %% ../nbs/appendix/serve.ipynb #srv00112
 PAGE = Path(__file__).parent/'chat_page.html' if '__file__' in globals() else Path('../../scclm/chat_page.html')
 
-# %% ../nbs/appendix/serve.ipynb #srv00112
+# %% ../nbs/appendix/serve.ipynb #srv00113
 @routes.get('/', include_in_schema=False)
 async def page()->HTMLResponse: # the chat page
     "A page to chat on."
@@ -824,7 +836,7 @@ async def page()->HTMLResponse: # the chat page
         'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-cache'}
     return HTMLResponse(html, headers=safe)
 
-# %% ../nbs/appendix/serve.ipynb #srv00114
+# %% ../nbs/appendix/serve.ipynb #srv00115
 #| code-fold: true
 def open_bot(
     cfg:ServeCfg, # model, dtype, device
@@ -834,7 +846,7 @@ def open_bot(
     limits = dict(max_prompt_tok=cfg.max_prompt_tok, batch_tok=cfg.batch_tok)
     return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg, **limits)
 
-# %% ../nbs/appendix/serve.ipynb #srv00115
+# %% ../nbs/appendix/serve.ipynb #srv00116
 def make_app(
     cfg:ServeCfg=ServeCfg(), # model, limits
     keys:tuple[str, ...]=(), # who may ask; none: those of the file or of SCCLM_API_KEY
@@ -855,7 +867,7 @@ def make_app(
     app.add_middleware(Gate, service=service)
     return app
 
-# %% ../nbs/appendix/serve.ipynb #srv00116
+# %% ../nbs/appendix/serve.ipynb #srv00117
 def lost(
     request:Request, # to nowhere
     e:HTTPException, # 404 or 405
@@ -869,7 +881,7 @@ def lost(
     answer.headers.update(e.headers or {})
     return answer
 
-# %% ../nbs/appendix/serve.ipynb #srv00123
+# %% ../nbs/appendix/serve.ipynb #srv00124
 class Protocol(H11Protocol):
     "Uvicorn's HTTP, with an end to connections that bring nothing or take nothing."
     def __init__(self,
@@ -883,7 +895,7 @@ class Protocol(H11Protocol):
         self.cfg = cfg
         self.look = None # the next look at the connection
 
-# %% ../nbs/appendix/serve.ipynb #srv00124
+# %% ../nbs/appendix/serve.ipynb #srv00125
 @patch
 def connection_made(self:Protocol,
     transport:asyncio.Transport, # the connection
@@ -893,7 +905,7 @@ def connection_made(self:Protocol,
     if len(self.connections) > self.cfg.max_connections: self.turn_away()
     else: self.look = self.loop.call_later(self.cfg.head_s, self.watch, None, False)
 
-# %% ../nbs/appendix/serve.ipynb #srv00125
+# %% ../nbs/appendix/serve.ipynb #srv00126
 @patch
 def connection_lost(self:Protocol,
     exc:Exception|None, # why
@@ -902,7 +914,7 @@ def connection_lost(self:Protocol,
     H11Protocol.connection_lost(self, exc)
     if self.look: self.look.cancel()
 
-# %% ../nbs/appendix/serve.ipynb #srv00126
+# %% ../nbs/appendix/serve.ipynb #srv00127
 @patch
 def watch(self:Protocol,
     before:object, # the request of the last look
@@ -915,7 +927,7 @@ def watch(self:Protocol,
     elif idle: self.transport.close()
     else: self.look = self.loop.call_later(self.cfg.head_s, self.watch, self.cycle, self.flow.write_paused)
 
-# %% ../nbs/appendix/serve.ipynb #srv00127
+# %% ../nbs/appendix/serve.ipynb #srv00128
 def plain_response(
     path:str, # of the request, if it could be read
     e:Refused, # why it gets no answer
@@ -926,7 +938,7 @@ def plain_response(
     head = b''.join(b'%s: %s\r\n' % pair for pair in response.raw_headers)
     return b'HTTP/1.1 %d \r\n%s\r\n%s' % (e.status, head, response.body)
 
-# %% ../nbs/appendix/serve.ipynb #srv00128
+# %% ../nbs/appendix/serve.ipynb #srv00129
 @patch
 def turn_away(self:Protocol):
     "One connection too many."
@@ -935,7 +947,7 @@ def turn_away(self:Protocol):
     self.transport.write(plain_response('', full))
     self.transport.close()
 
-# %% ../nbs/appendix/serve.ipynb #srv00129
+# %% ../nbs/appendix/serve.ipynb #srv00130
 @patch
 def send_400_response(self:Protocol,
     msg:str, # of uvicorn
@@ -945,7 +957,7 @@ def send_400_response(self:Protocol,
     self.transport.write(plain_response('', bad))
     self.transport.close()
 
-# %% ../nbs/appendix/serve.ipynb #srv00131
+# %% ../nbs/appendix/serve.ipynb #srv00132
 class Server(uvicorn.Server):
     "A server that ends in order: SIGTERM and Ctrl-C stop new questions, accepted ones are answered first."
     def __init__(self,
@@ -956,7 +968,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
 
-# %% ../nbs/appendix/serve.ipynb #srv00132
+# %% ../nbs/appendix/serve.ipynb #srv00133
 @patch
 def handle_exit(self:Server,
     sig:int, # which signal
@@ -966,7 +978,7 @@ def handle_exit(self:Server,
     if self.service.stopping: self.should_exit = self.force_exit = True
     else: self.drain()
 
-# %% ../nbs/appendix/serve.ipynb #srv00133
+# %% ../nbs/appendix/serve.ipynb #srv00134
 @patch
 def drain(self:Server):
     "No new questions; leave when the accepted ones are answered, or after `drain_s`."
@@ -977,11 +989,12 @@ def drain(self:Server):
         self.should_exit = True
     Thread(target=close, daemon=True).start()
 
-# %% ../nbs/appendix/serve.ipynb #srv00134
-#| code-fold: true
-_PLAIN = dict(ws='none', log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=5)
-
 # %% ../nbs/appendix/serve.ipynb #srv00135
+#| code-fold: true
+_PLAIN = dict(ws='none', log_config=None, access_log=False, server_header=False, log_level='error',
+    timeout_graceful_shutdown=5)
+
+# %% ../nbs/appendix/serve.ipynb #srv00136
 def make_server(
     app:FastAPI, # from `make_app`
 )->Server: # its `run(sockets=[…])` serves until a signal
@@ -990,7 +1003,7 @@ def make_server(
     http = partial(Protocol, cfg=service.cfg)
     return Server(uvicorn.Config(app, http=http, h11_max_incomplete_event_size=service.cfg.max_head, **_PLAIN), service)
 
-# %% ../nbs/appendix/serve.ipynb #srv00136
+# %% ../nbs/appendix/serve.ipynb #srv00137
 def listen_on(
     host:str, # address of this machine
     port:int, # 0 takes a free one
@@ -1001,7 +1014,7 @@ def listen_on(
     except OSError as e:
         raise OSError(f'cannot listen on {host}:{port} ({e.strerror}): expected a free port of this machine') from None
 
-# %% ../nbs/appendix/serve.ipynb #srv00137
+# %% ../nbs/appendix/serve.ipynb #srv00138
 def serve(
     cfg:ServeCfg=ServeCfg(), # model, address, limits
 ):
