@@ -223,6 +223,7 @@ class LoopGuard(LogitsProcessor):
         return self.end_loops(said.tolist(), scores)
 
 # %% ../nbs/08_chat.ipynb #4142abcd
+#| code-fold: true
 def row_rngs(
     dec:Decoding, # its seed is used
     n:int, # rows of the batch
@@ -246,6 +247,7 @@ def pick(
     return torch.cat([torch.multinomial(p, 1, generator=g) for p, g in rows])
 
 # %% ../nbs/08_chat.ipynb #afea35eb
+#| code-fold: true
 def find_model(
     path:str|Path|None=None, # a model folder; None: what 07, 06 or 05 made last
 )->Path: # the folder
@@ -336,6 +338,7 @@ def text_pieces(
     if text.strip() and len(text) > len(sent): yield text[len(sent):]
 
 # %% ../nbs/08_chat.ipynb #rdq00003
+#| code-fold: true
 def read_typed(
     texts:Sequence[str], # questions as people type them
 )->list[str]: # as the model was trained on them
@@ -514,6 +517,7 @@ def stream(self:ChatBot,
     return _speak(text_pieces(ids, self.tok), self.fallback, stop)
 
 # %% ../nbs/08_chat.ipynb #61de7729
+#| code-fold: true
 def chat_widget(
     bot:ChatBot, # who answers
 )->object: # a ChatView: show it as a cell's last value
@@ -555,8 +559,6 @@ def _pipe_lines()->Iterator[str]:
         try: yield raw.decode('utf-8-sig')
         except UnicodeDecodeError: print(f"line {n} of stdin is not UTF-8: expected UTF-8 text", file=sys.stderr)
 
-# %% ../nbs/08_chat.ipynb #db7ec779
-#| code-fold: true
 def _pipe_reader()->Callable[[], str]:
     "What gives the next line of a pipe. It raises EOFError at the end."
     lines = _pipe_lines()
@@ -567,8 +569,6 @@ def _pipe_reader()->Callable[[], str]:
         return line
     return read
 
-# %% ../nbs/08_chat.ipynb #0a1220a7
-#| code-fold: true
 def _reader()->Callable[[], str]:
     "What gives the next line, typed or from a pipe. It raises EOFError at the end."
     if not sys.stdin.isatty(): return _pipe_reader()

@@ -25,6 +25,7 @@ from .sources import EXPECTED, CleanCfg, find_sources, left_out
 from .splits import Shares, mark_sft_leaks, write_splits
 
 # %% ../nbs/00_data_cleaning.ipynb #75d7e856
+#| code-fold: true
 def clean_cfg(
     scale:str|None=None, # tiny, mini or base; None reads the dial
 )->CleanCfg: # the preset
@@ -53,6 +54,7 @@ def _shares(spool:Spool, status:np.ndarray, cfg:CleanCfg)->Shares:
     return Shares(cfg.test_share, valid, cfg.sft_valid_share, own_sft)
 
 # %% ../nbs/00_data_cleaning.ipynb #3aa2c66a
+#| code-fold: true
 def mark_rows(
     spool:Spool, # the rows
     cfg:CleanCfg, # thresholds
@@ -118,10 +120,13 @@ def plot_report(
     ax = new_axes(7, 3, ax)
     table = report_table(report).drop(index='total')
     share = 100*table.drop(columns=['rows_in', 'kept']).div(table['rows_in'], axis=0)
-    common = share.sum().sort_values(ascending=False).index[:8]
-    share = share[common].assign(other=share.drop(columns=common).sum(axis=1))
+    common = share.sum().sort_values(ascending=False).index[:12]
+    rest = share.drop(columns=common)
+    share = share[common]
+    if len(rest.columns): share = share.assign(other=rest.sum(axis=1))
     if share.empty: share = pd.DataFrame(0, index=table.index, columns=['other'])
-    share.plot.barh(stacked=True, ax=ax, cmap='tab10', width=0.8)
-    ax.set(xlabel='被拒的行（%）', ylabel='来源')
+    share.plot.barh(stacked=True, ax=ax, cmap='tab20', width=0.8)
+    ax.invert_yaxis()
+    ax.set(xlabel='被拒的行（%）', ylabel='来源', xlim=(0, 1.05*max(1, share.sum(axis=1).max())))
     ax.legend(title='规则', loc='center left', bbox_to_anchor=(1, 0.5))
     return ax

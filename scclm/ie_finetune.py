@@ -374,7 +374,6 @@ def ie_eval(
     return figures
 
 # %% ../nbs/09_ie_finetune.ipynb #b3deab11
-#| code-fold: true
 def ie(
     cfg:IeCfg, # from `ie_cfg`
     resume:bool=True, # False: start over

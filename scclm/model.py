@@ -42,7 +42,6 @@ PRESETS = dict(
 
 # %% ../nbs/03_model.ipynb #89b4d5a2
 #| code-fold: true
-#| code-fold: true
 def _check_config(
     config:T5Config, # the config to judge
     overrides:dict, # what the caller asked for
@@ -87,7 +86,6 @@ def n_params(
 
 # %% ../nbs/03_model.ipynb #c002be19
 #| code-fold: true
-#| code-fold: true
 KINDS = dict(relative_attention_bias='norms and biases', layer_norm='norms and biases',
     SelfAttention='self-attention', EncDecAttention='cross-attention', DenseReluDense='feed-forward')
 
@@ -99,7 +97,6 @@ def _part(
     return f"{name.split('.')[0]} {next(kind for key, kind in KINDS.items() if key in name)}"
 
 # %% ../nbs/03_model.ipynb #0072b953
-#| code-fold: true
 #| code-fold: true
 def param_table(
     model:T5ForConditionalGeneration, # may sit on the meta device
@@ -171,6 +168,7 @@ def mimetic_(
     return model
 
 # %% ../nbs/03_model.ipynb #5c89abe8
+#| code-fold: true
 def default_init(
     scale:str|None=None, # tiny, mini or base; None reads `SCCLM_SCALE`
 )->str: # 'mimetic' or 'stock'
@@ -178,7 +176,6 @@ def default_init(
     return 'mimetic' if scale_name(scale) == 'tiny' else 'stock'
 
 # %% ../nbs/03_model.ipynb #b5d4b4d4
-#| code-fold: true
 #| code-fold: true
 FRAMES = (('我叫', '，我是谁？'), ('', '来了。谁来了？'), ('请问', '在吗？'), ('他是', '。'))
 
@@ -192,7 +189,6 @@ def copy_chars(
     return chars[~kept], chars[kept]
 
 # %% ../nbs/03_model.ipynb #c0py0001
-#| code-fold: true
 #| code-fold: true
 def copy_batch(
     g:torch.Generator, # draws the names
@@ -215,7 +211,6 @@ def copy_batch(
 
 # %% ../nbs/03_model.ipynb #50b9c9b4
 #| code-fold: true
-#| code-fold: true
 @torch.no_grad()
 def copied(
     model:T5ForConditionalGeneration, # any
@@ -226,6 +221,7 @@ def copied(
     return right.all(1).float().mean().item()
 
 # %% ../nbs/03_model.ipynb #c0py0003
+#| code-fold: true
 def learn_to_copy(
     model:T5ForConditionalGeneration, # trained in place
     tok:PreTrainedTokenizerBase, # its tokenizer
@@ -253,7 +249,6 @@ def learn_to_copy(
     return curve
 
 # %% ../nbs/03_model.ipynb #7817e94d
-#| code-fold: true
 #| code-fold: true
 def most_likely(
     said:Tensor, # (B, T) what was written so far, unused
@@ -291,7 +286,6 @@ def write_tokens(
 
 # %% ../nbs/03_model.ipynb #a94a9b4a
 #| code-fold: true
-#| code-fold: true
 def end_ids(
     model:PreTrainedModel, # sequence to sequence
 )->list[int]: # ids; none if its config names none
@@ -301,7 +295,6 @@ def end_ids(
     return list(ends) if isinstance(ends, (list, tuple)) else [ends]
 
 # %% ../nbs/03_model.ipynb #d4c02769
-#| code-fold: true
 #| code-fold: true
 def end_id(
     model:PreTrainedModel, # sequence to sequence

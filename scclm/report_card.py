@@ -396,6 +396,7 @@ CHAT_NAMES = {name: f'{form.label}的问题，一字不差' for name, form in FO
     loops='没教过的问题，回答兜圈子的', loops_unguarded='没教过的问题，不拦着时兜圈子的')
 
 # %% ../nbs/appendix/report_card.ipynb #e61bf47f
+_DPO_LOSS = '验证损失，两项之和：偏好（nats/对）+ α × SFT（nats/词元）' # chapter 07
 _NOTES = dict(_final='；只考一次的卷子', _scratch='；从零，同样的初始化') # end of a key -> what it says
 
 def meaning(
@@ -408,6 +409,7 @@ def meaning(
         if plain: return plain + note
     if key.startswith('chat.'): return CHAT_NAMES.get(name, '')
     if key.startswith('eval.'): return NAMES.get(name, '').split('，')[0] # the file is in the key
+    if name == 'loss_valid' and key.startswith('dpo'): return _DPO_LOSS
     return NAMES.get(name, '三元组 F1' if name.startswith('f1_') else '')
 
 # %% ../nbs/appendix/report_card.ipynb #d06a4e47

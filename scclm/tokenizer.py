@@ -303,7 +303,7 @@ def plot_counts(
 )->object: # the Axes
     "Count against rank, both on logarithmic axes, with the cut-off."
     ax = new_axes(5, 3, ax)
-    ax.loglog(range(1, len(counts) + 1), sorted(counts.values(), reverse=True))
+    ax.loglog(range(1, len(counts) + 1), sorted(counts.values(), reverse=True), label='语料里的词')
     ax.axhline(min_count, ls='--', c='gray', label=f'min_count = {min_count}')
     ax.set(xlabel='词的名次（对数）', ylabel='出现次数（对数）')
     ax.legend()
@@ -548,7 +548,7 @@ def plot_comparison(
     "Characters per token, one bar for each tokenizer; the vocabulary beside it."
     ax = new_axes(6, 2.6, ax)
     bars = ax.barh([r['tokenizer'] for r in rows], [r['chars_per_token'] for r in rows])
-    sizes = [f"{r['vocab']:,} 条" for r in rows]
+    sizes = [f"{r['chars_per_token']:.2f}（{r['vocab']:,} 条）" for r in rows]
     ax.bar_label(bars, sizes, label_type='center', color='white')
     ax.invert_yaxis()
     ax.set(xlabel='每个词元的字数')

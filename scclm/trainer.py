@@ -351,6 +351,7 @@ def write_manifest(
     (path/'manifest.json').write_text(json.dumps(manifest, indent=1))
 
 # %% ../nbs/04_trainer.ipynb #e476a33d
+#| code-fold: true
 def check_folder(
     path:Path, # a folder with a manifest
 )->str|None: # what is wrong with it, or None
@@ -370,6 +371,7 @@ def check_folder(
         if _sha256(p) != digest: return f'{p} does not match its checksum'
 
 # %% ../nbs/04_trainer.ipynb #447f0fc5
+#| code-fold: true
 def checkpoints(
     out:Path, # a stage's folder
 )->list[Path]: # oldest first
