@@ -9,8 +9,8 @@ __all__ = ['Stop', 'ONE_TURN', 'log', 'OPEN_WHILE_STOPPING', 'END', 'WANTED_KEY'
            'check_head', 'Visit', 'Gate', 'Meter', 'Service', 'pieces', 'admit', 'spoken', 'cut_off', 'unless_gone',
            'left', 'whole', 'event', 'Events', 'api_events', 'usage', 'chat_head', 'chat_events', 'with_key',
            'flat_schema', 'described', 'check_question', 'api_chat', 'chat_completions', 'question_of', 'models',
-           'healthz', 'metrics', 'page_policy', 'page', 'open_bot', 'make_app', 'lost', 'Protocol', 'plain_response',
-           'Server', 'make_server', 'listen_on', 'serve']
+           'healthz', 'metrics', 'hashes', 'page_policy', 'page', 'open_bot', 'make_app', 'lost', 'Protocol',
+           'plain_response', 'Server', 'make_server', 'listen_on', 'serve']
 
 # %% ../nbs/appendix/serve.ipynb #srv00002
 #| code-fold: true
@@ -173,8 +173,8 @@ class Ask(BaseModel, extra='forbid', strict=True):
 
 class ApiAsk(Ask):
     "What the ancestor's clients send."
-    input_txt:str = Field(description='the question', examples=['感冒了要怎么办'])
-    stream:bool = Field(False, description='server-sent events instead of one answer')
+    input_txt:str=Field(description='the question', examples=['感冒了要怎么办'])
+    stream:bool=Field(False, description='server-sent events instead of one answer')
 
 # %% ../nbs/appendix/serve.ipynb #srv00032
 def told(
@@ -184,7 +184,7 @@ def told(
     first = e.errors(include_url=False, include_context=False, include_input=False)[0]
     place = '.'.join(str(x) for x in first['loc'][:3])
     known = ', '.join(_fields(e.title))
-    if first['type'] == 'json_invalid': return f"the body cannot be read ({first['msg']}): expected one JSON object in UTF-8", None
+    if first['type'] == 'json_invalid': return f"{first['msg']}: expected one JSON object in UTF-8", None
     if first['type'] == 'extra_forbidden': return f'{place[:80]} is not supported: expected only {known}', place[:80]
     return f"{place or 'body'}: {first['msg']}", place or None
 
@@ -228,12 +228,12 @@ class Message(BaseModel, extra='forbid', strict=True):
     "The question."
     role:Literal['user']
     content:str|Annotated[list[TextPart], Field(min_length=1, max_length=64)]
-    name:str|None = Field(None, description='not used')
+    name:str|None=Field(None, description='not used')
 
 # %% ../nbs/appendix/serve.ipynb #srv00040
 class StreamOptions(BaseModel, extra='forbid', strict=True):
     "What a stream tells besides the answer."
-    include_usage:bool|None = Field(None, description='token counts in a last chunk')
+    include_usage:bool|None=Field(None, description='token counts in a last chunk')
 
 # %% ../nbs/appendix/serve.ipynb #srv00041
 Stop = Annotated[str, Field(min_length=1, max_length=64)] # a text that ends the answer
@@ -241,21 +241,21 @@ Stop = Annotated[str, Field(min_length=1, max_length=64)] # a text that ends the
 # %% ../nbs/appendix/serve.ipynb #srv00042
 class ChatAsk(Ask):
     "What OpenAI's clients send, as far as this model can do it."
-    model:str = Field(description='as GET /v1/models names it')
-    messages:list[Message] = Field(min_length=1, max_length=1, description='one question: nothing is remembered')
-    temperature:float|None = Field(None, ge=0, le=2, allow_inf_nan=False, description='below 0.01: greedy')
-    top_p:float|None = Field(None, gt=0, le=1, allow_inf_nan=False, description='the likeliest tokens up to this sum')
-    max_tokens:int|None = Field(None, ge=1, description="at most the server's own limit")
-    max_completion_tokens:int|None = Field(None, ge=1, description='the newer name of max_tokens')
-    stop:Stop|Annotated[list[Stop], Field(min_length=1, max_length=4)]|None = Field(None, description='ends the answer')
-    seed:int|None = Field(None, ge=0, lt=2**63, description='the same draw every time')
-    n:Literal[1]|None = Field(None, description='one answer a request')
-    stream:bool|None = Field(None, description='server-sent events')
-    stream_options:StreamOptions|None = None
-    user:str|None = Field(None, description='not used')
-    frequency_penalty:float|None = Field(None, ge=0, le=0, description='only 0')
-    presence_penalty:float|None = Field(None, ge=0, le=0, description='only 0')
-    logprobs:Literal[False]|None = Field(None, description='only false')
+    model:str=Field(description='as GET /v1/models names it')
+    messages:list[Message]=Field(min_length=1, max_length=1, description='one question: nothing is remembered')
+    temperature:float|None=Field(None, ge=0, le=2, allow_inf_nan=False, description='below 0.01: greedy')
+    top_p:float|None=Field(None, gt=0, le=1, allow_inf_nan=False, description='the likeliest tokens up to this sum')
+    max_tokens:int|None=Field(None, ge=1, description="at most the server's own limit")
+    max_completion_tokens:int|None=Field(None, ge=1, description='the newer name of max_tokens')
+    stop:Stop|Annotated[list[Stop], Field(min_length=1, max_length=4)]|None=Field(None, description='ends the answer')
+    seed:int|None=Field(None, ge=0, lt=2**63, description='the same draw every time')
+    n:Literal[1]|None=Field(None, description='one answer a request')
+    stream:bool|None=Field(None, description='server-sent events')
+    stream_options:StreamOptions|None=None
+    user:str|None=Field(None, description='not used')
+    frequency_penalty:float|None=Field(None, ge=0, le=0, description='only 0')
+    presence_penalty:float|None=Field(None, ge=0, le=0, description='only 0')
+    logprobs:Literal[False]|None=Field(None, description='only false')
 
 # %% ../nbs/appendix/serve.ipynb #srv00044
 ONE_TURN = ('this model reads one question and remembers none: expected exactly one message with role user, '
@@ -453,6 +453,17 @@ class Meter:
         ProcessCollector(registry=own)
 
 # %% ../nbs/appendix/serve.ipynb #srv00068
+@patch
+def count(self:Meter,
+    route:str, # of the request
+    status:int, # of the response
+    seconds:float, # between them
+):
+    "Count a request that is over."
+    self.requests.labels(route, status).inc()
+    self.seconds.labels(route).observe(seconds)
+
+# %% ../nbs/appendix/serve.ipynb #srv00069
 class Service:
     "What all routes share."
     def __init__(self,
@@ -470,18 +481,17 @@ class Service:
         self.meter = Meter(self.engine)
         self.stopping = False # True: no new questions
 
-# %% ../nbs/appendix/serve.ipynb #srv00069
+# %% ../nbs/appendix/serve.ipynb #srv00070
 @patch
 def note(self:Service,
     visit:Visit, # a request that is over
 ):
     "Count it and write its line to the log."
-    route, status, seconds = visit.route, visit.status or 500, time.monotonic() - visit.began
-    self.meter.requests.labels(route, status).inc()
-    self.meter.seconds.labels(route).observe(seconds)
-    log.info('%s %d: %d bytes, %.3f s', route, status, visit.n_body, seconds)
+    status, seconds = visit.status or 500, time.monotonic() - visit.began
+    self.meter.count(visit.route, status, seconds)
+    log.info('%s %d: %d bytes, %.3f s', visit.route, status, visit.n_body, seconds)
 
-# %% ../nbs/appendix/serve.ipynb #srv00071
+# %% ../nbs/appendix/serve.ipynb #srv00072
 async def pieces(
     ticket:Ticket, # an answer that is being written
 )->AsyncIterator[str]: # as they come
@@ -490,7 +500,7 @@ async def pieces(
     ticket.listen(partial(loop.call_soon_threadsafe, news.put_nowait))
     while (piece := await news.get()) is not None: yield piece
 
-# %% ../nbs/appendix/serve.ipynb #srv00073
+# %% ../nbs/appendix/serve.ipynb #srv00074
 async def admit(
     service:Service, # with room, or not
     question:str, # of the client
@@ -510,7 +520,7 @@ async def admit(
     service.meter.tokens.labels('read').inc(ticket.n_prompt)
     return ticket
 
-# %% ../nbs/appendix/serve.ipynb #srv00074
+# %% ../nbs/appendix/serve.ipynb #srv00075
 async def spoken(
     service:Service, # its counters
     ticket:Ticket, # an answer that is being written
@@ -525,7 +535,7 @@ async def spoken(
     finally: service.meter.tokens.labels('written').inc(ticket.n_answer)
     if ticket.finish not in ('stop', 'length'): raise cut_off(ticket.finish, service.cfg)
 
-# %% ../nbs/appendix/serve.ipynb #srv00075
+# %% ../nbs/appendix/serve.ipynb #srv00076
 def cut_off(
     finish:str|None, # of the ticket
     cfg:ServeCfg, # the limit that was reached
@@ -537,7 +547,7 @@ def cut_off(
     if finish == 'cancelled': return _stopping()
     return Refused(500, 'the answer could not be written: expected another try', code='server_error')
 
-# %% ../nbs/appendix/serve.ipynb #srv00077
+# %% ../nbs/appendix/serve.ipynb #srv00078
 async def unless_gone(
     receive:Callable, # of ASGI
     work:Coroutine, # what the client waits for
@@ -553,14 +563,14 @@ async def unless_gone(
         gone.cancel()
         await asyncio.wait((job, gone))
 
-# %% ../nbs/appendix/serve.ipynb #srv00078
+# %% ../nbs/appendix/serve.ipynb #srv00079
 async def left(
     receive:Callable, # of ASGI, its body taken in
 ):
     "Wait until the client leaves."
     while (await receive())['type'] != 'http.disconnect': pass
 
-# %% ../nbs/appendix/serve.ipynb #srv00081
+# %% ../nbs/appendix/serve.ipynb #srv00082
 async def whole(
     request:Request, # whose client waits
     service:Service, # who answers
@@ -573,7 +583,7 @@ async def whole(
     try: return await unless_gone(request.receive, collect())
     finally: ticket.cancel()
 
-# %% ../nbs/appendix/serve.ipynb #srv00083
+# %% ../nbs/appendix/serve.ipynb #srv00084
 def event(
     value:object, # JSON
 )->bytes: # one server-sent event
@@ -582,7 +592,7 @@ def event(
 
 END = b'data: [DONE]\n\n' # the last event, as OpenAI writes it
 
-# %% ../nbs/appendix/serve.ipynb #srv00085
+# %% ../nbs/appendix/serve.ipynb #srv00086
 class Events(Response):
     "A response that is written while it is sent. Whatever ends it, the answer ends with it."
     media_type = 'text/event-stream'
@@ -597,7 +607,7 @@ class Events(Response):
         self.events = events
         self.ticket = ticket
 
-# %% ../nbs/appendix/serve.ipynb #srv00086
+# %% ../nbs/appendix/serve.ipynb #srv00087
 @patch
 async def __call__(self:Events,
     scope:MutableMapping, # of ASGI
@@ -608,7 +618,7 @@ async def __call__(self:Events,
     try: await unless_gone(receive, self.send_all(send))
     finally: self.ticket.cancel()
 
-# %% ../nbs/appendix/serve.ipynb #srv00087
+# %% ../nbs/appendix/serve.ipynb #srv00088
 @patch
 async def send_all(self:Events,
     send:Callable, # of ASGI
@@ -618,7 +628,7 @@ async def send_all(self:Events,
     async for data in self.events: await send(dict(type='http.response.body', body=data, more_body=True))
     await send(dict(type='http.response.body', body=b''))
 
-# %% ../nbs/appendix/serve.ipynb #srv00089
+# %% ../nbs/appendix/serve.ipynb #srv00090
 async def api_events(
     service:Service, # who answers
     ticket:Ticket, # an answer that is being written
@@ -629,7 +639,7 @@ async def api_events(
     except Refused as e: yield event(error_body('/api/chat', e))
     else: yield END
 
-# %% ../nbs/appendix/serve.ipynb #srv00091
+# %% ../nbs/appendix/serve.ipynb #srv00092
 def usage(
     ticket:Ticket, # an answer
 )->dict: # token counts, as OpenAI's clients read them
@@ -637,7 +647,7 @@ def usage(
     return dict(prompt_tokens=ticket.n_prompt, completion_tokens=ticket.n_answer,
         total_tokens=ticket.n_prompt + ticket.n_answer)
 
-# %% ../nbs/appendix/serve.ipynb #srv00092
+# %% ../nbs/appendix/serve.ipynb #srv00093
 def chat_head(
     kind:str, # chat.completion, or chat.completion.chunk
     name:str, # of the model
@@ -645,7 +655,7 @@ def chat_head(
     "What every chat object begins with."
     return dict(id=f'chatcmpl-{secrets.token_hex(12)}', object=kind, created=int(time.time()), model=name)
 
-# %% ../nbs/appendix/serve.ipynb #srv00093
+# %% ../nbs/appendix/serve.ipynb #srv00094
 async def chat_events(
     service:Service, # who answers
     ticket:Ticket, # an answer that is being written
@@ -667,11 +677,11 @@ async def chat_events(
     if with_usage: yield event(head | dict(choices=[], usage=usage(ticket)))
     yield END
 
-# %% ../nbs/appendix/serve.ipynb #srv00095
+# %% ../nbs/appendix/serve.ipynb #srv00096
 #| code-fold: true
 WANTED_KEY = 'expected the header Authorization: Bearer KEY, with a key of this server'
 
-# %% ../nbs/appendix/serve.ipynb #srv00096
+# %% ../nbs/appendix/serve.ipynb #srv00097
 async def with_key(
     request:Request, # with or without a key
     shown:Annotated[object, Security(HTTPBearer(auto_error=False))]=None, # the field for it in /docs
@@ -681,7 +691,7 @@ async def with_key(
     if service.keys.fit(request.headers.get('authorization', '').encode('latin-1')): return service
     raise Refused(401, f'wrong key, or none: {WANTED_KEY}', code='invalid_api_key')
 
-# %% ../nbs/appendix/serve.ipynb #srv00097
+# %% ../nbs/appendix/serve.ipynb #srv00098
 #| code-fold: true
 def _sent(request:Request)->tuple[bytes, str]:
     "Body and content type of a request. Raises Refused for one that is compressed."
@@ -689,7 +699,7 @@ def _sent(request:Request)->tuple[bytes, str]:
         raise Refused(415, 'the body is compressed: expected it without Content-Encoding')
     return request.state.body, request.headers.get('content-type', '')
 
-# %% ../nbs/appendix/serve.ipynb #srv00099
+# %% ../nbs/appendix/serve.ipynb #srv00100
 def flat_schema(
     kind:type[BaseModel], # a request
 )->dict: # JSON schema without references
@@ -703,19 +713,22 @@ def flat_schema(
         return flat(parts[x['$ref'].split('/')[-1]]) if '$ref' in x else {k: flat(v) for k, v in x.items()}
     return flat(whole)
 
-# %% ../nbs/appendix/serve.ipynb #srv00100
+# %% ../nbs/appendix/serve.ipynb #srv00101
 #| code-fold: true
 _WHY = {
     401: 'wrong key, or none', 404: 'no such model', 406: 'a blank question', 408: 'the body did not arrive in time',
     413: 'the body is too long', 415: 'not JSON', 422: 'the body does not fit', 429: 'the queue is full',
     431: 'the headers are too long', 500: 'a mistake of the server', 503: 'the server is stopping',
     504: 'the answer took too long'}
+
+# %% ../nbs/appendix/serve.ipynb #srv00102
+#| code-fold: true
 _EVENT = dict(type='object', required=['data'], properties=dict(data=dict(type='string')))
 _DETAIL = dict(type='object', required=['detail'], properties=dict(detail=dict(type='string')))
 _ERROR = dict(type='object', required=['error'], properties=dict(error=dict(type='object',
     required=['message', 'type', 'param', 'code'], properties=dict(message=dict(type='string')))))
 
-# %% ../nbs/appendix/serve.ipynb #srv00101
+# %% ../nbs/appendix/serve.ipynb #srv00103
 def described(
     kind:type[BaseModel]|None, # a request; None: it has no body
     codes:tuple[int, ...], # statuses of its errors
@@ -732,7 +745,7 @@ def described(
     if streams: responses[200] = dict(description='an answer', content=json_of(dict(type='object')) | events)
     return dict(openapi_extra=extra, responses=responses)
 
-# %% ../nbs/appendix/serve.ipynb #srv00102
+# %% ../nbs/appendix/serve.ipynb #srv00104
 def check_question(
     text:str, # as sent
     param:str, # the field it stands in
@@ -742,11 +755,11 @@ def check_question(
     try: check_text(text)
     except ValueError: raise Refused(status, f'{param} is blank: expected a question', param, 'blank') from None
 
-# %% ../nbs/appendix/serve.ipynb #srv00103
+# %% ../nbs/appendix/serve.ipynb #srv00105
 routes = APIRouter()
 _ASKED = (401, 408, 413, 415, 422, 429, 431, 500, 503, 504)
 
-# %% ../nbs/appendix/serve.ipynb #srv00104
+# %% ../nbs/appendix/serve.ipynb #srv00106
 @routes.post('/api/chat', summary="One question, as the ancestor's clients ask it",
     **described(ApiAsk, (*_ASKED, 406), _DETAIL, streams=True))
 async def api_chat(
@@ -760,7 +773,7 @@ async def api_chat(
     if ask.stream: return Events(api_events(service, ticket), ticket)
     return JSONResponse(dict(response=await whole(request, service, ticket)))
 
-# %% ../nbs/appendix/serve.ipynb #srv00105
+# %% ../nbs/appendix/serve.ipynb #srv00107
 @routes.post('/v1/chat/completions', summary="One question, as OpenAI's clients ask it",
     **described(ChatAsk, (*_ASKED, 404), _ERROR, streams=True))
 async def chat_completions(
@@ -778,7 +791,7 @@ async def chat_completions(
     choice = dict(index=0, message=dict(role='assistant', content=text), finish_reason=ticket.finish, logprobs=None)
     return JSONResponse(chat_head('chat.completion', service.cfg.name) | dict(choices=[choice], usage=usage(ticket)))
 
-# %% ../nbs/appendix/serve.ipynb #srv00106
+# %% ../nbs/appendix/serve.ipynb #srv00108
 def question_of(
     ask:ChatAsk, # a request
 )->str: # its one message
@@ -786,7 +799,7 @@ def question_of(
     content = ask.messages[0].content
     return content if isinstance(content, str) else ''.join(part.text for part in content)
 
-# %% ../nbs/appendix/serve.ipynb #srv00107
+# %% ../nbs/appendix/serve.ipynb #srv00109
 @routes.get('/v1/models', summary='What can be asked', **described(None, (401, 503), _ERROR))
 async def models(
     service:Annotated[Service, Depends(with_key)], # who answers
@@ -794,7 +807,7 @@ async def models(
     "The one model of this server."
     return dict(object='list', data=[dict(id=service.cfg.name, object='model', created=0, owned_by='scclm')])
 
-# %% ../nbs/appendix/serve.ipynb #srv00108
+# %% ../nbs/appendix/serve.ipynb #srv00110
 @routes.get('/healthz', summary='Whether to send questions here', responses={503: dict(description='stopping')})
 async def healthz(
     request:Request, # of anybody
@@ -803,7 +816,7 @@ async def healthz(
     stopping = request.app.state.service.stopping
     return JSONResponse(dict(status='stopping' if stopping else 'ok'), 503 if stopping else 200)
 
-# %% ../nbs/appendix/serve.ipynb #srv00109
+# %% ../nbs/appendix/serve.ipynb #srv00111
 @routes.get('/metrics', summary='Counters for Prometheus', response_class=Response)
 async def metrics(
     request:Request, # of anybody
@@ -812,22 +825,27 @@ async def metrics(
     registry = request.app.state.service.meter.registry
     return Response(generate_latest(registry), media_type='text/plain; version=0.0.4')
 
-# %% ../nbs/appendix/serve.ipynb #srv00111
+# %% ../nbs/appendix/serve.ipynb #srv00113
+def hashes(
+    html:str, # a page
+    tag:str, # script or style
+)->str: # as a Content-Security-Policy lists them
+    "The SHA-256 of what stands in every element of a kind."
+    digests = [hashlib.sha256(x.encode()).digest() for x in re.findall(f'<{tag}>(.*?)</{tag}>', html, re.S)]
+    return ' '.join(f"'sha256-{b64encode(digest).decode()}'" for digest in digests)
+
+# %% ../nbs/appendix/serve.ipynb #srv00114
 def page_policy(
     html:str, # a page with inline script and style
 )->str: # Content-Security-Policy
     "Allow a page its own inline code and its own server, nothing else."
-    def sums(tag:str)->str:
-        "The hashes of all elements of a kind."
-        found = re.findall(f'<{tag}>(.*?)</{tag}>', html, re.S)
-        return ' '.join(f"'sha256-{b64encode(hashlib.sha256(x.encode()).digest()).decode()}'" for x in found)
-    return (f"default-src 'none'; script-src {sums('script')}; style-src {sums('style')}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+    own = f"script-src {hashes(html, 'script')}; style-src {hashes(html, 'style')}; connect-src 'self'"
+    return f"default-src 'none'; {own}; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-# %% ../nbs/appendix/serve.ipynb #srv00112
+# %% ../nbs/appendix/serve.ipynb #srv00116
 PAGE = Path(__file__).parent/'chat_page.html' if '__file__' in globals() else Path('../../scclm/chat_page.html')
 
-# %% ../nbs/appendix/serve.ipynb #srv00113
+# %% ../nbs/appendix/serve.ipynb #srv00117
 @routes.get('/', include_in_schema=False)
 async def page()->HTMLResponse: # the chat page
     "A page to chat on."
@@ -836,7 +854,7 @@ async def page()->HTMLResponse: # the chat page
         'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-cache'}
     return HTMLResponse(html, headers=safe)
 
-# %% ../nbs/appendix/serve.ipynb #srv00115
+# %% ../nbs/appendix/serve.ipynb #srv00119
 #| code-fold: true
 def open_bot(
     cfg:ServeCfg, # model, dtype, device
@@ -846,7 +864,7 @@ def open_bot(
     limits = dict(max_prompt_tok=cfg.max_prompt_tok, batch_tok=cfg.batch_tok)
     return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg, **limits)
 
-# %% ../nbs/appendix/serve.ipynb #srv00116
+# %% ../nbs/appendix/serve.ipynb #srv00120
 def make_app(
     cfg:ServeCfg=ServeCfg(), # model, limits
     keys:tuple[str, ...]=(), # who may ask; none: those of the file or of SCCLM_API_KEY
@@ -867,7 +885,7 @@ def make_app(
     app.add_middleware(Gate, service=service)
     return app
 
-# %% ../nbs/appendix/serve.ipynb #srv00117
+# %% ../nbs/appendix/serve.ipynb #srv00121
 def lost(
     request:Request, # to nowhere
     e:HTTPException, # 404 or 405
@@ -881,7 +899,7 @@ def lost(
     answer.headers.update(e.headers or {})
     return answer
 
-# %% ../nbs/appendix/serve.ipynb #srv00124
+# %% ../nbs/appendix/serve.ipynb #srv00128
 class Protocol(H11Protocol):
     "Uvicorn's HTTP, with an end to connections that bring nothing or take nothing."
     def __init__(self,
@@ -895,7 +913,7 @@ class Protocol(H11Protocol):
         self.cfg = cfg
         self.look = None # the next look at the connection
 
-# %% ../nbs/appendix/serve.ipynb #srv00125
+# %% ../nbs/appendix/serve.ipynb #srv00129
 @patch
 def connection_made(self:Protocol,
     transport:asyncio.Transport, # the connection
@@ -905,7 +923,7 @@ def connection_made(self:Protocol,
     if len(self.connections) > self.cfg.max_connections: self.turn_away()
     else: self.look = self.loop.call_later(self.cfg.head_s, self.watch, None, False)
 
-# %% ../nbs/appendix/serve.ipynb #srv00126
+# %% ../nbs/appendix/serve.ipynb #srv00130
 @patch
 def connection_lost(self:Protocol,
     exc:Exception|None, # why
@@ -914,7 +932,7 @@ def connection_lost(self:Protocol,
     H11Protocol.connection_lost(self, exc)
     if self.look: self.look.cancel()
 
-# %% ../nbs/appendix/serve.ipynb #srv00127
+# %% ../nbs/appendix/serve.ipynb #srv00131
 @patch
 def watch(self:Protocol,
     before:object, # the request of the last look
@@ -927,18 +945,17 @@ def watch(self:Protocol,
     elif idle: self.transport.close()
     else: self.look = self.loop.call_later(self.cfg.head_s, self.watch, self.cycle, self.flow.write_paused)
 
-# %% ../nbs/appendix/serve.ipynb #srv00128
+# %% ../nbs/appendix/serve.ipynb #srv00132
 def plain_response(
     path:str, # of the request, if it could be read
     e:Refused, # why it gets no answer
 )->bytes: # of HTTP
     "A refusal, written by hand, before any application has seen the request."
     response = refusal(path, e)
-    response.headers['connection'] = 'close'
-    head = b''.join(b'%s: %s\r\n' % pair for pair in response.raw_headers)
+    head = b''.join(b'%s: %s\r\n' % pair for pair in [*response.raw_headers, (b'connection', b'close')])
     return b'HTTP/1.1 %d \r\n%s\r\n%s' % (e.status, head, response.body)
 
-# %% ../nbs/appendix/serve.ipynb #srv00129
+# %% ../nbs/appendix/serve.ipynb #srv00133
 @patch
 def turn_away(self:Protocol):
     "One connection too many."
@@ -947,7 +964,7 @@ def turn_away(self:Protocol):
     self.transport.write(plain_response('', full))
     self.transport.close()
 
-# %% ../nbs/appendix/serve.ipynb #srv00130
+# %% ../nbs/appendix/serve.ipynb #srv00134
 @patch
 def send_400_response(self:Protocol,
     msg:str, # of uvicorn
@@ -957,7 +974,7 @@ def send_400_response(self:Protocol,
     self.transport.write(plain_response('', bad))
     self.transport.close()
 
-# %% ../nbs/appendix/serve.ipynb #srv00132
+# %% ../nbs/appendix/serve.ipynb #srv00136
 class Server(uvicorn.Server):
     "A server that ends in order: SIGTERM and Ctrl-C stop new questions, accepted ones are answered first."
     def __init__(self,
@@ -968,7 +985,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
 
-# %% ../nbs/appendix/serve.ipynb #srv00133
+# %% ../nbs/appendix/serve.ipynb #srv00137
 @patch
 def handle_exit(self:Server,
     sig:int, # which signal
@@ -978,7 +995,7 @@ def handle_exit(self:Server,
     if self.service.stopping: self.should_exit = self.force_exit = True
     else: self.drain()
 
-# %% ../nbs/appendix/serve.ipynb #srv00134
+# %% ../nbs/appendix/serve.ipynb #srv00138
 @patch
 def drain(self:Server):
     "No new questions; leave when the accepted ones are answered, or after `drain_s`."
@@ -989,12 +1006,12 @@ def drain(self:Server):
         self.should_exit = True
     Thread(target=close, daemon=True).start()
 
-# %% ../nbs/appendix/serve.ipynb #srv00135
+# %% ../nbs/appendix/serve.ipynb #srv00139
 #| code-fold: true
 _PLAIN = dict(ws='none', log_config=None, access_log=False, server_header=False, log_level='error',
     timeout_graceful_shutdown=5)
 
-# %% ../nbs/appendix/serve.ipynb #srv00136
+# %% ../nbs/appendix/serve.ipynb #srv00140
 def make_server(
     app:FastAPI, # from `make_app`
 )->Server: # its `run(sockets=[…])` serves until a signal
@@ -1003,7 +1020,7 @@ def make_server(
     http = partial(Protocol, cfg=service.cfg)
     return Server(uvicorn.Config(app, http=http, h11_max_incomplete_event_size=service.cfg.max_head, **_PLAIN), service)
 
-# %% ../nbs/appendix/serve.ipynb #srv00137
+# %% ../nbs/appendix/serve.ipynb #srv00141
 def listen_on(
     host:str, # address of this machine
     port:int, # 0 takes a free one
@@ -1014,7 +1031,7 @@ def listen_on(
     except OSError as e:
         raise OSError(f'cannot listen on {host}:{port} ({e.strerror}): expected a free port of this machine') from None
 
-# %% ../nbs/appendix/serve.ipynb #srv00138
+# %% ../nbs/appendix/serve.ipynb #srv00142
 def serve(
     cfg:ServeCfg=ServeCfg(), # model, address, limits
 ):
