@@ -44,9 +44,9 @@ def unpadded(
     mask:Tensor, # (B, T), 1 where there is a token
 )->list[list[int]]: # ids of each question
     "The questions without their padding. Raises ValueError for other shapes or an empty question."
-    if ids.ndim != 2 or ids.shape != mask.shape:
-        raise ValueError(f"input_ids is {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}: "
-                         "expected (questions, tokens) for both")
+    shapes = [tuple(getattr(t, 'shape', ())) for t in (ids, mask)]
+    if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
+        raise ValueError(f"input_ids is {shapes[0]} and attention_mask {shapes[1]}: expected (questions, tokens)")
     rows = [row[keep].tolist() for row, keep in zip(ids, mask.bool())]
     if not rows or not all(rows): raise ValueError('expected at least one question, and a token in each')
     return rows

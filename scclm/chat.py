@@ -99,7 +99,7 @@ _LIMITS = dict(
 @dataclass(frozen=True)
 class Decoding:
     "How the next token is chosen. Raises ValueError for a field out of its range."
-    strategy:Literal['greedy', 'beam', 'sampling', 'contrastive']='greedy' # token, sequence; a draw; likely but new
+    strategy:Literal['greedy', 'beam', 'sampling', 'contrastive']='greedy' # likeliest token or sequence, a draw, or new
     max_new_tok:int=256 # longest answer, tokens
     num_beams:int=4 # beam: candidates kept at every step
     length_penalty:float=1. # beam: scores are divided by length ** length_penalty; above 1 favours long answers
@@ -447,7 +447,7 @@ def from_dir(cls:ChatBot,
     device:str='cpu', # where to run
     **kw:object, # further arguments of ChatBot
 )->ChatBot: # ready to answer
-    "Load a folder that `save_model` wrote, or ChatLM-mini-Chinese's. Raises FileNotFoundError that says how to make one."
+    "Load a folder of `save_model`, or ChatLM-mini-Chinese's. Raises FileNotFoundError that says how to make one."
     return cls(*load_model(find_model(path), dtype, device), **kw)
 
 # %% ../nbs/08_chat.ipynb #06ec6b05
@@ -546,7 +546,7 @@ def stream(self:ChatBot,
     decoding:Decoding|None=None, # instead of the default one
     stop:Callable[[], bool]=lambda: False, # asked before every token; True ends the answer
 )->Iterator[str]: # pieces that join to the answer
-    """Answer piece by piece; `close()` of the iterator ends the work. Beam search gives what can no longer change.
+    """Answer piece by piece, what can no longer change as soon as it cannot; `close()` of the iterator ends the work.
     Raises ValueError as `answer`."""
     prompt, = self.encode([text])
     ids = live_ids(self.model, prompt, decoding or self.decoding, self.tok, stop)

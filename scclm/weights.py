@@ -136,7 +136,7 @@ def _check_foreign(
     if not any((path/f).is_file() for f in _TOK_FILES):
         raise FileNotFoundError(f"{path} has no tokenizer: expected one of {', '.join(_TOK_FILES)}")
     try: cfg = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as e:
+    except Exception as e: # a wrong value has many: OSError, KeyError, RecursionError, the library's own
         raise ValueError(f'{config} cannot be read: {first_line(e)}') from None
     if cfg.is_encoder_decoder: return
     raise ValueError(f"{config}: model_type {cfg.model_type!r} has no encoder: "

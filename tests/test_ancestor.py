@@ -337,6 +337,8 @@ def test_bad_input_is_named(model):
     ids, mask = asked('你好', '秋')
     with pytest.raises(ValueError, match=r'input_ids is \(2, 3\) and attention_mask \(1, 3\)'):
         model.my_generate(ids, mask[:1])
+    with pytest.raises(ValueError, match=r'attention_mask \(\): expected'): model.my_generate(ids, None)
+    with pytest.raises(ValueError, match=r'input_ids is \(3,\)'): model.my_generate(ids[0], mask[0])
     with pytest.raises(ValueError, match='a token in each'): model.my_generate(ids, mask*0)
     with pytest.raises(ValueError, match='at least one question'): model.my_generate(ids[:0], mask[:0])
     for bad in (0, -1, 2.5, True, None):
@@ -420,8 +422,8 @@ DAMAGE = {
     'no architecture': (with_config(model_type=None), "but model_type is None"),
     'other sizes': (with_config(d_model=64), 'does not fit config.json: .*another shape'),
     'a size that is none': (with_config(d_model='wide'), 'cannot be loaded: '),
-    'fewer layers': (with_config(num_layers=1), 'it has 8 tensors that the model has no place for, such as encoder.blo'),
-    'no start': (with_config(decoder_start_token_id=None), 'config.json has no decoder_start_token_id: expected a tok'),
+    'fewer layers': (with_config(num_layers=1), 'it has 8 tensors that the model has no place for, such as enc'),
+    'no start': (with_config(decoder_start_token_id=None), 'config.json has no decoder_start_token_id: expected'),
     'a config without end': (with_file('config.json', endless), 'config.json is not readable JSON'),
     'more layers': (with_config(num_layers=3), 'does not fit config.json: .*encoder.block.2'),
     'untied without a table': (with_config(tie_word_embeddings=False), 'no lm_head.weight: config.json says tie_word'),
@@ -445,6 +447,8 @@ def test_a_damaged_folder_is_one_clear_sentence(folder, tmp_path, name):
     damage(copy)
     with pytest.raises((ValueError, FileNotFoundError), match=text) as e: ChatBot.from_dir(copy)
     assert '\n' not in str(e.value) and str(e.value).isascii() and len(str(e.value)) < 400
+    try: load_model(copy, foreign=True) # asks less of a folder, but runs no code either
+    except (ValueError, FileNotFoundError) as e: assert '\n' not in str(e)
     assert not (copy/'ran').exists()
 
 
