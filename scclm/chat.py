@@ -4,8 +4,14 @@
 
 # %% auto #0
 __all__ = ['Decoding', 'processors', 'plot_probs', 'loop_closers', 'token_chars', 'LoopGuard', 'row_rngs', 'pick', 'find_model',
+<<<<<<< HEAD
            'chooser', 'token_steps', 'beam_ids', 'settled', 'text_pieces', 'read_typed', 'check_text', 'encode_prompts',
            'ChatBot', 'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg', 'pick_device', 'say', 'chat_terminal']
+=======
+           'chooser', 'rows_each', 'token_steps', 'beam_cfg', 'beam_search', 'beam_ids', 'text_pieces', 'read_typed',
+           'check_text', 'encode_prompts', 'ChatBot', 'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg', 'pick_device',
+           'say', 'chat_terminal']
+>>>>>>> pancestor
 
 # %% ../nbs/08_chat.ipynb #c5868170
 #| code-fold: true
@@ -28,6 +34,8 @@ from transformers import (LogitsProcessor, LogitsProcessorList, NoRepeatNGramLog
     TopKLogitsWarper, TopPLogitsWarper)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from .beams import BeamCfg, Beams, answer_of, beam_steps, settled_tokens
+from .contrastive import contrastive_tokens
 from .dataset import alike, decode, encode as encode_texts, pad
 from .model import end_id, load_model, write_tokens
 from .plots import new_axes
@@ -56,7 +64,17 @@ def _real(low:float, high:float=math.inf)->Callable[[object], bool]:
 #| code-fold: true
 def _strategy(x:object)->bool:
     "Whether `x` is a way to choose."
-    return x in ('greedy', 'beam', 'sampling')
+    return x in ('greedy', 'beam', 'sampling', 'contrastive')
+
+# %% ../nbs/08_chat.ipynb #bms8a002
+#| code-fold: true
+def _share(x:object)->bool:
+    "A number from 0 to 1."
+    return not isinstance(x, bool) and (x == 0 or _real(0, 1)(x))
+
+def _switch(x:object)->bool:
+    "True or False."
+    return isinstance(x, bool)
 
 # %% ../nbs/08_chat.ipynb #0f321b61
 #| code-fold: true
@@ -67,13 +85,16 @@ def _seed(x:object)->bool:
 # %% ../nbs/08_chat.ipynb #5d0c7a11
 #| code-fold: true
 _LIMITS = dict(
-    strategy=(_strategy, "greedy, beam or sampling"),
+    strategy=(_strategy, "greedy, beam, sampling or contrastive"),
     max_new_tok=(_int(1), "an integer >= 1"),
     num_beams=(_int(2), "an integer >= 2 (1 would be greedy)"),
-    length_penalty=(_real(-math.inf), "a finite number"),
+    length_penalty=(_real(-50, 50), "a number above -50, at most 50"),
+    early_stopping=(_switch, "True or False"),
+    beam_sample=(_switch, "True or False"),
     temperature=(_real(0), "a number > 0"),
     top_k=(_int(0), "an integer >= 0 (0 is off)"),
     top_p=(_real(0, 1), "a number in (0, 1] (1 is off)"),
+    penalty_alpha=(_share, "a number in [0, 1] (0 is greedy)"),
     repetition_penalty=(_real(0), "a number > 0 (1 is off)"),
     no_repeat_ngram=(_int(0), "an integer >= 0 (0 is off)"),
     loop_copies=(_int(0), "an integer >= 0 (0 is off)"),
@@ -83,13 +104,16 @@ _LIMITS = dict(
 @dataclass(frozen=True)
 class Decoding:
     "How the next token is chosen. Raises ValueError for a field out of its range."
-    strategy:Literal['greedy', 'beam', 'sampling']='greedy' # most likely token, most likely sequence, or a draw
+    strategy:Literal['greedy', 'beam', 'sampling', 'contrastive']='greedy' # likeliest token or sequence, a draw, or new
     max_new_tok:int=256 # longest answer, tokens
     num_beams:int=4 # beam: candidates kept at every step
     length_penalty:float=1. # beam: scores are divided by length ** length_penalty; above 1 favours long answers
+    early_stopping:bool=False # beam: stop at num_beams answers, even if a longer one could still win
+    beam_sample:bool=False # beam: draw the candidates (temperature, top_k, top_p, seed) instead of taking the best
     temperature:float=1. # sampling: below 1 sharpens the distribution, above 1 flattens it
-    top_k:int=0 # sampling: only the k most likely tokens; 0 is off
+    top_k:int=0 # sampling: only the k most likely tokens, 0 is off; contrastive: candidates at every step, 0 takes 4
     top_p:float=1. # sampling: the smallest set of tokens whose probability reaches top_p; 1 is off
+    penalty_alpha:float=.6 # contrastive: weight of being unlike what was said, against being likely; 0 is greedy
     repetition_penalty:float=1. # tokens already said lose score: above 1 discourages, 1 is off
     no_repeat_ngram:int=0 # no sequence of this many tokens twice; 0 is off
     loop_copies:int=3 # a piece of 4 characters or more that would come this often in a row ends the answer; 0 is off
@@ -112,10 +136,12 @@ def processors(
     if dec.no_repeat_ngram: out.append(NoRepeatNGramLogitsProcessor(dec.no_repeat_ngram))
     guarded = tok is not None and tok.eos_token_id is not None and dec.loop_copies > 0
     if guarded: out.append(LoopGuard(tok, dec.loop_copies))
-    if dec.strategy != 'sampling': return out
+    drawn_beams = dec.strategy == 'beam' and dec.beam_sample
+    if dec.strategy != 'sampling' and not drawn_beams: return out
+    least = 2 if drawn_beams else 1 # a beam must be able to go on when the end mark is the likeliest
     if dec.temperature != 1: out.append(TemperatureLogitsWarper(float(dec.temperature)))
-    if dec.top_k: out.append(TopKLogitsWarper(dec.top_k))
-    if dec.top_p < 1: out.append(TopPLogitsWarper(float(dec.top_p)))
+    if dec.top_k: out.append(TopKLogitsWarper(dec.top_k, min_tokens_to_keep=least))
+    if dec.top_p < 1: out.append(TopPLogitsWarper(float(dec.top_p), min_tokens_to_keep=least))
     return out
 
 # %% ../nbs/08_chat.ipynb #deaf7e7a
@@ -264,47 +290,76 @@ def chooser(
     n:int, # rows of the batch
     device:torch.device|str='cpu', # where the logits live
     tok:PreTrainedTokenizerBase|None=None, # tokenizer of the model; None: no guard against loops
+    rngs:list[torch.Generator]|None=None, # sampling: one per row; None: those of `dec.seed`
 )->Callable[[Tensor, Tensor], Tensor]: # (said so far (B, T), logits (B, V)) -> ids (B,)
     "How chapter 03's `write_tokens` shall pick the next token."
     limit = processors(dec, tok)
-    rngs = row_rngs(dec, n, device) if dec.strategy == 'sampling' else None
+    if dec.strategy != 'sampling': rngs = None
+    elif rngs is None: rngs = row_rngs(dec, n, device)
     def choose(said:Tensor, logits:Tensor)->Tensor:
         "Penalise, cut off, then pick."
         return pick(limit(said, logits), rngs)
     return choose
 
+# %% ../nbs/08_chat.ipynb #bms8a004
+#| code-fold: true
+def rows_each(
+    dec:Decoding, # any strategy
+)->int: # rows of the decoder
+    "How many rows the decoder reads for one question."
+    return dict(beam=dec.num_beams, contrastive=dec.top_k or 4).get(dec.strategy, 1)
+
 # %% ../nbs/08_chat.ipynb #2f6e9b04
 def token_steps(
     model:PreTrainedModel, # encoder-decoder, in eval mode
     prompts:list[list[int]], # B prompts, ids with [EOS]
-    dec:Decoding, # greedy or sampling
+    dec:Decoding, # greedy, sampling or contrastive
     tok:PreTrainedTokenizerBase|None=None, # tokenizer of the model; None: no guard against loops
+    rngs:list[torch.Generator]|None=None, # sampling: one per row; None: those of `dec.seed`
 )->Iterator[list[int]]: # B ids per step; rows that are done give the pad id
-    "Write B answers token by token, with chapter 03's loop."
+    "Write B answers token by token, with chapter 03's loop or by contrastive search."
     ids, mask = pad(prompts, model.config.pad_token_id)
-    choose = chooser(dec, len(prompts), model.device, tok)
-    for new in write_tokens(model, ids, mask, dec.max_new_tok, choose): yield new.tolist()
+    if dec.strategy == 'contrastive':
+        steps = contrastive_tokens(model, ids, mask, dec.max_new_tok, dec.penalty_alpha, rows_each(dec),
+            processors(dec, tok))
+    else: steps = write_tokens(model, ids, mask, dec.max_new_tok, chooser(dec, len(ids), model.device, tok, rngs))
+    for new in steps: yield new.tolist()
 
 # %% ../nbs/08_chat.ipynb #ae7b4dc4
-@torch.no_grad()
+def beam_cfg(
+    dec:Decoding, # the knobs
+)->BeamCfg: # those of the search
+    "What `beam_steps` wants to know."
+    return BeamCfg(dec.num_beams, dec.max_new_tok, float(dec.length_penalty), dec.early_stopping)
+
+# %% ../nbs/08_chat.ipynb #bms8a003
+def beam_search(
+    model:PreTrainedModel, # encoder-decoder, in eval mode
+    prompts:list[list[int]], # B prompts, ids with [EOS]
+    dec:Decoding, # those of the beams and the penalties are used
+    tok:PreTrainedTokenizerBase|None=None, # tokenizer of the model; None: no guard against loops
+    rngs:list[torch.Generator]|None=None, # beam_sample: one per row; None: those of `dec.seed`
+)->Iterator[list[Beams]]: # the beams of every question, after each step
+    "Search with these knobs, step by step."
+    ids, mask = pad(prompts, model.config.pad_token_id)
+    if not dec.beam_sample: rngs = None
+    elif rngs is None: rngs = row_rngs(dec, len(prompts), model.device)
+    return beam_steps(model, ids, mask, beam_cfg(dec), processors(dec, tok), rngs)
+
+# %% ../nbs/08_chat.ipynb #bms8a001
 def beam_ids(
     model:PreTrainedModel, # encoder-decoder, in eval mode
     prompts:list[list[int]], # B prompts, ids with [EOS]
-    dec:Decoding, # num_beams, length_penalty and the penalties are used
+    dec:Decoding, # those of the beams and the penalties are used
     tok:PreTrainedTokenizerBase|None=None, # tokenizer of the model; None: no guard against loops
     stop:Callable[[], bool]|None=None, # asked at every step; True ends the search
-)->list[list[int]]: # B answers, ids
-    "Beam search by the library."
-    ids, mask = pad(prompts, model.config.pad_token_id)
-    def halt(ids:Tensor, scores:Tensor, **kwargs:object)->Tensor:
-        "Every row ends when `stop` says so."
-        return torch.full((len(ids),), stop(), device=ids.device)
-    out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-        do_sample=False, num_beams=dec.num_beams,
-        max_new_tokens=dec.max_new_tok, length_penalty=float(dec.length_penalty),
-        logits_processor=processors(dec, tok),
-        stopping_criteria=[halt] if stop else None)
-    return out[:, 1:].tolist()
+    rngs:list[torch.Generator]|None=None, # beam_sample: one per row; None: those of `dec.seed`
+)->list[list[int]]: # B answers, ids; of an ended search the best found, or nothing
+    "Whole answers by beam search."
+    held = [Beams()]*len(prompts)
+    for held in beam_search(model, prompts, dec, tok, rngs):
+        if stop and stop(): break
+    return [answer_of(beams) for beams in held]
 
 # %% ../nbs/08_chat.ipynb #bc9971f9
 #| code-fold: true
@@ -412,7 +467,7 @@ def from_dir(cls:ChatBot,
     device:str='cpu', # where to run
     **kw:object, # further arguments of ChatBot
 )->ChatBot: # ready to answer
-    "Load a folder that `save_model` wrote. Raises FileNotFoundError that says how to make one."
+    "Load a folder of `save_model`, or ChatLM-mini-Chinese's. Raises FileNotFoundError that says how to make one."
     return cls(*load_model(find_model(path), dtype, device), **kw)
 
 # %% ../nbs/08_chat.ipynb #06ec6b05
@@ -471,7 +526,8 @@ def answer(self:ChatBot,
     dec = decoding or self.decoding
     prompts = self.encode(texts)
     out = ['']*len(texts)
-    for rows in alike([(len(p), dec.max_new_tok) for p in prompts], self.batch_tok):
+    budget = max(1, self.batch_tok // rows_each(dec))
+    for rows in alike([(len(p), dec.max_new_tok) for p in prompts], budget):
         answers = answer_ids(self.model, [prompts[i] for i in rows], dec, self.tok)
         for i, ids in zip(rows, answers): out[i] = decode(self.tok, ids)
     return [text if text.strip() else self.fallback for text in out]
@@ -481,12 +537,12 @@ def answer(self:ChatBot,
 def live_ids(
     model:PreTrainedModel, # encoder-decoder, in eval mode
     prompt:list[int], # one prompt, ids with [EOS]
-    dec:Decoding, # any strategy; beam search gives all ids at its end
+    dec:Decoding, # any strategy; beam search gives what can no longer change
     tok:PreTrainedTokenizerBase, # tokenizer of the model
     stop:Callable[[], bool], # asked before every token; True ends the answer
 )->Iterator[int]: # ids of one answer
     "One answer as it is written."
-    if dec.strategy == 'beam': ids = beam_ids(model, [prompt], dec, tok, stop)[0]
+    if dec.strategy == 'beam': ids = settled_tokens(beam_search(model, [prompt], dec, tok), beam_cfg(dec), stop)
     else: ids = (step[0] for step in token_steps(model, [prompt], dec, tok))
     for i in ids:
         if stop(): return
@@ -510,7 +566,7 @@ def stream(self:ChatBot,
     decoding:Decoding|None=None, # instead of the default one
     stop:Callable[[], bool]=lambda: False, # asked before every token; True ends the answer
 )->Iterator[str]: # pieces that join to the answer
-    """Answer piece by piece; `close()` of the iterator ends the work. Beam search gives one piece.
+    """Answer piece by piece, what can no longer change as soon as it cannot; `close()` of the iterator ends the work.
     Raises ValueError as `answer`."""
     prompt, = self.encode([text])
     ids = live_ids(self.model, prompt, decoding or self.decoding, self.tok, stop)

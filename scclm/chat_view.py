@@ -48,7 +48,8 @@ _BUTTONS = ( # text, style, tooltip
     ('发送', 'primary', 'send the question'),
     ('停止', 'warning', 'stop the answer'),
     ('清空', '', 'forget all messages'))
-_STRATEGIES = [('贪心 greedy', 'greedy'), ('束搜索 beam', 'beam'), ('采样 sampling', 'sampling')]
+_STRATEGIES = [('贪心 greedy', 'greedy'), ('束搜索 beam', 'beam'), ('采样 sampling', 'sampling'),
+    ('对比 contrastive', 'contrastive')]
 
 # %% ../nbs/appendix/chat_view.ipynb #e8daaa8e
 def _button(text:str, style:str, tip:str)->widgets.Button:
@@ -60,6 +61,12 @@ def _slider(value:float, low:float, high:float, name:str)->widgets.FloatSlider:
     "A slider from `low` to `high` that starts at `value`, or at the end nearest to it."
     start = min(max(value, low), high)
     return widgets.FloatSlider(value=start, min=low, max=high, step=.05, description=name,
+        continuous_update=False, layout=widgets.Layout(width='300px'))
+
+# %% ../nbs/appendix/chat_view.ipynb #ctrview1
+def _top_k(value:int)->widgets.IntSlider:
+    "A slider of how many tokens may be chosen from; 0 leaves it to the strategy."
+    return widgets.IntSlider(value=value, min=0, max=max(50, value), description='top-k',
         continuous_update=False, layout=widgets.Layout(width='300px'))
 
 def _strategy_menu(value:str)->widgets.Dropdown:
@@ -93,27 +100,34 @@ class ChatPanel(widgets.VBox):
         self.temperature = _slider(decoding.temperature, .05, 2., '温度')
         self.top_p = _slider(decoding.top_p, .05, 1., 'top-p')
         self.repetition = _slider(decoding.repetition_penalty, 1., 2., '重复惩罚')
+        self.top_k = _top_k(decoding.top_k)
+        self.alpha = _slider(decoding.penalty_alpha, 0., 1., '对比 α')
         self.strategy.observe(lambda _: self.shade(), 'value')
         self.shade()
         self.lay_out()
 
     def lay_out(self):
         "Bubbles above, entry and buttons below them, knobs last."
-        knobs = [self.strategy, self.temperature, self.top_p, self.repetition]
+        knobs = [self.strategy, self.temperature, self.top_p, self.top_k, self.alpha, self.repetition]
         line = [self.entry, self.send_btn, self.stop_btn, self.clear_btn]
         self.children = [_frame(self.bubbles), widgets.HBox(line),
                          widgets.HBox(knobs, layout=widgets.Layout(flex_flow='row wrap'))]
 
     def shade(self):
-        "Temperature and top-p move only when sampling."
-        self.temperature.disabled = self.top_p.disabled = self.strategy.value != 'sampling'
+        "Only what the strategy looks at can be moved: a draw has a temperature, contrastive search its alpha."
+        how = self.strategy.value
+        draws = how == 'sampling' or (how == 'beam' and self._base.beam_sample)
+        self.temperature.disabled = self.top_p.disabled = not draws
+        self.alpha.disabled = how != 'contrastive'
+        self.top_k.disabled = self.alpha.disabled and not draws
 
 # %% ../nbs/appendix/chat_view.ipynb #f98b04e1
 @patch(as_prop=True)
 def decoding(self:ChatPanel)->object: # a Decoding, for the next answer
     "What the knobs say."
     return replace(self._base, strategy=self.strategy.value, temperature=self.temperature.value,
-                   top_p=self.top_p.value, repetition_penalty=self.repetition.value)
+                   top_p=self.top_p.value, top_k=self.top_k.value, penalty_alpha=self.alpha.value,
+                   repetition_penalty=self.repetition.value)
 
 # %% ../nbs/appendix/chat_view.ipynb #f0a76e6e
 class ChatView(ChatPanel):

@@ -70,3 +70,23 @@ def save_toy(path:Path, tok:PreTrainedTokenizerFast, model:T5ForConditionalGener
     model.save_pretrained(path)
     tok.save_pretrained(path)
     return path
+
+
+def search_model(seed:int, tied:bool=True, vocab:int=20)->T5ForConditionalGeneration:
+    "A small T5 whose every number comes from `seed`, whatever version of transformers builds it."
+    model = T5ForConditionalGeneration(T5Config(vocab_size=vocab, d_model=16, d_kv=8, d_ff=32, num_layers=2,
+        num_decoder_layers=2, num_heads=2, dropout_rate=0., decoder_start_token_id=0, tie_word_embeddings=tied))
+    if not tied: model.lm_head.weight = torch.nn.Parameter(torch.zeros(vocab, 16))
+    rng = torch.Generator().manual_seed(seed)
+    for name, p in sorted(model.named_parameters()):
+        if p.ndim == 2: p.data = torch.randn(p.shape, generator=rng) * (1. if name == 'shared.weight' else .3)
+    return model.eval()
+
+
+def search_prompts(seed:int, n:int=3, vocab:int=20)->tuple[torch.Tensor, torch.Tensor]:
+    "Questions of different lengths, padded, and their mask."
+    rng = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(2, vocab, (2 + 3*i,), generator=rng).tolist() + [1] for i in range(n)]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0]*(width - len(row)) for row in rows])
+    return ids, (ids > 0).long()

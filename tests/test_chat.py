@@ -21,6 +21,8 @@ GREEDY = Decoding(max_new_tok=24)
 VARIED = replace(GREEDY, repetition_penalty=1.3, no_repeat_ngram=2)
 SAMPLE = replace(GREEDY, strategy='sampling', temperature=1.5, top_p=.9, seed=3)
 BEAM = replace(GREEDY, strategy='beam', num_beams=3)
+DRAWN = replace(BEAM, beam_sample=True, early_stopping=True, top_k=9, top_p=.95, length_penalty=-2., seed=5)
+CONTRAST = replace(VARIED, strategy='contrastive', penalty_alpha=.5, top_k=5)
 
 
 @pytest.fixture(scope='module')
@@ -42,10 +44,11 @@ def bytes_bot():
 
 # ---- decoding
 
-BAD_KNOBS = [('strategy', 'contrastive'), ('max_new_tok', 0), ('num_beams', 1), ('num_beams', 2.5), ('temperature', 0),
+BAD_KNOBS = [('strategy', 'contrast'), ('max_new_tok', 0), ('num_beams', 1), ('num_beams', 2.5), ('temperature', 0),
     ('temperature', '1'), ('top_k', -1), ('top_k', None), ('top_p', 0), ('top_p', 1.1), ('top_p', True),
     ('repetition_penalty', float('nan')), ('no_repeat_ngram', True), ('seed', -1), ('seed', 1.),
-    ('length_penalty', float('inf'))]
+    ('length_penalty', float('inf')), ('early_stopping', 1), ('beam_sample', 'yes'), ('penalty_alpha', 1.01),
+    ('penalty_alpha', -.1), ('penalty_alpha', True), ('penalty_alpha', False), ('penalty_alpha', float('nan'))]
 
 @pytest.mark.parametrize('field,value', BAD_KNOBS)
 def test_bad_knob_is_named(field, value):
@@ -110,7 +113,8 @@ def test_beam_finds_the_best_sequence(chars):
 
 # ---- one, many, streamed
 
-@pytest.mark.parametrize('dec', [GREEDY, VARIED, SAMPLE, BEAM], ids=['greedy', 'penalties', 'sampling', 'beam'])
+@pytest.mark.parametrize('dec', [GREEDY, VARIED, SAMPLE, BEAM, DRAWN, CONTRAST],
+    ids=['greedy', 'penalties', 'sampling', 'beam', 'drawn beams', 'contrastive'])
 @pytest.mark.parametrize('name', ['bot', 'bytes_bot'])
 def test_batch_equals_single_equals_stream(name, dec, request):
     bot = request.getfixturevalue(name)
@@ -153,6 +157,18 @@ def test_batches_stay_within_their_tokens(bot, seed):
     assert all(len(mask) == 1 or len(mask)*(mask.shape[1] + 8) <= 150 for mask in seen)
     assert len(seen) < len(lens)
     assert answers == [ChatBot(bot.model, bot.tok, dec).answer(['好'*n])[0] for n in lens]
+
+
+@pytest.mark.parametrize('dec,rows', [(BEAM, 3), (CONTRAST, 5), (GREEDY, 1)], ids=['beam', 'contrastive', 'greedy'])
+def test_batches_count_the_rows_of_a_question(bot, dec, rows):
+    "What reaches the decoder: no more padded tokens than `batch_tok`, whatever the strategy."
+    small, seen = ChatBot(bot.model, bot.tok, batch_tok=600), []
+    def look(module, args, kwargs): seen.append(kwargs['encoder_attention_mask'].shape)
+    hook = bot.model.decoder.register_forward_pre_hook(look, with_kwargs=True)
+    small.answer(['好'*5]*20, dec)
+    hook.remove()
+    assert max(n*(width + dec.max_new_tok) for n, width in seen) <= 600
+    assert max(n for n, _ in seen) >= rows*2 # still batches
 
 
 # ---- text
@@ -269,7 +285,10 @@ def test_stream_stops_at_once(endless, how):
 def test_beam_stops(endless):
     calls, hook = count_steps(endless.model)
     dec = replace(BEAM, max_new_tok=100_000)
-    assert list(endless.stream('你好', dec, stop=lambda: len(calls) >= 7)) == [] and len(calls) <= 8
+    early = ''.join(endless.stream('你好', dec, stop=lambda: len(calls) >= 7))
+    assert len(calls) <= 8
+    late = ''.join(endless.stream('你好', replace(dec, max_new_tok=40)))
+    assert len(early) < 8 and late.startswith(early) # what was said before the stop does not change
     hook.remove()
 
 def test_encoder_runs_once(bot):
@@ -313,6 +332,13 @@ def test_widget_controls(bot):
     assert view.wait(30) and view.messages[1]['text'] == bot.answer(['你好'], dec)[0]
     view.strategy.value = 'beam'
     assert view.decoding.strategy == 'beam' and view.temperature.disabled and view.top_p.disabled
+    view.strategy.value, view.alpha.value, view.top_k.value = 'contrastive', .4, 6
+    assert not view.alpha.disabled and not view.top_k.disabled and view.temperature.disabled
+    view.submit('你好')
+    dec = replace(dec, strategy='contrastive', penalty_alpha=.4, top_k=6)
+    assert view.wait(30) and view.messages[3]['text'] == bot.answer(['你好'], dec)[0]
+    drawn = chat_widget(ChatBot(bot.model, bot.tok, DRAWN))
+    assert drawn.decoding == DRAWN and not drawn.temperature.disabled
 
 def test_widget_stop(endless):
     view = chat_widget(endless)

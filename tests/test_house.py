@@ -48,7 +48,9 @@ ROOMS = {
     'weights': 'runs tokenizer',
     'model': 'runs weights',
     'chat_view': '',
-    'chat': 'runs plots text_rules dataset model chat_view',
+    'beams': 'plots model',
+    'contrastive': 'model beams',
+    'chat': 'runs plots text_rules dataset model chat_view beams contrastive',
     'triple_files': 'runs readers dataset',
     'fast_dropout': '',
     'runlog': 'plots',
@@ -76,7 +78,8 @@ ROOMS = {
     'cli': 'runs busy',
     'rewards': '',
     'batching': 'dataset model chat',
-    'serve': 'chat batching'}
+    'serve': 'chat batching',
+    'ancestor': 'beams chat'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')
