@@ -17,8 +17,9 @@ function loopClosers(said, chars, copies = 3, least = 4) {
 }
 
 // The end mark takes the score of a token that would close a loop.
-function guardLoops(logits, said, chars, end) {
-  const closers = loopClosers(said, chars);
+function guardLoops(logits, said, chars, end, copies = 3) {
+  if (copies < 1) return logits;
+  const closers = loopClosers(said, chars, copies);
   closers.delete(end);
   for (const id of closers) {
     logits[end] = Math.max(logits[end], logits[id]);

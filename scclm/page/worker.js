@@ -29,7 +29,7 @@ function work() {
   }
 
   function check(text, ids) {
-    if (!text.isWellFormed?.() && /[\ud800-\udfff]/u.test(text)) return "问题里有半个字符，请重新输入。";
+    if (/[\ud800-\udfff]/u.test(text)) return "问题里有半个字符，请重新输入。";
     if (reader.isBlank(text)) return "问题是空的，请写一句话。";
     const over = ids.length - limits.promptTokens;
     return over > 0 ? `问题太长：${ids.length} 个词元，最多 ${limits.promptTokens} 个。` : "";
@@ -54,12 +54,13 @@ function work() {
       await pause();
       if (n <= stopped) return say("done", { n, text: tokenizer.decode(said), why: "stopped" });
       const { logits, looks } = model.step(cache, next);
-      guardLoops(logits, said, tables.tokenizer.chars, tables.tokenizer.end);
+      guardLoops(logits, said, tables.tokenizer.chars, tables.tokenizer.end, limits.loopCopies);
       const { id, p, top } = choose(logits, { temperature, topP }, random);
       said.push(next = id);
       ended = id === tables.tokenizer.end;
-      const named = top.map((one) => ({ token: tables.tokenizer.tokens[one.id], p: one.p, kept: one.kept }));
-      say("token", { n, id, token: tables.tokenizer.tokens[id], p, top: named, look: meanLook(looks), text: tokenizer.decode(said) });
+      const named = top.map((one) => ({ ...one, token: tables.tokenizer.tokens[one.id] }));
+      const written = { id, token: tables.tokenizer.tokens[id], text: tokenizer.decode(said) };
+      say("token", { n, ...written, p, top: named, look: meanLook(looks) });
     }
     const answer = tokenizer.decode(said);
     say("done", { n, text: answer.trim() ? answer : limits.fallback, why: ended ? "end" : "length" });
