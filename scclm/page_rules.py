@@ -18,7 +18,7 @@ from .text_rules import rule_parts
 # %% ../nbs/appendix/page_rules.ipynb #pgr00008
 def char_class(
     codes:Iterable[int], # code points
-)->str: # such as \\u{30}-\\u{39}\\u{41}, for the inside of [...] in JavaScript
+)->str: # such as \u{30}-\u{39}\u{41}, for the inside of [...] in JavaScript
     "Code points as ranges."
     numbered = enumerate(sorted(set(codes)))
     runs = [[code for _, code in run] for _, run in groupby(numbered, lambda pair: pair[1] - pair[0])]
@@ -27,15 +27,19 @@ def char_class(
 # %% ../nbs/appendix/page_rules.ipynb #pgr00010
 #| code-fold: true
 _ASCII = dict(w='0-9A-Za-z_', d='0-9', s=r'\t\n\v\f\r ')
-_KINDS = dict( # whose pattern it is -> what \\w, \\d and \\s are
+_KINDS = dict( # whose pattern it is -> what \w, \d and \s are
     unicode=dict(w=r'\p{L}\p{N}_', d=r'\p{Nd}', s=char_class(i for i in range(0x3001) if chr(i).isspace())),
     ascii=_ASCII,
     re2=_ASCII | dict(s=r'\t\n\f\r '))
 _SYNTAX = frozenset('^$\\.*+?()[]{}|/') # the only signs that may have a backslash
-_CASED = [*map(chr, chain(range(65, 91), range(97, 123))), 'ſ', 'K', 'İ', 'ı'] # the last are letters to re.I too
+_LETTERS = [*map(chr, chain(range(65, 91), range(97, 123)))]
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00012
 #| code-fold: true
+def _cased(whose:str)->list[str]:
+    "Letters that have another case: to RE2 an old s and the kelvin too, to Python also two Turkish letters."
+    return _LETTERS + list(dict(ascii='', re2='ſK', unicode='ſKİı')[whose])
+
 def _js_item(item:str, kinds:dict[str, str])->str:
     "One item of a class: a sign, an escape."
     if item in ('[', ']'): return '\\' + item
@@ -45,7 +49,7 @@ def _js_item(item:str, kinds:dict[str, str])->str:
     if item[1].isalnum(): raise ValueError(f"{item} in a class is not known: expected one of \\w \\d \\s \\W \\D \\S \\xHH")
     return item[1]
 
-def _js_class(token:str, kinds:dict[str, str], flags:frozenset)->str:
+def _js_class(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
     "A whole class [...]."
     negated = token[1] == '^'
     items = re.findall(r'\\x[0-9a-fA-F]{2}|\\.|.', token[1 + negated:-1], re.S)
@@ -55,8 +59,9 @@ def _js_class(token:str, kinds:dict[str, str], flags:frozenset)->str:
     inside = ''.join(r'\-' if item == '-' and n in signs else _js_item(item, kinds)
                      for n, item in enumerate(rest))
     if 'i' in flags:
-        plain, either = (re.compile('[' + token[1 + negated:], f) for f in (0, re.I))
-        inside += ''.join(c for c in _CASED if either.match(c) and not plain.match(c))
+        body = ''.join('\\' + item if item in '[]' else item for item in items)
+        plain, either = (re.compile(f'[{body}]', f) for f in (0, re.I | re.A*(whose == 'ascii')))
+        inside += ''.join(c for c in _cased(whose) if either.match(c) and not plain.match(c))
     if not opposite: return f"[{'^'*negated}{inside}]"
     first = f'(?![{inside}])' if inside else ''
     if negated: return f'(?:{first}[{opposite[0]}])'
@@ -74,7 +79,7 @@ def _js_sign(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
     if token in known: return known[token]
     if token[0] != '\\':
         if 'i' not in flags or not token.isalpha(): return token
-        return f"[{''.join(c for c in [token, *_CASED] if re.fullmatch(token, c, re.I))}]"
+        return f"[{''.join(c for c in [token, *_cased(whose)] if re.fullmatch(token, c, re.I | re.A*(whose == 'ascii')))}]"
     if token[1] in kinds: return f'[{kinds[token[1]]}]'
     if token[1].lower() in kinds: return f'[^{kinds[token[1].lower()]}]'
     if token[1] in 'nrtfvx' or token[1] in _SYNTAX or token[1] in '123456789': return token
@@ -83,6 +88,14 @@ def _js_sign(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00015
 _TOKEN = re.compile(r'\\x[0-9a-fA-F]{2}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[ims]+:|\(\?(?:<?[=!]|:)|\{\d+(?:,\d*)?\}|.', re.S)
+_HEX = re.compile(r'\\x([0-9a-fA-F]{2})')
+
+def _plain_sign(token:str)->str:
+    r"The character that \xHH stands for, with a backslash if it is a sign of patterns."
+    hexadecimal = _HEX.fullmatch(token)
+    char = chr(int(hexadecimal[1], 16)) if hexadecimal else ''
+    return '\\' + char if char in _SYNTAX else char or token
+
 _ODD_GROUP = re.compile(r'(?<!\\)\(\?(?:[P(#>]|<(?![=!])|[aLuxims]+\))')
 
 def js_pattern(
@@ -96,13 +109,13 @@ def js_pattern(
     whose = 're2' if re2 else 'ascii' if flags & re.A else 'unicode'
     here = frozenset(name for name, flag in dict(i=re.I, m=re.M, s=re.S).items() if flags & flag)
     out, outer = [], []
-    for token in _TOKEN.findall(pattern):
+    for token in map(_plain_sign, _TOKEN.findall(pattern)):
         opens = token[0] == '('
         if opens: outer.append(here)
         if opens and token[-1] == ':': here |= set(token[2:-1])
         if token == ')': here = outer.pop()
         if opens: out.append('(?:' if token[-1] == ':' else token)
-        elif token[0] == '[': out.append(_js_class(token, _KINDS[whose], here))
+        elif token[0] == '[': out.append(_js_class(token, _KINDS[whose], here, whose))
         elif len(token) > 1 and token[0] == '{': out.append(token)
         else: out.append(_js_sign(token, _KINDS[whose], here, whose))
     return ''.join(c if c.isprintable() else char_class([ord(c)]) for c in ''.join(out))

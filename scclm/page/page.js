@@ -34,17 +34,21 @@ function load(name, version = "") {
 
 // The worker is made of the very functions that stand in these files.
 const CODE = {
-  makeModel: "t5.js", makeTokenizer: "tokenizer.js", makeReader: "reader.js",
-  loopClosers: "decoding.js", guardLoops: "decoding.js", probabilities: "decoding.js", likeliest: "decoding.js",
-  choose: "decoding.js", seeded: "decoding.js", bytesOf: "unpack.js", fromHalf: "unpack.js", readTensors: "unpack.js",
-  work: "worker.js",
+  "t5.js": ["makeModel"],
+  "tokenizer.js": ["makeTokenizer"],
+  "reader.js": ["makeReader"],
+  "decoding.js": ["loopClosers", "guardLoops", "probabilities", "likeliest", "choose", "seeded"],
+  "unpack.js": ["bytesOf", "fromHalf", "floatsOf", "readTensors"],
+  "worker.js": ["work"],
 };
 
 function startWorker() {
-  const missing = Object.keys(CODE).find((name) => typeof globalThis[name] !== "function");
-  if (missing) throw new Error(`读不到 ${CODE[missing]}。${MADE_BY}`);
+  const isThere = (name) => typeof globalThis[name] === "function";
+  const missing = Object.keys(CODE).find((file) => !CODE[file].every(isThere));
+  if (missing) throw new Error(`读不到 ${missing}。${MADE_BY}`);
   if (typeof Worker === "undefined") throw new Error("这个浏览器没有 Web Worker，聊天跑不起来；换一个新一点的浏览器再试。");
-  const source = ['"use strict";', ...Object.keys(CODE).map((name) => String(globalThis[name])), "work();"];
+  const functions = Object.values(CODE).flat().map((name) => String(globalThis[name]));
+  const source = ['"use strict";', ...functions, "work();"];
   const url = URL.createObjectURL(new Blob([source.join("\n")], { type: "text/javascript" }));
   try {
     return new Worker(url);

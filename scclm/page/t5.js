@@ -64,8 +64,11 @@ function makeModel(W, spec) {
   }
 
   function start(ids) { // the cache: of every block, keys and values of the question and of what was said
-    const asked = encode(ids), blocks = Array.from({ length: spec.decoderLayers }, (_, b) => `decoder.block.${b}.layer`);
-    return blocks.map((part) => ({ part, said: { keys: [], values: [] }, asked: memory(`${part}.1.EncDecAttention`, asked) }));
+    const question = encode(ids);
+    return Array.from({ length: spec.decoderLayers }, (_, b) => {
+      const part = `decoder.block.${b}.layer`;
+      return { part, said: { keys: [], values: [] }, asked: memory(`${part}.1.EncDecAttention`, question) };
+    });
   }
 
   function step(cache, id) { // read one token: the scores of the next, and where every head looked in the question
