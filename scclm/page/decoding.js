@@ -37,11 +37,12 @@ function probabilities(logits, temperature) {
   return powers.map((v) => v / sum);
 }
 
-// The smallest set of tokens, the most likely first, whose probabilities reach `topP`; at least one.
-function likeliest(probs, topP, atLeast = 1) {
+// The smallest set of tokens, the most likely first, whose probabilities reach `topP`.
+function likeliest(probs, topP) {
   const order = Array.from(probs.keys()).sort((a, b) => probs[b] - probs[a] || a - b);
+  const enough = topP < 1 ? topP : Infinity; // 1 is off: the sum may reach 1 before the last small ones
   let reached = 0, kept = 0;
-  while (kept < order.length && (kept < atLeast || reached < topP)) reached += probs[order[kept++]];
+  while (kept < order.length && reached < enough) reached += probs[order[kept++]];
   return { order, kept, reached };
 }
 

@@ -6,11 +6,11 @@ function makeModel(W, spec) {
   const embed = (id) => table.data.slice(id * table.cols, (id + 1) * table.cols);
   const add = (x, y) => x.map((v, i) => v + y[i]);
 
-  function times(matrix, x) { // every row of the matrix times x
-    const out = new Float32Array(matrix.rows);
-    for (let row = 0, at = 0; row < matrix.rows; row++) {
+  function times({ rows, cols, data }, x) { // every row of the matrix times x
+    const out = new Float32Array(rows);
+    for (let row = 0, at = 0; row < rows; row++) {
       let sum = 0;
-      for (let col = 0; col < matrix.cols; col++) sum += matrix.data[at++] * x[col];
+      for (let col = 0; col < cols; col++) sum += data[at++] * x[col];
       out[row] = sum;
     }
     return out;
