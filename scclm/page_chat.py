@@ -10,7 +10,6 @@ __all__ = ['SCRIPTS', 'quantise_rows', 'position_table', 'page_tensors', 'pack',
 #| code-fold: true
 import base64
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .chat import ChatBot, find_model, token_chars
 from .model import bias_bucket, end_ids, load_model, n_params
 from .page_rules import reading_table
-from .runs import fingerprint, folder_aside, run_path, write_aside
+from .runs import fingerprint, folder_aside, run_path
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00007
 def quantise_rows(
@@ -58,6 +57,7 @@ def page_tensors(
 # %% ../nbs/appendix/page_chat.ipynb #pgc00014
 _TYPES = dict(int8=np.int8, float16=np.float16, float32=np.float32)
 
+# %% ../nbs/appendix/page_chat.ipynb #pgc00015
 def _stored(w:Tensor, kind:str)->tuple[str, list[np.ndarray]]:
     "How one tensor is stored, and its arrays: for int8 the scales come second."
     exact = w.ndim < 2 or len(w) < 2 or w.shape[1] < 16 # norms and positions are small
@@ -65,7 +65,7 @@ def _stored(w:Tensor, kind:str)->tuple[str, list[np.ndarray]]:
     kind = 'float32' if exact else kind
     return kind, [w.numpy().astype(_TYPES[kind])]
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00015
+# %% ../nbs/appendix/page_chat.ipynb #pgc00016
 def pack(
     tensors:dict[str, Tensor], # from `page_tensors`
     kind:str='int8', # int8, float16 or float32, for the matrices
@@ -84,7 +84,7 @@ def pack(
         places.append(dict(name=name, kind=stored, rows=rows, cols=cols, at=starts[0], scales=starts[-1]))
     return bytes(packed), places
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00018
+# %% ../nbs/appendix/page_chat.ipynb #pgc00019
 def unpack(
     packed:bytes, # from `pack`
     places:list[dict], # from `pack`
@@ -98,7 +98,7 @@ def unpack(
             w = w * torch.from_numpy(np.frombuffer(packed, np.float32, rows, place['scales']).copy())[:, None]
         yield place['name'], w
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00019
+# %% ../nbs/appendix/page_chat.ipynb #pgc00020
 @torch.no_grad()
 def put_weights_(
     model:PreTrainedModel, # of the same shape; changed in place
@@ -109,29 +109,32 @@ def put_weights_(
         if not name.endswith('.positions'): model.get_parameter(name).copy_(w.view_as(model.get_parameter(name)))
     return model
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00022
+# %% ../nbs/appendix/page_chat.ipynb #pgc00023
 SCRIPTS = ('t5.js', 'tokenizer.js', 'reader.js', 'decoding.js', 'unpack.js', 'worker.js', 'page.js')
 
+# %% ../nbs/appendix/page_chat.ipynb #pgc00024
 def page_source(
     name:str, # such as t5.js
 )->str: # its text
     "A file of the page as it comes with the library."
     return (files('scclm')/'page'/name).read_text(encoding='utf-8')
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00026
+# %% ../nbs/appendix/page_chat.ipynb #pgc00028
 #| code-fold: true
 _PLAIN = dict(normalizer=None, pre_tokenizer=None, decoder={'type': 'Fuse'}) # of tokenizer.json
 _PLAIN_BPE = dict(type='BPE', dropout=None, continuing_subword_prefix=None, end_of_word_suffix=None,
                   fuse_unk=False, byte_fallback=False, ignore_merges=False)
 
+# %% ../nbs/appendix/page_chat.ipynb #pgc00029
+#| code-fold: true
 def _check_bpe(made:dict):
     "Raises ValueError for a tokenizer.json that is not chapter 01's plain BPE."
     odd = {k: made.get(k) for k, v in _PLAIN.items() if made.get(k) != v}
     odd |= {k: made['model'].get(k) for k, v in _PLAIN_BPE.items() if made['model'].get(k) != v}
+    if made['model'].get('unk_token') is None: odd['unk_token'] = None
     if odd: raise ValueError(f"tokenizer with {odd}: expected a BPE over whole texts, as `scclm tokenizer` makes it")
-    if made['model'].get('unk_token') is None: raise ValueError("tokenizer without unk_token: expected [UNK]")
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00027
+# %% ../nbs/appendix/page_chat.ipynb #pgc00030
 def bpe_table(
     tok:PreTrainedTokenizerBase, # of chapter 01
     n_rows:int, # ids that the model can give
@@ -144,7 +147,7 @@ def bpe_table(
     return dict(tokens=tokens, merges=made['model']['merges'], special=sorted(tok.all_special_ids),
         unknown=tok.unk_token_id, end=tok.eos_token_id, chars=token_chars(tok) + [0]*spare)
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00030
+# %% ../nbs/appendix/page_chat.ipynb #pgc00033
 def model_spec(
     model:PreTrainedModel, # T5
 )->dict: # heads, layers, decoderLayers, eps, logitScale, reach, for t5.js
@@ -157,19 +160,19 @@ def model_spec(
         eps=cfg.layer_norm_epsilon, logitScale=cfg.d_model**-.5 if scaled else 1,
         reach=cfg.relative_attention_max_distance)
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00032
+# %% ../nbs/appendix/page_chat.ipynb #pgc00035
 def answer_limits(
     model:PreTrainedModel, # T5
     tok:PreTrainedTokenizerBase, # its tokenizer
 )->dict: # promptTokens, newTokens, loopCopies, fallback, startId
     "What `ChatBot` does by default. Raises ValueError if the model ends its answers otherwise than the tokenizer."
     if end_ids(model) != [tok.eos_token_id]:
-        raise ValueError(f"the model ends with {end_ids(model)}, the tokenizer with {tok.eos_token_id}: expected the same")
+        raise ValueError(f"the model ends with {end_ids(model)}: expected [{tok.eos_token_id}], as the tokenizer says")
     bot = ChatBot(model, tok)
     return dict(promptTokens=bot.max_prompt_tok, newTokens=bot.decoding.max_new_tok, fallback=bot.fallback,
         loopCopies=bot.decoding.loop_copies, startId=model.config.decoder_start_token_id)
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00033
+# %% ../nbs/appendix/page_chat.ipynb #pgc00036
 def write_part(
     folder:Path, # of the page
     name:str, # manifest, tables or weights
@@ -180,19 +183,20 @@ def write_part(
     text = json.dumps(value, ensure_ascii=False, separators=(',', ':'))
     (folder/f'{name}.js').write_text(f'scclmPart("{name}",{text},"{mark}");\n', encoding='utf-8')
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00034
+# %% ../nbs/appendix/page_chat.ipynb #pgc00037
 def read_part(
     folder:Path, # of the page
     name:str, # manifest, tables or weights
 )->object: # its value
     "A data file again. Raises FileNotFoundError that says how to make it, ValueError for another file."
     path = Path(folder)/f'{name}.js'
-    if not path.exists(): raise FileNotFoundError(f"{path} is missing: run nbs/appendix/page_chat.ipynb or `scclm page` first")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run nbs/appendix/page_chat.ipynb or `scclm page` first")
     head, text = f'scclmPart("{name}",', path.read_text(encoding='utf-8')
     if not text.startswith(head): raise ValueError(f"{path} begins with {text[:30]!r}: expected {head}")
     return json.JSONDecoder().raw_decode(text, len(head))[0]
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00035
+# %% ../nbs/appendix/page_chat.ipynb #pgc00038
 @dataclass(frozen=True)
 class PageCfg:
     "A chat page: of which model, where, how exact."
@@ -201,7 +205,7 @@ class PageCfg:
     weights:Literal['int8', 'float16', 'float32']='int8' # how the matrices are stored
     max_mb:float=6. # largest folder, millions of bytes
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00036
+# %% ../nbs/appendix/page_chat.ipynb #pgc00039
 def _write_files(folder:Path, model:PreTrainedModel, tok:PreTrainedTokenizerBase, source:Path, kind:str)->int:
     "All files of the page; how many bytes."
     packed, places = pack(page_tensors(model), kind)
@@ -213,14 +217,15 @@ def _write_files(folder:Path, model:PreTrainedModel, tok:PreTrainedTokenizerBase
     write_part(folder, 'weights', base64.b64encode(packed).decode(), mark)
     sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
     total = sum(sizes.values())
-    write_part(folder, 'manifest', dict(fingerprint=mark, kind=kind, parameters=n_params(model), bytes=total, files=sizes,
+    write_part(folder, 'manifest', dict(
+        fingerprint=mark, kind=kind, parameters=n_params(model), bytes=total, files=sizes,
         made_from=dict(model='/'.join(source.parts[-2:]), fingerprint=fingerprint(source)),
         made_with={name: version(name) for name in ('scclm', 'torch', 'transformers')},
         model=model_spec(model), limits=answer_limits(model, tok),
         weights=dict(bytes=len(packed), tensors=places)), mark)
     return total
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00037
+# %% ../nbs/appendix/page_chat.ipynb #pgc00040
 def page(
     cfg:PageCfg=PageCfg(), # which model, where, how exact
 )->Path: # its index.html

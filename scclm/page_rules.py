@@ -31,24 +31,32 @@ _KINDS = dict( # whose pattern it is -> what \w, \d and \s are
     unicode=dict(w=r'\p{L}\p{N}_', d=r'\p{Nd}', s=char_class(i for i in range(0x3001) if chr(i).isspace())),
     ascii=_ASCII,
     re2=_ASCII | dict(s=r'\t\n\f\r '))
+
+# %% ../nbs/appendix/page_rules.ipynb #pgr00011
+#| code-fold: true
 _SYNTAX = frozenset('^$\\.*+?()[]{}|/') # the only signs that may have a backslash
 _LETTERS = [*map(chr, chain(range(65, 91), range(97, 123)))]
 
-# %% ../nbs/appendix/page_rules.ipynb #pgr00012
+# %% ../nbs/appendix/page_rules.ipynb #pgr00013
 #| code-fold: true
 def _cased(whose:str)->list[str]:
     "Letters that have another case: to RE2 an old s and the kelvin too, to Python also two Turkish letters."
     return _LETTERS + list(dict(ascii='', re2='ſK', unicode='ſKİı')[whose])
 
+# %% ../nbs/appendix/page_rules.ipynb #pgr00014
+#| code-fold: true
 def _js_item(item:str, kinds:dict[str, str])->str:
     "One item of a class: a sign, an escape."
     if item in ('[', ']'): return '\\' + item
     if item[0] != '\\': return item
     if item[1] in kinds: return kinds[item[1]]
     if item[1] in 'nrtfvx' or item[1] in _SYNTAX or item[1] == '-': return item
-    if item[1].isalnum(): raise ValueError(f"{item} in a class is not known: expected one of \\w \\d \\s \\W \\D \\S \\xHH")
+    if item[1].isalnum():
+        raise ValueError(f"{item} in a class is not known: expected \\w \\d \\s, their opposites, \\xHH")
     return item[1]
 
+# %% ../nbs/appendix/page_rules.ipynb #pgr00015
+#| code-fold: true
 def _js_class(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
     "A whole class [...]."
     negated = token[1] == '^'
@@ -67,7 +75,7 @@ def _js_class(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
     if negated: return f'(?:{first}[{opposite[0]}])'
     return f'(?:[^{opposite[0]}]|[{inside}])'
 
-# %% ../nbs/appendix/page_rules.ipynb #pgr00013
+# %% ../nbs/appendix/page_rules.ipynb #pgr00016
 #| code-fold: true
 def _js_sign(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
     "One token outside a class: an edge, an escape, a letter, a sign."
@@ -79,15 +87,18 @@ def _js_sign(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
     if token in known: return known[token]
     if token[0] != '\\':
         if 'i' not in flags or not token.isalpha(): return token
-        return f"[{''.join(c for c in [token, *_cased(whose)] if re.fullmatch(token, c, re.I | re.A*(whose == 'ascii')))}]"
+        how = re.I | re.A*(whose == 'ascii')
+        return f"[{''.join(c for c in [token, *_cased(whose)] if re.fullmatch(token, c, how))}]"
     if token[1] in kinds: return f'[{kinds[token[1]]}]'
     if token[1].lower() in kinds: return f'[^{kinds[token[1].lower()]}]'
     if token[1] in 'nrtfvx' or token[1] in _SYNTAX or token[1] in '123456789': return token
-    if token[1].isalnum(): raise ValueError(f"{token} is not known: expected \\w \\d \\s \\b \\A \\Z, their opposites, \\xHH")
+    if token[1].isalnum():
+        raise ValueError(f"{token} is not known: expected \\w \\d \\s, their opposites, \\b \\A \\Z \\xHH")
     return token[1]
 
-# %% ../nbs/appendix/page_rules.ipynb #pgr00015
-_TOKEN = re.compile(r'\\x[0-9a-fA-F]{2}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[ims]+:|\(\?(?:<?[=!]|:)|\{\d+(?:,\d*)?\}|.', re.S)
+# %% ../nbs/appendix/page_rules.ipynb #pgr00018
+_TOKEN = re.compile(r'\\x[0-9a-fA-F]{2}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[ims]+:|\(\?(?:<?[=!]|:)'
+                    r'|\{\d+(?:,\d*)?\}|.', re.S) # an escape, a class, the head of a group, a number of times
 _HEX = re.compile(r'\\x([0-9a-fA-F]{2})')
 
 def _plain_sign(token:str)->str:
@@ -96,6 +107,7 @@ def _plain_sign(token:str)->str:
     char = chr(int(hexadecimal[1], 16)) if hexadecimal else ''
     return '\\' + char if char in _SYNTAX else char or token
 
+# %% ../nbs/appendix/page_rules.ipynb #pgr00019
 _ODD_GROUP = re.compile(r'(?<!\\)\(\?(?:[P(#>]|<(?![=!])|[aLuxims]+\))')
 
 def js_pattern(
@@ -120,19 +132,22 @@ def js_pattern(
         else: out.append(_js_sign(token, _KINDS[whose], here, whose))
     return ''.join(c if c.isprintable() else char_class([ord(c)]) for c in ''.join(out))
 
-# %% ../nbs/appendix/page_rules.ipynb #pgr00018
+# %% ../nbs/appendix/page_rules.ipynb #pgr00022
 #| code-fold: true
-_SEARCHED = ('unseen emoji tag comment about_tags blank breaks entity may_be_tag form wide_indent one_space row_start hug '
-             'paren nested paren_latin quote after_quote stop run long_run ellipsis lead face_or_command not_bracket '
+_SEARCHED = ('unseen emoji tag comment about_tags blank breaks entity may_be_tag form wide_indent one_space '
+             'row_start hug paren nested paren_latin quote after_quote stop run long_run ellipsis lead face_or_command not_bracket '
              'han_char inline_code address empty_lines about_script traditional').split()
 _WHOLE = ('plain_script', 'only_markup') # must match a whole text
+
+# %% ../nbs/appendix/page_rules.ipynb #pgr00023
+#| code-fold: true
 _SPACE = _KINDS['unicode']['s']
 _DIGITS = char_class(i for i in range(0x20000) if chr(i).isdigit() and not chr(i).isdecimal())
 _OWN = dict( # what Python asks of a character
     alnum=r'[\p{L}\p{N}]', alpha=r'\p{L}', digit=rf'[\p{{Nd}}{_DIGITS}]',
     seen=r'[^\p{Zs}\p{Zl}\p{Zp}\p{Cc}\p{Cf}\p{Mn}]', space_start=f'^[{_SPACE}]+', space_end=f'[{_SPACE}]+$')
 
-# %% ../nbs/appendix/page_rules.ipynb #pgr00019
+# %% ../nbs/appendix/page_rules.ipynb #pgr00024
 def reading_patterns(
     parts:dict[str, object], # from `rule_parts`
 )->dict[str, str]: # name -> source for JavaScript
@@ -147,7 +162,7 @@ def reading_patterns(
     out |= {f'code_{n}': js_pattern(p, re2=True) for n, p in enumerate(parts['code'])}
     return out | {name: js_pattern(parts[name], re2=True) for name in ('may_be_code', 'about_marks')}
 
-# %% ../nbs/appendix/page_rules.ipynb #pgr00022
+# %% ../nbs/appendix/page_rules.ipynb #pgr00027
 _NAMED = re.compile('[a-zA-Z]{2,8}[0-9]{0,2};')
 
 def entity_tables()->tuple[dict[str, str], dict[int, str]]: # by name, and numbers that are not their own character
@@ -157,7 +172,7 @@ def entity_tables()->tuple[dict[str, str], dict[int, str]]: # by name, and numbe
     odd = {n: html.unescape(f'&#{n};') for n in maybe}
     return named, {n: char for n, char in odd.items() if char != chr(n)}
 
-# %% ../nbs/appendix/page_rules.ipynb #pgr00025
+# %% ../nbs/appendix/page_rules.ipynb #pgr00030
 _BLOCKS = ((0x2e80, 0x2fe0), (0x3400, 0xa000), (0xf900, 0xfb00), (0x20000, 0x32000)) # Chinese characters
 
 def script_tables(
@@ -171,7 +186,7 @@ def script_tables(
     changed = [(a, b) for a, b in zip(chars, simple, strict=True) if a != b]
     return changed, [(phrase, parts['t2s'](phrase)) for phrase in phrases]
 
-# %% ../nbs/appendix/page_rules.ipynb #pgr00028
+# %% ../nbs/appendix/page_rules.ipynb #pgr00033
 def reading_table()->dict[str, object]: # what JSON can hold
     "Everything reader.js needs to know."
     parts = rule_parts()

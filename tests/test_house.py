@@ -74,7 +74,9 @@ ROOMS = {
     'course': 'runs plots busy report_card',
     'website': '',
     'cli': 'runs busy',
-    'rewards': ''}
+    'rewards': '',
+    'page_rules': 'text_rules',
+    'page_chat': 'runs model chat page_rules'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')
