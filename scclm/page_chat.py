@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCRIPTS', 'quantise_rows', 'position_table', 'page_tensors', 'pack', 'unpack', 'put_weights_', 'page_source',
-           'bpe_table', 'model_spec', 'answer_limits', 'write_part', 'read_part', 'PageCfg', 'page']
+           'bpe_table', 'model_spec', 'answer_limits', 'stamp', 'write_part', 'read_part', 'PageCfg', 'page']
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00003
 #| code-fold: true
 import base64
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,7 +34,7 @@ def quantise_rows(
 )->tuple[Tensor, Tensor]: # int8 (R, C), and a scale for every row (R,)
     "A byte per weight: the largest of a row becomes 127. A row of zeros gets the scale 1."
     largest = w.abs().amax(1)
-    scales = torch.where(largest > 0, largest / 127, 1.)
+    scales = torch.where(largest / 127 > 0, largest / 127, 1.)
     return (w / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00010
@@ -75,6 +76,8 @@ def pack(
     packed, places = bytearray(), []
     for name, w in tensors.items():
         stored, arrays = _stored(w, kind)
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError(f"{name} does not fit into {kind}: expected finite weights, or another kind")
         starts = []
         for array in arrays:
             starts.append(len(packed))
@@ -173,6 +176,14 @@ def answer_limits(
         loopCopies=bot.decoding.loop_copies, startId=model.config.decoder_start_token_id)
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00036
+def stamp(
+    text:str, # of index.html
+    mark:str, # fingerprint of the export
+)->str: # the same, asking for the files of this export
+    "Browsers keep files for days, one by one: a new export has new addresses."
+    return re.sub(r'(src|href)="([\w.]+)"', rf'\1="\2?v={mark}"', text)
+
+# %% ../nbs/appendix/page_chat.ipynb #pgc00038
 def write_part(
     folder:Path, # of the page
     name:str, # manifest, tables or weights
@@ -183,7 +194,7 @@ def write_part(
     text = json.dumps(value, ensure_ascii=False, separators=(',', ':'))
     (folder/f'{name}.js').write_text(f'scclmPart("{name}",{text},"{mark}");\n', encoding='utf-8')
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00037
+# %% ../nbs/appendix/page_chat.ipynb #pgc00039
 def read_part(
     folder:Path, # of the page
     name:str, # manifest, tables or weights
@@ -196,7 +207,7 @@ def read_part(
     if not text.startswith(head): raise ValueError(f"{path} begins with {text[:30]!r}: expected {head}")
     return json.JSONDecoder().raw_decode(text, len(head))[0]
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00038
+# %% ../nbs/appendix/page_chat.ipynb #pgc00040
 @dataclass(frozen=True)
 class PageCfg:
     "A chat page: of which model, where, how exact."
@@ -205,14 +216,14 @@ class PageCfg:
     weights:Literal['int8', 'float16', 'float32']='int8' # how the matrices are stored
     max_mb:float=6. # largest folder, millions of bytes
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00039
+# %% ../nbs/appendix/page_chat.ipynb #pgc00041
 def _write_files(folder:Path, model:PreTrainedModel, tok:PreTrainedTokenizerBase, source:Path, kind:str)->int:
     "All files of the page; how many bytes."
     packed, places = pack(page_tensors(model), kind)
     tables = dict(tokenizer=bpe_table(tok, model.config.vocab_size), reading=reading_table())
     mark = fingerprint(packed, places, tables, *map(page_source, SCRIPTS))
-    for name in ('index.html', 'page.css', *SCRIPTS):
-        (folder/name).write_text(page_source(name), encoding='utf-8')
+    for name in ('page.css', *SCRIPTS): (folder/name).write_text(page_source(name), encoding='utf-8')
+    (folder/'index.html').write_text(stamp(page_source('index.html'), mark), encoding='utf-8')
     write_part(folder, 'tables', tables, mark)
     write_part(folder, 'weights', base64.b64encode(packed).decode(), mark)
     sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
@@ -225,15 +236,17 @@ def _write_files(folder:Path, model:PreTrainedModel, tok:PreTrainedTokenizerBase
         weights=dict(bytes=len(packed), tensors=places)), mark)
     return total
 
-# %% ../nbs/appendix/page_chat.ipynb #pgc00040
+# %% ../nbs/appendix/page_chat.ipynb #pgc00042
 def page(
     cfg:PageCfg=PageCfg(), # which model, where, how exact
 )->Path: # its index.html
     """Write the chat page: plain files for any static host, or to open from a disk.
     Raises FileNotFoundError that says how to make a model, ValueError for a model that the page cannot hold."""
     source = find_model(cfg.model)
-    model, tok = load_model(source)
     out = Path(cfg.out or run_path('page'))
+    if out.exists() and not (out/'manifest.js').exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out={out} holds other files: expected a new folder, an empty one or an earlier page")
+    model, tok = load_model(source)
     with folder_aside(out) as folder:
         total = _write_files(folder, model, tok, source, cfg.weights)
         if total > cfg.max_mb * 1e6:

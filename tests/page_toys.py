@@ -22,15 +22,21 @@ def open_browser()->Iterator[Browser]:
         browser.close()
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    "A static host that says nothing."
+class Host(SimpleHTTPRequestHandler):
+    "A static host that says nothing, with headers of its own."
+    def __init__(self, *args, headers:dict[str, str], **kw):
+        self.own = headers
+        super().__init__(*args, **kw)
     def log_message(self, *args): pass
+    def end_headers(self):
+        for name, value in self.own.items(): self.send_header(name, value)
+        super().end_headers()
 
 
 @contextmanager
-def served(folder:Path)->Iterator[str]:
+def served(folder:Path, headers:dict[str, str]={})->Iterator[str]:
     "The folder on a port of the loopback address; its URL."
-    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(folder)))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Host, directory=str(folder), headers=headers))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try: yield f'http://127.0.0.1:{server.server_port}'

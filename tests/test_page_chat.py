@@ -194,9 +194,11 @@ def test_another_architecture_is_refused(fields):
 def test_rows_in_bytes():
     w = torch.randn(40, 33) * torch.logspace(-6, 6, 40)[:, None]
     w[3] = 0
+    w[4] = 0
+    w[4, 0] = 1e-44 # smaller than any scale
     q, scale = quantise_rows(w)
     assert q.dtype == torch.int8 and q.abs().max() == 127 and (scale > 0).all()
-    assert ((q * scale[:, None] - w).abs() <= scale[:, None] * .5001).all() and (q[3] == 0).all()
+    assert ((q * scale[:, None] - w).abs() <= scale[:, None] * .5001).all() and (q[3:5] == 0).all()
 
 @pytest.mark.parametrize('kind', ['int8', 'float16', 'float32'])
 def test_page_and_python_unpack_the_same_floats(js, kind):
@@ -475,14 +477,42 @@ def test_damaged_weights_are_a_sentence(browser, copy):
 def test_without_javascript_or_worker_there_is_a_sentence(browser, toy):
     url = toy.joinpath('page', 'index.html').as_uri()
     assert '允许这一页运行 JavaScript' in sentence(browser, url, java_script_enabled=False)
-    broken = {'delete window.Worker': '没有 Web Worker', 'window.Worker = class { constructor() { throw 1 } }': '不让这一页开'}
-    for code, words in broken.items():
+    for code in ('delete window.Worker', 'window.Worker = class { constructor() { throw 1 } }'):
         context = browser.new_context()
         context.add_init_script(code)
         chat = context.new_page()
         chat.goto(url)
-        expect(chat.get_by_role('status')).to_contain_text(words)
+        expect(chat.get_by_role('status')).to_contain_text('这里开不了 Web Worker')
         context.close()
+
+def test_a_host_that_forbids_workers_gets_a_sentence(browser, toy):
+    "The browser makes the worker and then refuses to run it."
+    with served(toy/'page', {'Content-Security-Policy': "worker-src 'none'"}) as url:
+        assert '这里开不了 Web Worker' in sentence(browser, f'{url}/index.html')
+
+def test_old_scripts_with_new_weights_are_a_sentence(browser, copy):
+    "Browsers keep files, one by one: index.html names the export it is of."
+    index = copy/'index.html'
+    mark = read_part(copy, 'manifest')['fingerprint']
+    text = index.read_text(encoding='utf-8')
+    assert text.count(f'?v={mark}"') == len(SCRIPTS) + 1
+    index.write_text(text.replace(mark, '0'*16), encoding='utf-8')
+    assert 'index.html 和 manifest.js 不是同一次做的' in sentence(browser, index.as_uri())
+
+def test_a_folder_of_other_things_is_left_alone(toy, tmp_path):
+    (tmp_path/'home').mkdir()
+    (tmp_path/'home'/'letter.txt').write_text('dear')
+    with pytest.raises(ValueError, match='home holds other files: expected a new folder'):
+        page(PageCfg(model=toy/'model', out=tmp_path/'home'))
+    with pytest.raises(ValueError, match='letter.txt holds other files'):
+        page(PageCfg(model=toy/'model', out=tmp_path/'home'/'letter.txt'))
+    assert (tmp_path/'home'/'letter.txt').read_text() == 'dear'
+    (tmp_path/'empty').mkdir()
+    assert page(PageCfg(model=toy/'model', out=tmp_path/'empty')).exists()
+
+def test_weights_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match='w does not fit into float16'): pack(dict(w=torch.full((4, 20), 7e4)), 'float16')
+    with pytest.raises(ValueError, match='w does not fit into int8'): pack(dict(w=torch.full((4, 20), torch.nan)), 'int8')
 
 def test_only_its_own_files_are_asked_for(browser, toy):
     context = browser.new_context()

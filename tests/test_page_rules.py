@@ -124,8 +124,8 @@ PATTERNS = [
     r'\w+', r'\d', r'\s', r'\W', r'[^\W汉]', r'[\W汉]', r'[\w-]', r'[\w./-]+', r'[-+]', r'[+-]', r'[]a]', r'[^]a]',
     r'[a[]', r'\bcat\b', r'^a', r'a$', r'(?m:^a$)', r'(?i:[a-c]x)', r'(?i:straſse)', r'(?i:[^a-c])', r'a.b',
     r'(?s:a.b)', r'\Aa|b\Z', r'(?<=a)b', r'(?<!a)b', r'a(?=b)', r'a(?!b)', r'(a)\1', r'a{2,3}', r'a{2}', r'a{b}',
-    r'{a}', r'\"\<\-\,', r'\x41', r'\.', '\x01', '\u2028', r'[\x41-\x43]', r'[\d汉]', r'\D', r'\S+', r'(?:a|(?i:B)c)+', r'a*?b',
-    r'/', r'a]b', r'[/]', r'\x2ea']
+    r'{a}', r'\"\<\-\,', r'\x41', r'\.', '\x01', '\u2028', r'[\x41-\x43]', r'[\d汉]', r'\D', r'\S+',
+    r'(?:a|(?i:B)c)+', r'a*?b', r'/', r'a]b', r'[/]', r'\x2ea']
 FLAGS = [0, re.I, re.M, re.S, re.A, re.I | re.M]
 SAMPLES = [
     '', 'a', 'b', 'aa', 'ab', 'aab', 'b\n', 'a\n', 'x\na\ny', 'cat', '一只cat。', 'Cat', 'bat', 'a\nb', 'a{b}', '{a}',

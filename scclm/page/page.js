@@ -4,7 +4,11 @@
 const given = {}; // what the data files hand over: manifest, tables, weights
 function scclmPart(name, value, fingerprint) { given[name] = { value, fingerprint }; }
 
+// Which export these files are of: browsers keep old files for days, one by one.
+const VERSION = new URL(document.currentScript.src).searchParams.get("v");
+
 const byId = (id) => document.getElementById(id);
+const NO_WORKER = "这里开不了 Web Worker，聊天跑不起来；换一个新一点的浏览器再试，或把文件拷到硬盘上打开。";
 const MADE_BY = "用 scclm page 重新做一次这个文件夹，或把文件补全。";
 
 function make(tag, className, text = "") {
@@ -46,25 +50,24 @@ function startWorker() {
   const isThere = (name) => typeof globalThis[name] === "function";
   const missing = Object.keys(CODE).find((file) => !CODE[file].every(isThere));
   if (missing) throw new Error(`读不到 ${missing}。${MADE_BY}`);
-  if (typeof Worker === "undefined") throw new Error("这个浏览器没有 Web Worker，聊天跑不起来；换一个新一点的浏览器再试。");
+  if (typeof Worker === "undefined") throw new Error(NO_WORKER);
   const functions = Object.values(CODE).flat().map((name) => String(globalThis[name]));
   const source = ['"use strict";', ...functions, "work();"];
   const url = URL.createObjectURL(new Blob([source.join("\n")], { type: "text/javascript" }));
   try {
     return new Worker(url);
   } catch {
-    throw new Error("这个浏览器不让这一页开 Web Worker，聊天跑不起来；换一个浏览器，或从网址而不是文件打开。");
+    throw new Error(NO_WORKER);
   }
 }
 
 async function loadAll() {
-  const manifest = (await load("manifest")).value;
+  const manifest = (await load("manifest", `?t=${Date.now()}`)).value;
   const version = `?v=${manifest.fingerprint}`;
   const [tables, weights] = await Promise.all([load("tables", version), load("weights", version)]);
-  for (const [name, part] of Object.entries({ tables, weights })) {
-    if (part.fingerprint === manifest.fingerprint) continue;
-    throw new Error(`${name}.js 和 manifest.js 不是同一次做的。刷新这一页；还不行就${MADE_BY}`);
-  }
+  const marks = { "index.html": VERSION, "tables.js": tables.fingerprint, "weights.js": weights.fingerprint };
+  const other = Object.keys(marks).find((name) => marks[name] !== manifest.fingerprint);
+  if (other) throw new Error(`${other} 和 manifest.js 不是同一次做的。刷新这一页；还不行就${MADE_BY}`);
   return { manifest, tables: tables.value, weights: weights.value };
 }
 
@@ -81,7 +84,6 @@ class Chat {
     byId("about").textContent =
       `模型在您的浏览器里算，问题不离开这台机器。${manifest.parameters.toLocaleString()} 个参数（${manifest.kind}），共 ${size} MB。`;
     worker.onmessage = ({ data }) => Object.entries(data).forEach(([kind, what]) => this.on(kind, what));
-    worker.onerror = (event) => giveUp(`聊天停了：${event.message}。刷新这一页再试。`);
     byId("form").addEventListener("submit", (event) => { event.preventDefault(); this.ask(); });
     byId("stop").addEventListener("click", () => this.stop());
     byId("clear").addEventListener("click", () => this.clear());
@@ -211,8 +213,13 @@ class Exchange {
 async function main() {
   byId("status").textContent = "正在打开模型……";
   try {
-    const worker = startWorker(), parts = await loadAll();
-    worker.onerror = (event) => giveUp(`聊天停了：${event.message}。刷新这一页再试。`);
+    const worker = startWorker();
+    const ready = loadAll();
+    worker.onerror = (event) => { // a host may forbid workers; the browser then says so without a message
+      ready.catch(() => {});
+      giveUp(event.message ? `聊天停了：${event.message}。刷新这一页再试。` : NO_WORKER);
+    };
+    const parts = await ready;
     worker.onmessage = ({ data }) => {
       if (data.failed) return giveUp(`模型打不开：${data.failed.why}。${MADE_BY}`);
       globalThis.chat = new Chat(worker, parts.manifest);
