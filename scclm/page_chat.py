@@ -64,7 +64,7 @@ def _stored(w:Tensor, kind:str)->tuple[str, list[np.ndarray]]:
     exact = w.ndim < 2 or len(w) < 2 or w.shape[1] < 16 # norms and positions are small
     if kind == 'int8' and not exact: return 'int8', [part.numpy() for part in quantise_rows(w)]
     kind = 'float32' if exact else kind
-    return kind, [w.numpy().astype(_TYPES[kind])]
+    return kind, [(w.half() if kind == 'float16' else w).numpy()]
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00016
 def pack(
@@ -76,7 +76,7 @@ def pack(
     packed, places = bytearray(), []
     for name, w in tensors.items():
         stored, arrays = _stored(w, kind)
-        if not all(np.isfinite(array).all() for array in arrays):
+        if not w.isfinite().all() or not np.isfinite(arrays[0]).all():
             raise ValueError(f"{name} does not fit into {kind}: expected finite weights, or another kind")
         starts = []
         for array in arrays:

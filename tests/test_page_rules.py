@@ -66,7 +66,7 @@ BITS += ['What is this?', 'e.g. ']
 def test_odd_texts(js):
     "Joined at random from what the rules look for; Python reads them one at a time, as a chat does."
     rng = random.Random(15)
-    texts = [''.join(rng.choices(BITS, k=rng.randint(1, 14))) for _ in range(1500)]
+    texts = [''.join(rng.choices(BITS, k=rng.randint(1, 14))) for _ in range(800)]
     same(js, texts, [chat_form([t])[0] for t in texts])
 
 def test_long_texts(js):
