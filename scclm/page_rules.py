@@ -134,9 +134,9 @@ def js_pattern(
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00022
 #| code-fold: true
-_SEARCHED = ('unseen emoji tag comment about_tags blank breaks entity may_be_tag form wide_indent one_space '
-             'row_start hug paren nested paren_latin quote after_quote stop run long_run ellipsis lead face_or_command not_bracket '
-             'han_char inline_code address empty_lines about_script traditional').split()
+_SEARCHED = ('unseen emoji tag comment about_tags blank breaks entity may_be_tag form wide_indent one_space row_start '
+             'hug paren nested paren_latin quote after_quote stop run long_run ellipsis lead face_or_command '
+             'not_bracket han_char inline_code address empty_lines about_script traditional').split()
 _WHOLE = ('plain_script', 'only_markup') # must match a whole text
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00023

@@ -34,9 +34,10 @@ class Host(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder:Path, headers:dict[str, str]={})->Iterator[str]:
+def served(folder:Path, headers:dict[str, str]|None=None)->Iterator[str]:
     "The folder on a port of the loopback address; its URL."
-    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Host, directory=str(folder), headers=headers))
+    host = functools.partial(Host, directory=str(folder), headers=headers or {})
+    server = ThreadingHTTPServer(('127.0.0.1', 0), host)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try: yield f'http://127.0.0.1:{server.server_port}'

@@ -517,8 +517,8 @@ def test_a_folder_of_other_things_is_left_alone(toy, tmp_path):
     assert page(PageCfg(model=toy/'model', out=tmp_path/'empty')).exists()
 
 def test_weights_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match='w does not fit into float16'): pack(dict(w=torch.full((4, 20), 7e4)), 'float16')
-    with pytest.raises(ValueError, match='w does not fit into int8'): pack(dict(w=torch.full((4, 20), torch.nan)), 'int8')
+    for kind, value in (('float16', 7e4), ('int8', torch.nan)):
+        with pytest.raises(ValueError, match=f'w does not fit into {kind}'): pack(dict(w=torch.full((4, 20), value)), kind)
 
 def test_only_its_own_files_are_asked_for(browser, toy):
     context = browser.new_context()
