@@ -518,7 +518,8 @@ def test_a_folder_of_other_things_is_left_alone(toy, tmp_path):
 
 def test_weights_that_do_not_fit_are_refused():
     for kind, value in (('float16', 7e4), ('int8', torch.nan)):
-        with pytest.raises(ValueError, match=f'w does not fit into {kind}'): pack(dict(w=torch.full((4, 20), value)), kind)
+        weights = dict(w=torch.full((4, 20), value))
+        with pytest.raises(ValueError, match=f'w does not fit into {kind}'): pack(weights, kind)
 
 def test_only_its_own_files_are_asked_for(browser, toy):
     context = browser.new_context()
