@@ -349,6 +349,7 @@ def test_ask_by_keyboard_and_look_at_the_tokens(person, trained, pages):
         steps.nth(at).hover()
         shares = chat.locator('.asked span').evaluate_all(SHARES)
         assert shares == pytest.approx(look.tolist(), abs=1e-4)
+    assert steps.first.locator('small').inner_text() == steps.first.locator('.option span').nth(1).inner_text() # greedy
     first = f'{100*out.logits[0, 0].softmax(-1).max():.1f}%'
     assert first in steps.first.inner_text() and first in steps.first.get_attribute('aria-label')
 

@@ -164,7 +164,7 @@ class Exchange {
     const step = make("button", "step");
     step.type = "button";
     step.tabIndex = this.steps.children.length ? -1 : 0;
-    step.append(make("b", "", shown(token)), ...top.map((one) => this.option(one)));
+    step.append(make("b", "", shown(token)), make("small", "", percent(p)), ...top.map((one) => this.option(one)));
     const others = top.map((one) => `${shown(one.token)} ${percent(one.p)}${one.kept ? "" : "，已截掉"}`).join("；");
     step.setAttribute("aria-label", `${shown(token)}，${percent(p)}。候选：${others}。${this.sentence(look)}`);
     step.addEventListener("pointerenter", () => this.lookAt(token, look));
