@@ -15,6 +15,7 @@ setup(
     long_description=(Path(__file__).parent/'README.en.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['fonts/*', '*.html']},
+    packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['fonts/*', 'page/*']},
     include_package_data=True, zip_safe=False,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),

@@ -240,6 +240,8 @@ _TABLE = (
     Stage('chat', '08_chat', 'chat', 'ChatCfg', 'chat_terminal', 'talk to it'),
     Stage('serve', 'appendix/serve', 'serve', 'ServeCfg', 'serve',
           "let others talk to it over HTTP: the ancestor's clients, OpenAI's, a browser"),
+    Stage('page', 'appendix/page_chat', 'page_chat', 'PageCfg', 'page',
+          'the chat as a folder of static files, without a server', 'page/index.html'),
     Stage('evaluate', 'appendix/evaluation', 'evaluation', 'EvaluateCfg', 'evaluate',
           'score any seq2seq folder: loss, bits per character, BLEU-4, C-Eval, CMMLU', 'eval', tell='score_table'),
     Stage('plan', 'appendix/planner', 'planner', 'PlanCfg', 'plan',

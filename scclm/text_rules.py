@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SEP', 'TEXT_RULES', 'on_joined', 'strip_invisible', 'strip_html', 'half_width', 'tidy_spaces', 'hug_marks',
            'chinese_punct', 'collapse_runs', 'balance', 'fix_brackets', 'simplify', 'clean_prose', 'is_code',
-           'clean_texts', 'clean_and_spot_code', 'as_asked', 'chat_form', 'cut_at_sentence', 'is_truncated', 'mend_end',
-           'wiki_variants', 'wiki_brackets']
+           'clean_texts', 'clean_and_spot_code', 'as_asked', 'chat_form', 'rule_parts', 'cut_at_sentence',
+           'is_truncated', 'mend_end', 'wiki_variants', 'wiki_brackets']
 
 # %% ../nbs/appendix/text_rules.ipynb #txr00003
 #| code-fold: true
@@ -620,6 +620,12 @@ def chat_form(
     "`clean_texts` for questions: also simplified characters and “” for 「」. Again gives the same."
     cleaned = clean_texts(as_asked(texts))
     return [clean or text for clean, text in zip(cleaned, texts)]
+
+# %% ../nbs/appendix/text_rules.ipynb #rqs00006
+def rule_parts()->dict[str, object]: # names in lower case: patterns, character maps, sets of names, sources for RE2
+    "What the rules are made of, for who writes them in another language; t2s is OpenCC's conversion."
+    own = {name.strip('_').lower(): part for name, part in globals().items() if name.isupper()}
+    return own | dict(traditional=_traditional_only(), t2s=_t2s())
 
 # %% ../nbs/appendix/text_rules.ipynb #8cef3793
 _LAST_END = re.compile(r'.*(?:[。！？…][”）》’]?|[!?](?![A-Za-z0-9=/&])[”）》’]?|(?<!\s)\.(?=\n)'

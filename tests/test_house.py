@@ -79,7 +79,9 @@ ROOMS = {
     'rewards': '',
     'batching': 'dataset model chat',
     'serve': 'chat batching',
-    'ancestor': 'beams chat'}
+    'ancestor': 'beams chat',
+    'page_rules': 'text_rules',
+    'page_chat': 'runs model chat page_rules'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')

@@ -55,6 +55,7 @@ def test_wheel_holds_the_library_and_the_licence(packages):
     assert {f'scclm/{p.name}' for p in (ROOT/'scclm').glob('*.py')} == {n for n in inside if re.match(r'scclm/.*py', n)}
     assert 'scclm/chat_page.html' in inside
     assert 'scclm/fonts/SCCLMSans-Regular.otf' in inside and 'scclm/fonts/LICENSE.txt' in inside
+    assert {f'scclm/page/{p.name}' for p in (ROOT/'scclm'/'page').iterdir()} <= set(inside)
     assert any(n.endswith('licenses/LICENSE') for n in inside) and any(n.endswith('licenses/NOTICE') for n in inside)
     meta = zipfile.ZipFile(packages[0]).read(next(n for n in inside if n.endswith('METADATA'))).decode('utf-8')
     assert 'Requires-Python: >=3.11' in meta and 'Requires-Dist: torch' in meta and '# SCCLM' in meta

@@ -1,0 +1,164 @@
+"The rules for questions in JavaScript: every pattern, table and step gives what Python gives."
+import random
+import re
+import sys
+import unicodedata
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from opencc import OpenCC
+from page_toys import Scripts, open_browser
+from processes import gone_afterwards
+from test_typed_questions import READ
+
+from scclm.chat import check_text
+from scclm.page_rules import char_class, js_pattern, reading_table
+from scclm.sample_corpus import fact_rows, heldout_rows, sft_rows, unknown_rows
+from scclm.sample_typed import FORMS, typed
+from scclm.text_rules import chat_form, clean_texts, rule_parts, simplify
+
+
+@pytest.fixture(scope='module', autouse=True)
+def nothing_stays():
+    "The browser ends with this file's tests."
+    with gone_afterwards(): yield
+
+@pytest.fixture(scope='module')
+def js():
+    with open_browser() as browser:
+        scripts = Scripts(browser)
+        scripts.call('(table) => { globalThis.reader = makeReader(table) }', reading_table())
+        yield scripts
+
+def read(js, texts): return js.call('(texts) => texts.map((t) => reader.read(t))', texts)
+
+def same(js, texts, want):
+    "The page reads every text as Python does; what differs is shown."
+    bad = [(a, b, c) for a, b, c in zip(texts, want, read(js, texts), strict=True) if b != c]
+    assert not bad, '\n'.join(map(ascii, bad[:5]))
+
+# ---- questions
+
+def test_the_cases_of_the_course(js):
+    same(js, [asked for asked, _ in READ], [want for _, want in READ])
+
+def test_thousands_of_typed_questions(js):
+    held = [h['prompt'] for h in heldout_rows()]
+    texts = [t for form in FORMS for t in typed(held, form)]
+    texts += [r.prompt for r in fact_rows()[::3] + sft_rows()[::2] + unknown_rows()[::2]]
+    texts += [r.response for r in sft_rows()[::7]]
+    texts += [*map(OpenCC('s2t').convert, texts[::5])]
+    texts = list(dict.fromkeys(texts))
+    assert len(texts) > 10_000
+    same(js, texts, chat_form(texts))
+
+BITS = """浙江 省會 的 乾 乾隆 乾淨 哪裡 靨 <b> </b> <br> </p> <sup>2</sup> <sub> </sub> &nbsp; &lt; &#128; &#x4e2d;
+&amp;lt; &bogus; &hellip; &#0; &#55296; <td> </td> ( ) （ ） 《 》 “ ” " " 【 】 「 」 『 』 ‘ ' , . 。 ， ； ; ： : ! ！ ? ？
+、 … …… — ～ · - ------------------------- ===== ~~~~~~~~~~~~~~~~~~~~~~~ 1 2 3.14 a Ab C++ :: print( x=1 ` `a` ```
+http://a.com/b?c=d https://x.cn 标点 逗号 括号 繁体 简體 100% ５ Ａ ＋ ￥ ① ² 𝟏 约翰.史密斯 一. 十二. 5!种 ：） ；) !important
+{"a":1} # $ || && => İ ſ K ٣ é ß 𠀀 👩 🏻 6.5” ，， 。！ ！？ <H1> </h1> <ref> <img/> 乾坤 乾𠀀 瞭解 著名 看著""".split()
+BITS += [' ', '  ', '\t', '\n', '\n\n', '\r\n', '\u3000', '\xa0', '\u200b', '\u200d', '\ufeff', '\x01', '\x02', '\x1c']
+BITS += ['\x85', '\ud83d', '\ufffd', '\x00', '\x7f', '\u2028', '<p class="a">', '<!-- x -->', 'x = 1', 'def f(']
+BITS += ['import os', 'a, b', 'sudo rm -r', 'git commit -m', 'SELECT a FROM b', '>>> ', '\n  a', '\n> b']
+BITS += ['What is this?', 'e.g. ']
+
+def test_odd_texts(js):
+    "Joined at random from what the rules look for; Python reads them one at a time, as a chat does."
+    rng = random.Random(15)
+    texts = [''.join(rng.choices(BITS, k=rng.randint(1, 14))) for _ in range(800)]
+    same(js, texts, [chat_form([t])[0] for t in texts])
+
+def test_long_texts(js):
+    "Many lines, brackets and quotes at once."
+    rng = random.Random(16)
+    texts = [''.join(rng.choices(BITS, k=400)) for _ in range(25)] + ['（'*3000, '“a'*900, '('*500 + '好' + ')'*500]
+    same(js, texts, [chat_form([t])[0] for t in texts])
+
+def test_without_the_part_for_questions(js):
+    texts = [a for a, _ in READ] + [''.join(random.Random(n).choices(BITS, k=9)) for n in range(200)]
+    got = js.call('(texts) => texts.map((t) => reader.cleanText(t))', texts)
+    assert got == [clean_texts([t])[0] for t in texts]
+
+# ---- tables
+
+def test_traditional_text_becomes_what_opencc_makes_of_it(js):
+    "Random traditional characters, and every phrase of its dictionary between two of them."
+    t2s = OpenCC('t2s').convert
+    chars = [c for c, _ in reading_table()['simple'] if c <= '\uf8ff']
+    phrases = [phrase for phrase, _ in reading_table()['phrases']]
+    rng = random.Random(3)
+    texts = [''.join(rng.choices(chars + phrases*9, k=12)) for _ in range(1000)] + [f'說{p}嗎' for p in phrases]
+    traditional = rule_parts()['traditional']
+    want = [t2s(t) if traditional.search(t) else t for t in texts]
+    assert js.call('(texts) => texts.map((t) => reader.simplify(t))', texts) == want == [*map(simplify, texts)]
+
+ASKED = dict( # JavaScript, and Python's own question about a character
+    alnum=str.isalnum, alpha=str.isalpha, digit=str.isdigit, space_start=str.isspace)
+
+@pytest.mark.parametrize('name', ASKED)
+def test_kinds_of_characters(js, name):
+    "Over every character that Python's Unicode knows; a newer browser may know more."
+    known = [c for c in map(chr, range(0x20000)) if unicodedata.category(c) not in ('Cn', 'Cs', 'Co')]
+    code = '(name, chars) => chars.filter((c) => new RegExp(reader_table.patterns[name], "u").test(c))'
+    js.call('(table) => { globalThis.reader_table = table }', reading_table())
+    assert js.call(code, name, known) == [c for c in known if ASKED[name](c)]
+
+def test_blank_means_the_same(js):
+    def accepted(text):
+        try: return bool(check_text(text))
+        except ValueError: return False
+    texts = [c for c in map(chr, range(0x3100)) if unicodedata.category(c) != 'Cn']
+    texts += ['', '\u0301 ', ' \ufe0f\u200d', '好 ']
+    blank = js.call('(texts) => texts.map((t) => reader.isBlank(t))', texts)
+    assert blank == [not accepted(t) for t in texts]
+
+def test_numbers_that_are_no_characters_of_their_own(js):
+    numbers = [*range(0, 300, 7), 128, 150, 159, 0xd800, 0xdfff, 0xfdd0, 0xfffe, 0xffff, 0x1ffff, 0x4e2d, 999_999]
+    texts = [f'甲&#{n};乙' for n in numbers] + [f'甲&#x{n:x};乙' for n in numbers if n < 0x100000]
+    same(js, texts, [chat_form([t])[0] for t in texts])
+
+# ---- the translator
+
+PATTERNS = [
+    r'\w+', r'\d', r'\s', r'\W', r'[^\W汉]', r'[\W汉]', r'[\w-]', r'[\w./-]+', r'[-+]', r'[+-]', r'[]a]', r'[^]a]',
+    r'[a[]', r'\bcat\b', r'^a', r'a$', r'(?m:^a$)', r'(?i:[a-c]x)', r'(?i:straſse)', r'(?i:[^a-c])', r'a.b',
+    r'(?s:a.b)', r'\Aa|b\Z', r'(?<=a)b', r'(?<!a)b', r'a(?=b)', r'a(?!b)', r'(a)\1', r'a{2,3}', r'a{2}', r'a{b}',
+    r'{a}', r'\"\<\-\,', r'\x41', r'\.', '\x01', '\u2028', r'[\x41-\x43]', r'[\d汉]', r'\D', r'\S+',
+    r'(?:a|(?i:B)c)+', r'a*?b', r'/', r'a]b', r'[/]', r'\x2ea']
+FLAGS = [0, re.I, re.M, re.S, re.A, re.I | re.M]
+SAMPLES = [
+    '', 'a', 'b', 'aa', 'ab', 'aab', 'b\n', 'a\n', 'x\na\ny', 'cat', '一只cat。', 'Cat', 'bat', 'a\nb', 'a{b}', '{a}',
+    '"<-,', 'A', 'ABC', '汉字', '汉1', '٣', 'é', '_', '-', 'a-b', '[', ']', 'a]b', 'STRASSE', 'straſse', 'K', 'İ',
+    '\x01', '\u2028', '\x1c', '\ufeff', '\x85', ' ', '\t', 'aaa', 'Bc', 'bc', 'ax', 'CX', 'ſ', '𝟏', '/', 'a/b', '\r',
+    'x\ra', '.a']
+
+@pytest.mark.parametrize('flags', FLAGS)
+def test_translated_patterns_find_the_same(js, flags):
+    code = """(patterns, texts) => patterns.map((p) => texts.map((t) =>
+        [...t.matchAll(new RegExp(p, "gu"))].map((m) => [...t.slice(0, m.index)].length + ":" + m[0])))"""
+    got = js.call(code, [js_pattern(p, flags) for p in PATTERNS], SAMPLES)
+    for pattern, found in zip(PATTERNS, got):
+        want = [[f'{m.start()}:{m[0]}' for m in re.finditer(pattern, t, flags)] for t in SAMPLES]
+        assert found == want, pattern
+
+def test_patterns_of_re2_find_the_same(js):
+    patterns = [r'\w', r'\bcat\b', r'\d', r'(?m:^a$)', r'a$', r'(?i:k)', r'(?i:[a-s])', r'\s', r'[^\w]', r'\Aa']
+    texts = [t for t in SAMPLES if t]
+    code = '(patterns, texts) => patterns.map((p) => texts.map((t) => new RegExp(p, "u").test(t)))'
+    got = js.call(code, [js_pattern(p, re2=True) for p in patterns], texts)
+    for pattern, found in zip(patterns, got):
+        assert found == pc.match_substring_regex(pa.array(texts), pattern).to_pylist(), pattern
+
+ODD = [r'(?P<n>a)', r'(?#no)', r'(?>a)', r'\N{DOT}', r'[\ba]', r'(?i)a', r'\pL', r'\Bat', r'(a)(?(1)b)']
+
+@pytest.mark.parametrize('pattern', ODD)
+def test_what_it_does_not_know_is_an_error(pattern):
+    with pytest.raises(ValueError, match='is not known: expected'): js_pattern(pattern)
+
+def test_ranges_of_characters():
+    for seed in range(20):
+        codes = set(random.Random(seed).choices(range(32, 400), k=60))
+        again = re.compile('[' + re.sub(r'\\u\{(\w+)\}', lambda m: rf'\U{m[1]:0>8}', char_class(codes)) + ']')
+        assert {i for i in range(sys.maxunicode >> 8) if again.match(chr(i))} == codes
+    assert char_class([]) == ''
