@@ -4,14 +4,9 @@
 
 # %% auto #0
 __all__ = ['Decoding', 'processors', 'plot_probs', 'loop_closers', 'token_chars', 'LoopGuard', 'row_rngs', 'pick', 'find_model',
-<<<<<<< HEAD
-           'chooser', 'token_steps', 'beam_ids', 'settled', 'text_pieces', 'read_typed', 'check_text', 'encode_prompts',
-           'ChatBot', 'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg', 'pick_device', 'say', 'chat_terminal']
-=======
-           'chooser', 'rows_each', 'token_steps', 'beam_cfg', 'beam_search', 'beam_ids', 'text_pieces', 'read_typed',
-           'check_text', 'encode_prompts', 'ChatBot', 'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg', 'pick_device',
-           'say', 'chat_terminal']
->>>>>>> pancestor
+           'chooser', 'rows_each', 'token_steps', 'beam_cfg', 'beam_search', 'beam_ids', 'settled', 'text_pieces',
+           'read_typed', 'check_text', 'encode_prompts', 'ChatBot', 'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg',
+           'pick_device', 'say', 'chat_terminal']
 
 # %% ../nbs/08_chat.ipynb #c5868170
 #| code-fold: true
