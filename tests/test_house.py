@@ -33,7 +33,7 @@ ROOMS = {
     'sample_copying': '',
     'sample_unknown': 'sample_facts sample_copying',
     'sample_corpus': 'runs plots sample_facts sample_typed sample_copying sample_unknown',
-    'sample_prefs': 'runs sample_facts sample_typed sample_unknown sample_corpus',
+    'sample_prefs': 'runs sample_facts sample_typed sample_copying sample_unknown sample_corpus',
     'sample_triples': 'runs sample_copying sample_corpus',
     'duplicates': 'readers',
     'splits': 'duplicates',
