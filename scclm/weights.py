@@ -52,12 +52,14 @@ def save_model(
     model:T5ForConditionalGeneration, # weights and config
     tok:PreTrainedTokenizerBase, # saved beside them
     path:Path, # folder, plain Hugging Face layout
+    card:str='', # README.md beside them, such as `model_card` gives; none: no such file
 ):
     "A crash at any instant leaves the old folder or the new one. Raises ValueError if `tok` is not the model's."
     check_vocab(model, tok)
     with folder_aside(path) as tmp, _quiet():
         model.save_pretrained(tmp)
         save_tokenizer(tok, tmp)
+        if card: (tmp/'README.md').write_text(card, encoding='utf-8')
 
 # %% ../nbs/appendix/weights.ipynb #2fe3ce63
 def _find_folder(

@@ -48,7 +48,8 @@ ROOMS = {
     'weights': 'runs tokenizer',
     'model': 'runs weights',
     'chat_view': '',
-    'chat': 'runs plots text_rules dataset model chat_view',
+    'runtimes': 'runs model',
+    'chat': 'runs plots text_rules dataset model chat_view runtimes',
     'triple_files': 'runs readers dataset',
     'fast_dropout': '',
     'runlog': 'plots',
@@ -59,10 +60,12 @@ ROOMS = {
     'scores': 'runs dataset model trainer',
     'chat_exam': 'runs plots sample_typed sample_unknown dataset model chat scores',
     'final_exam': 'runs sample_facts sample_typed sample_copying sample_unknown model chat scores chat_exam',
-    'stage': 'runs text_rules dataset model runlog trainer scores',
+    'report_card': 'runs plots sample_typed runlog scores',
+    'model_card': 'runs model report_card',
+    'stage': 'runs text_rules dataset model runlog trainer scores report_card model_card',
     'pretrain': 'runs tokenizer dataset model trainer stage',
     'sft': 'runs dataset model trainer stage',
-    'adapters': 'runs model trainer',
+    'adapters': 'runs model trainer model_card',
     'pref_files': 'runs readers sample_prefs text_rules dataset scores',
     'pref_stream': 'runs dataset scores pref_files',
     'dpo': 'runs plots sample_prefs dataset model runlog trainer scores stage adapters pref_files pref_stream',
@@ -70,11 +73,11 @@ ROOMS = {
         'trainer scores stage'),
     'evaluation': 'runs plots readers text_rules dataset model chat trainer scores',
     'planner': 'runs tokenizer dataset model runlog trainer_options trainer pretrain',
-    'report_card': 'runs plots sample_typed runlog scores',
     'course': 'runs plots busy report_card',
     'website': '',
     'cli': 'runs busy',
-    'rewards': ''}
+    'rewards': '',
+    'export': 'runs tokenizer model runtimes chat scores report_card model_card stage adapters'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')
