@@ -78,7 +78,7 @@ class Reader(nn.Module):
         crosses = [block.layer[1].EncDecAttention for block in self.model.decoder.block]
         return [_heads(part(states), attn) for attn in crosses for part in (attn.k, attn.v)]
 
-# %% ../nbs/appendix/export.ipynb #ac0ef09c
+# %% ../nbs/appendix/export.ipynb #23cd2f45
 def _cache(
     asked:list[Tensor], # keys and values of the questions
     past:list[Tensor], # keys and values of what was written
@@ -109,7 +109,8 @@ class Writer(nn.Module):
     )->tuple[Tensor, list[Tensor]]: # (B, V) scores, and keys and values one token longer
         "One step of the decoder; the encoder's states are not looked at any more."
         cache = _cache(asked, past)
-        unread = asked[0].new_zeros(len(token), attention_mask.shape[1], self.model.config.d_model)
+        rows, long = attention_mask.shape # not `len`: that would be a number fixed for ever
+        unread = asked[0].new_zeros(rows, long, self.model.config.d_model)
         out = self.model(encoder_outputs=BaseModelOutput(unread), attention_mask=attention_mask,
             decoder_input_ids=token, past_key_values=cache, use_cache=True)
         longer = [part for layer in cache.self_attention_cache.layers for part in (layer.keys, layer.values)]
