@@ -6,6 +6,7 @@ from setuptools import setup
 parser = ConfigParser(delimiters=['='])
 parser.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
+export = cfg['export_requirements'].split()
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], license='Apache-2.0',
@@ -16,7 +17,7 @@ setup(
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['fonts/*']}, include_package_data=True, zip_safe=False,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={'export': export, 'dev': [*cfg['dev_requirements'].split(), *export]},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},

@@ -6,24 +6,25 @@
 __all__ = ['to_ct2', 'Reader', 'Writer', 'to_onnx', 'ExportCfg', 'check_out', 'record_of', 'export_card', 'agreement',
            'write_export', 'export']
 
-# %% ../nbs/appendix/export.ipynb #81bbf55d
+# %% ../nbs/appendix/export.ipynb #89f8ff31
 #| code-fold: true
 import datetime
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import logging
 
 from .adapters import weights_key
 from .chat import find_model
@@ -52,7 +53,7 @@ def to_ct2(
             with torch.no_grad(): return T5Loader()(deepcopy(model), tok) # it rounds in place
     Ours().convert(str(folder), quantization='int8', force=True)
 
-# %% ../nbs/appendix/export.ipynb #f15d3ff8
+# %% ../nbs/appendix/export.ipynb #6bfd3232
 def _heads(
     flat:Tensor, # (B, S, heads*width)
     attn:nn.Module, # a T5Attention
@@ -60,6 +61,7 @@ def _heads(
     "Split into heads."
     return flat.unflatten(-1, (attn.n_heads, attn.key_value_proj_dim)).transpose(1, 2)
 
+# %% ../nbs/appendix/export.ipynb #ed740353
 class Reader(nn.Module):
     "Questions to keys and values of every decoder layer's cross-attention."
     def __init__(self,
@@ -78,7 +80,7 @@ class Reader(nn.Module):
         crosses = [block.layer[1].EncDecAttention for block in self.model.decoder.block]
         return [_heads(part(states), attn) for attn in crosses for part in (attn.k, attn.v)]
 
-# %% ../nbs/appendix/export.ipynb #23cd2f45
+# %% ../nbs/appendix/export.ipynb #2b3c9e5b
 def _cache(
     asked:list[Tensor], # keys and values of the questions
     past:list[Tensor], # keys and values of what was written
@@ -92,6 +94,7 @@ def _cache(
     cache.is_updated = dict.fromkeys(range(len(past)//2), True)
     return cache
 
+# %% ../nbs/appendix/export.ipynb #0cb39469
 class Writer(nn.Module):
     "One token more."
     def __init__(self,
@@ -116,19 +119,20 @@ class Writer(nn.Module):
         longer = [part for layer in cache.self_attention_cache.layers for part in (layer.keys, layer.values)]
         return out.logits[:, -1], longer
 
-# %% ../nbs/appendix/export.ipynb #44c6fe17
+# %% ../nbs/appendix/export.ipynb #d3736174
 #| code-fold: true
 @contextmanager
 def _hushed()->Iterator[None]:
     "The exporter's progress and its notes on itself are not the user's."
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    exporter = logging.getLogger('torch.onnx')
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter('ignore')
         try: yield
-        finally: logging.set_verbosity(level)
+        finally: exporter.setLevel(level)
 
-# %% ../nbs/appendix/export.ipynb #fa2cbef6
+# %% ../nbs/appendix/export.ipynb #95fb9350
 #| code-fold: true
 def _example(
     model:PreTrainedModel, # a T5
@@ -141,6 +145,8 @@ def _example(
     past = [torch.zeros(2, cfg.num_heads, 3, cfg.d_kv) for _ in asked]
     return ids, mask, asked, past, ids[:, :1]
 
+# %% ../nbs/appendix/export.ipynb #86ca4d71
+#| code-fold: true
 def _write_onnx(part:nn.Module, args:tuple, shapes:tuple, ins:list[str], outs:list[str], file:Path):
     "Trace one part and write it; weights go beside it if one file could not hold them."
     with torch.no_grad(), _hushed():
@@ -149,16 +155,16 @@ def _write_onnx(part:nn.Module, args:tuple, shapes:tuple, ins:list[str], outs:li
     large = n_params(part)*4 > 1.5e9 # protobuf ends at 2 GiB
     program.save(str(file), external_data=large)
 
-# %% ../nbs/appendix/export.ipynb #f1a8eae7
+# %% ../nbs/appendix/export.ipynb #4882c003
 def to_onnx(
     model:PreTrainedModel, # a T5 in float32
     tok:PreTrainedTokenizerBase, # not needed: ONNX knows ids
     folder:Path, # exists
 ):
     "Write encoder.onnx and decoder.onnx. Raises ModuleNotFoundError without the packages."
-    import onnx, onnxscript
-    used, attn = model.config._attn_implementation, 'eager'
-    model.set_attn_implementation(attn)
+    for package in ('onnx', 'onnxscript', 'onnxruntime'): import_module(package)
+    used = model.config._attn_implementation
+    model.set_attn_implementation('eager')
     ids, mask, asked, past, token = _example(model)
     rows, long, said = (torch.export.Dim(name, min=1, max=4096) for name in ('rows', 'question', 'said'))
     names = [[f'{name}_{i}' for i in range(len(past))] for name in ('asked', 'past', 'longer')]
@@ -214,7 +220,7 @@ def record_of(
         date=datetime.date.today().isoformat(), versions=versions(_NEEDED), config=model.config.to_diff_dict(),
         files={p.relative_to(folder).as_posix(): fingerprint(p) for p in files})
 
-# %% ../nbs/appendix/export.ipynb #4d566f6a
+# %% ../nbs/appendix/export.ipynb #f143183b
 #| code-fold: true
 _IS = dict(
     ct2=['用 CTranslate2 跑的 int8 版：每行权重一把比例尺。不装 PyTorch 也能问：', '', '```sh',
@@ -228,14 +234,16 @@ def export_card(
     to:str, # format
 )->str: # README.md
     "The model card of an export; its scores are those of the model it was made from, and it says so."
-    results = card_results(source.absolute().parent.name, saved_scores(source))
+    results = card_results(saved_scores(source))
     head = card_head(f'{card_name(source)}-{to}', corpus(source.absolute().parent.parent), results, ENGINES[to][1])
     note = '下面的成绩是导出之前的 float32 模型考的，导出的没有重考；它和原模型差多少，见 `export.json` 的 `agreement`。'
     return card_text(head, [*_IS[to], '', note])
 
-# %% ../nbs/appendix/export.ipynb #6b2d3dd9
+# %% ../nbs/appendix/export.ipynb #93ac2d67
+#| code-fold: true
 _ASK = '''\
 "Ask the model of this folder: python ask.py QUESTION, or one question a line on standard input. Needs no PyTorch."
+import json
 import sys
 from pathlib import Path
 
@@ -246,10 +254,11 @@ folder = Path(__file__).resolve().parent
 engine = Translator(str(folder), compute_type='int8')
 tok = Tokenizer.from_file(str(folder/'tokenizer.json'))
 tok.encode_special_tokens = True # a typed [EOS] is five characters
+end = json.loads((folder/'config.json').read_text(encoding='utf-8'))['eos_token']
 
 def answer(question:str)->str:
     "The most likely next token, again and again, up to the end mark."
-    asked = tok.encode(question, add_special_tokens=False).tokens + ['[EOS]']
+    asked = tok.encode(question, add_special_tokens=False).tokens + [end]
     found, = engine.translate_batch([asked], beam_size=1, max_input_length=0, max_decoding_length=256)
     return tok.decode([tok.token_to_id(token) for token in found.hypotheses[0]])
 
@@ -272,7 +281,7 @@ def agreement(
     pairs = zip(greedy_answers(model, tok, asked), greedy_answers(other, tok, asked))
     return dict(questions=len(asked), equal=sum(a == b for a, b in pairs))
 
-# %% ../nbs/appendix/export.ipynb #26a3f732
+# %% ../nbs/appendix/export.ipynb #936b2796
 _WRITERS = dict(ct2=to_ct2, onnx=to_onnx)
 
 def write_export(
@@ -293,6 +302,7 @@ def write_export(
     write_json(folder/RECORD, record)
     write_json(folder/RECORD, record | dict(agreement=agreement(model, tok, folder, cfg.compare)))
 
+# %% ../nbs/appendix/export.ipynb #8f858aa3
 def export(
     cfg:ExportCfg=ExportCfg(), # which model, which format, where to
 )->Path: # the exported folder

@@ -32,14 +32,13 @@ def _measure(name:str)->tuple[str, str, str]|None:
     begins = [key for key in _MEASURES if name.startswith(key)]
     return _MEASURES[max(begins, key=len)] if begins else None
 
-# %% ../nbs/appendix/model_card.ipynb #17d8a283
+# %% ../nbs/appendix/model_card.ipynb #5fc49100
 def card_results(
-    section:str, # stage whose scores they are
     scores:dict, # name -> number, <name>_ci95 and <name>_n beside it
 )->list[EvalResult]: # one per score that says something of the model
     "Scores as `model-index` wants them."
     results = []
-    for row in card_rows({section: scores}):
+    for row in card_rows(dict(sft=scores)): # as if of that stage: the names are the same in all
         name = row['key'].partition('.')[2]
         measure = _measure(name)
         if not measure or not meaning(row['key']): continue
@@ -50,8 +49,7 @@ def card_results(
             metric_value=round(row['value'], 4), metric_args=beside or None))
     return results
 
-# %% ../nbs/appendix/model_card.ipynb #59e01f0c
-_LICENSES = {'sample corpus': 'apache-2.0'}
+# %% ../nbs/appendix/model_card.ipynb #d298f1cf
 _DATASETS = {'sample corpus': 'scclm-sample-corpus', 'own files': 'own-files'}
 
 def card_head(
@@ -118,7 +116,7 @@ def saved_scores(
     in_card = read_json(stage.parent/'card.json').get(stage.name, {}) if stage.name in training_folders() else {}
     return in_card or stage_scores(read_json(stage/'figures.json'))
 
-# %% ../nbs/appendix/model_card.ipynb #1fee491f
+# %% ../nbs/appendix/model_card.ipynb #011e3495
 def model_card(
     model:nn.Module, # any
     folder:Path, # where it is or will be, such as runs/tiny/sft/model
@@ -126,8 +124,7 @@ def model_card(
 )->str: # README.md
     "The card of a stage's model."
     folder = Path(folder).absolute()
-    stage = folder.parent.name
     trained_on = corpus(folder.parent.parent)
-    results = card_results(stage, with_intervals(scores)) if stage in training_folders() else []
-    what = [f'一个从零训练的中文小模型（T5 编码器加解码器，{n_params(model):,} 个参数），课程 SCCLM 的 `{stage}` 阶段写下。']
+    results = card_results(with_intervals(scores))
+    what = [f'一个从零训练的中文小模型（T5 编码器加解码器，{n_params(model):,} 个参数），课程 SCCLM 的 `{folder.parent.name}` 阶段写下。']
     return card_text(card_head(card_name(folder), trained_on, results), what, folder.name)

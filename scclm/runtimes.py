@@ -30,9 +30,10 @@ class Step(NamedTuple):
     logits:Tensor # (B, 1, V) scores of the next token
     past_key_values:object # hand it back with the next token
 
-# %% ../nbs/appendix/runtimes.ipynb #5c70d3a4
+# %% ../nbs/appendix/runtimes.ipynb #501514a2
 _ONLY = 'an exported model gives scores and nothing else: expected strategy greedy or sampling, or the PyTorch folder'
 
+# %% ../nbs/appendix/runtimes.ipynb #c1040ebd
 class Runtime:
     """A model that another program computes, as `write_tokens` wants it. On the CPU, in float32 or narrower.
     Not a PyTorch module: what needs hidden states or gradients is refused."""
@@ -106,7 +107,7 @@ def _session(
     except Exception as e: # its own kinds of error have no common name
         raise ValueError(f'{file} cannot be opened: {first_line(e)}') from None
 
-# %% ../nbs/appendix/runtimes.ipynb #14afda31
+# %% ../nbs/appendix/runtimes.ipynb #9dda4c91
 class OnnxModel(Runtime):
     "`encoder.onnx` reads, `decoder.onnx` writes one token; both keep nothing between two calls."
     def __init__(self,
@@ -120,13 +121,15 @@ class OnnxModel(Runtime):
         self.asked = [f'asked_{i}' for i in range(kept)]
         self.past = [f'past_{i}' for i in range(kept)]
 
-    def read(self,
-        input_ids:Tensor, # (B, S) questions
-        attention_mask:Tensor, # (B, S), 1 where there is a token
-    )->Asked: # keys and values of the questions
-        "Read the questions once."
-        inputs = dict(input_ids=input_ids.numpy(), attention_mask=attention_mask.numpy())
-        return Asked(dict(zip(self.asked, self.reader.run(self.asked, inputs))))
+# %% ../nbs/appendix/runtimes.ipynb #5e50c09d
+@patch
+def read(self:OnnxModel,
+    input_ids:Tensor, # (B, S) questions
+    attention_mask:Tensor, # (B, S), 1 where there is a token
+)->Asked: # keys and values of the questions
+    "Read the questions once."
+    inputs = dict(input_ids=input_ids.numpy(), attention_mask=attention_mask.numpy())
+    return Asked(dict(zip(self.asked, self.reader.run(self.asked, inputs))))
 
 # %% ../nbs/appendix/runtimes.ipynb #a8a29a91
 @patch
@@ -162,9 +165,9 @@ def _heard(
     scores = np.array(step.logits) if step.logits is not None and step.logits.shape else None
     return Written(step.batch_id, step.token_id, step.is_last, scores)
 
-# %% ../nbs/appendix/runtimes.ipynb #215b0e28
+# %% ../nbs/appendix/runtimes.ipynb #055324c8
 class Draft:
-    "What CTranslate2 writes on its own after what was said, in its own thread, until it ends or nobody holds the draft."
+    "What CTranslate2 writes on its own after what was said, in its own thread, until nobody holds the draft."
     def __init__(self,
         engine:object, # ctranslate2 Translator
         asked:list[list[str]], # questions, tokens
@@ -185,14 +188,17 @@ class Draft:
             return_logits_vocab=True, callback=hear)
         for _ in range(written): self.next() # it spells out what it was given
 
-    def _wait(self)->Written:
-        "The next report. Raises the engine's error if it has stopped without one."
-        while True:
-            try: return self.heard.get(timeout=.2)
-            except Empty:
-                if self.heard.empty() and all(job.done() for job in self.jobs):
-                    for job in self.jobs: job.result()
-                    raise RuntimeError('CTranslate2 stopped without a word: expected another token') from None
+# %% ../nbs/appendix/runtimes.ipynb #85392ab9
+#| code-fold: true
+@patch
+def _wait(self:Draft)->Written:
+    "The next report. Raises the engine's error if it has stopped without one."
+    while True:
+        try: return self.heard.get(timeout=.2)
+        except Empty: done = all(job.done() for job in self.jobs)
+        if not done or not self.heard.empty(): continue
+        for job in self.jobs: job.result() # raises what went wrong
+        raise RuntimeError('CTranslate2 stopped without a word: expected another token')
 
 # %% ../nbs/appendix/runtimes.ipynb #3ad4ca98
 @patch
@@ -244,7 +250,7 @@ def scores(self:Answers)->np.ndarray: # (B, V); 0 for rows that are done
 
 
 
-# %% ../nbs/appendix/runtimes.ipynb #f406169b
+# %% ../nbs/appendix/runtimes.ipynb #5cdc18ff
 class Ct2Model(Runtime):
     "CTranslate2 with int8 weights. It drafts, `choose` decides."
     def __init__(self,
@@ -260,38 +266,44 @@ class Ct2Model(Runtime):
         self.ends = end_ids(self)
         self.n_drafts = 0 # how many were begun: more than answers if `choose` often wanted another token
 
-    def spell(self,
-        ids:list[int], # of a text
-    )->list[str]: # as the engine wants them
-        "Ids to tokens."
-        return [self.vocab[i] for i in ids]
+# %% ../nbs/appendix/runtimes.ipynb #cef6f9d3
+@patch
+def spell(self:Ct2Model,
+    ids:list[int], # of a text
+)->list[str]: # as the engine wants them
+    "Ids to tokens."
+    return [self.vocab[i] for i in ids]
 
-    def draft(self,
-        asked:list[list[str]], # questions, tokens
-        said:list[list[str]], # what each answer begins with, all of one length
-    )->Draft: # running
-        "Begin a draft."
-        self.n_drafts += 1
-        return Draft(self.engine, asked, said, self.ends)
+@patch
+def read(self:Ct2Model,
+    input_ids:Tensor, # (B, S) questions
+    attention_mask:Tensor, # (B, S), 1 where there is a token
+)->Asked: # the questions as tokens
+    "Nothing is computed yet: the engine reads them itself."
+    rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
+    return Asked([self.spell(row) for row in rows])
 
-    def read(self,
-        input_ids:Tensor, # (B, S) questions
-        attention_mask:Tensor, # (B, S), 1 where there is a token
-    )->Asked: # the questions as tokens
-        "Nothing is computed yet: the engine reads them itself."
-        rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
-        return Asked([self.spell(row) for row in rows])
+# %% ../nbs/appendix/runtimes.ipynb #2f668b50
+@patch
+def draft(self:Ct2Model,
+    asked:list[list[str]], # questions, tokens
+    said:list[list[str]], # what each answer begins with, all of one length
+)->Draft: # running
+    "Begin a draft."
+    self.n_drafts += 1
+    return Draft(self.engine, asked, said, self.ends)
 
-    def step(self,
-        asked:list[list[str]], # questions, tokens
-        mask:Tensor, # of the questions; they hold no padding any more
-        new:list[int], # B ids just written
-        past:Answers|None, # None: the first step, `new` is the start token
-    )->tuple[np.ndarray, Answers]: # (B, V) scores, and where the answers stand
-        "One token more."
-        if past is None: past = Answers(self, asked)
-        else: past.write(new)
-        return past.scores(), past
+@patch
+def step(self:Ct2Model,
+    asked:list[list[str]], # questions, tokens
+    mask:Tensor, # of the questions; they hold no padding any more
+    new:list[int], # B ids just written
+    past:Answers|None, # None: the first step, `new` is the start token
+)->tuple[np.ndarray, Answers]: # (B, V) scores, and where the answers stand
+    "One token more."
+    if past is None: past = Answers(self, asked)
+    else: past.write(new)
+    return past.scores(), past
 
 # %% ../nbs/appendix/runtimes.ipynb #9567ff0a
 RECORD = 'export.json' # in an exported folder: its format, what it was made from, the fingerprint of every file

@@ -8,6 +8,7 @@ __all__ = ['SEARCHES', 'check_vocab', 'save_model', 'first_not_finite', 'load_mo
 # %% ../nbs/appendix/weights.ipynb #wgt00003
 #| code-fold: true
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import (AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel,
-    PreTrainedTokenizerBase, T5ForConditionalGeneration)
+from transformers import (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer,
+    GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration)
 from transformers.generation import BaseStreamer
 from transformers.utils import logging
 
@@ -123,9 +124,10 @@ def first_not_finite(
     tensors:Iterable[tuple[str, Tensor]], # (name, tensor), as `named_parameters` gives them
 )->str|None: # the first name with a NaN or an infinity; None: there is none
     """Find broken weights. A sum is one pass and finite unless something is broken or it overflows;
-    only then every number is looked at."""
+    only then every number is looked at. In parts: of half precision the sum makes a float32 copy."""
     for name, t in tensors:
-        if not t.is_floating_point() or t.sum(dtype=torch.float32).isfinite(): continue
+        parts = t.flatten().split(1 << 20) if t.is_floating_point() else ()
+        if all(part.sum(dtype=torch.float32).isfinite() for part in parts): continue
         if not t.isfinite().all(): return name
 
 # %% ../nbs/appendix/weights.ipynb #de6a1843
@@ -152,6 +154,39 @@ def _check_loaded(
     what = f"{len(bad)} tensors are missing or have another shape, such as {bad[0]}"
     raise ValueError(f"{path/'model.safetensors'} does not fit config.json: {what}")
 
+# %% ../nbs/appendix/weights.ipynb #wgtnar02
+def _narrow_tensors(
+    file:Path, # model.safetensors
+    dtype:torch.dtype, # bfloat16 or float16
+)->dict[str, Tensor]: # by name
+    """The tensors of a file in a narrower dtype, read one by one, the largest first: the file is never in memory as a
+    whole. As the library has it, float16 leaves T5's `wo` in float32, where it could overflow."""
+    with safe_open(file, 'pt', backend='pread') as f:
+        cells = {name: math.prod(f.get_slice(name).get_shape()) for name in f.keys()}
+        names = sorted(cells, key=cells.get, reverse=True)
+        wide = {name for name in names if dtype == torch.float16 and '.wo.' in name}
+        return {name: f.get_tensor(name).to(torch.float32 if name in wide else dtype) for name in names}
+
+# %% ../nbs/appendix/weights.ipynb #wgtnar03
+def _from_folder(
+    kind:type, # who reads: a model's class, or the library's choice of one
+    path:Path, # any Hugging Face folder
+    dtype:torch.dtype, # of the weights
+    how:dict, # for `from_pretrained`
+)->tuple[PreTrainedModel, dict]: # model, what the library reports
+    """`from_pretrained`. On its own the library maps a float32 file into memory to make half of it; given the tensors,
+    it needs half from the start."""
+    file = path/'model.safetensors'
+    if dtype == torch.float32 or not file.is_file(): return kind.from_pretrained(path, dtype=dtype, **how)
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    if kind is AutoModelForSeq2SeqLM: kind = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
+    tensors = _narrow_tensors(file, dtype)
+    model, info = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, **how)
+    model.name_or_path = str(path)
+    if (path/'generation_config.json').is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    return model, info
+
 # %% ../nbs/appendix/weights.ipynb #d2d4339f
 def _read_folder(
     path:Path, # any Hugging Face folder
@@ -161,7 +196,7 @@ def _read_folder(
     how = dict(output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True)
     try:
         with _quiet():
-            model, info = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=dtype, **how)
+            model, info = _from_folder(AutoModelForSeq2SeqLM, path, dtype, how)
             tok = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         raise ValueError(f'{path} cannot be loaded: {first_line(e)}') from None
