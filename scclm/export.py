@@ -6,7 +6,7 @@
 __all__ = ['to_ct2', 'Reader', 'Writer', 'to_onnx', 'ExportCfg', 'check_out', 'record_of', 'export_card', 'agreement',
            'write_export', 'export']
 
-# %% ../nbs/appendix/export.ipynb #89f8ff31
+# %% ../nbs/appendix/export.ipynb #2f8d3eaa
 #| code-fold: true
 import datetime
 import logging
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
@@ -61,7 +62,7 @@ def _heads(
     "Split into heads."
     return flat.unflatten(-1, (attn.n_heads, attn.key_value_proj_dim)).transpose(1, 2)
 
-# %% ../nbs/appendix/export.ipynb #ed740353
+# %% ../nbs/appendix/export.ipynb #25e9876f
 class Reader(nn.Module):
     "Questions to keys and values of every decoder layer's cross-attention."
     def __init__(self,
@@ -71,14 +72,16 @@ class Reader(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self,
-        input_ids:Tensor, # (B, S)
-        attention_mask:Tensor, # (B, S)
-    )->list[Tensor]: # keys, values, keys, values …
-        "Read once."
-        states = self.model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        crosses = [block.layer[1].EncDecAttention for block in self.model.decoder.block]
-        return [_heads(part(states), attn) for attn in crosses for part in (attn.k, attn.v)]
+# %% ../nbs/appendix/export.ipynb #5828bdd4
+@patch
+def forward(self:Reader,
+    input_ids:Tensor, # (B, S)
+    attention_mask:Tensor, # (B, S)
+)->list[Tensor]: # keys, values, keys, values …
+    "Read once."
+    states = self.model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    crosses = [block.layer[1].EncDecAttention for block in self.model.decoder.block]
+    return [_heads(part(states), attn) for attn in crosses for part in (attn.k, attn.v)]
 
 # %% ../nbs/appendix/export.ipynb #2b3c9e5b
 def _cache(
@@ -119,18 +122,23 @@ class Writer(nn.Module):
         longer = [part for layer in cache.self_attention_cache.layers for part in (layer.keys, layer.values)]
         return out.logits[:, -1], longer
 
-# %% ../nbs/appendix/export.ipynb #d3736174
+# %% ../nbs/appendix/export.ipynb #f310af59
+#| code-fold: true
+@contextmanager
+def _errors_only()->Iterator[None]:
+    "No warnings of the exporter."
+    exporter = logging.getLogger('torch.onnx')
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try: yield
+    finally: exporter.setLevel(level)
+
+# %% ../nbs/appendix/export.ipynb #1d5f1662
 #| code-fold: true
 @contextmanager
 def _hushed()->Iterator[None]:
     "The exporter's progress and its notes on itself are not the user's."
-    exporter = logging.getLogger('torch.onnx')
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):
-        warnings.simplefilter('ignore')
-        try: yield
-        finally: exporter.setLevel(level)
+    with _errors_only(), warnings.catch_warnings(action='ignore'), redirect_stdout(StringIO()): yield
 
 # %% ../nbs/appendix/export.ipynb #95fb9350
 #| code-fold: true
@@ -204,10 +212,12 @@ def check_out(
     if not out.exists() or is_export(out) or out.is_dir() and not any(out.iterdir()): return
     raise ValueError(f'out={out} holds something that is no export: expected a new folder, or an earlier export')
 
-# %% ../nbs/appendix/export.ipynb #e14e0ba2
+# %% ../nbs/appendix/export.ipynb #9a4fb504
 #| code-fold: true
 _NEEDED = ('scclm', 'torch', 'transformers', 'tokenizers', 'ctranslate2', 'onnx', 'onnxscript', 'onnxruntime')
 
+# %% ../nbs/appendix/export.ipynb #31290186
+#| code-fold: true
 def record_of(
     model:PreTrainedModel, # exported
     source:Path, # its folder
@@ -220,7 +230,7 @@ def record_of(
         date=datetime.date.today().isoformat(), versions=versions(_NEEDED), config=model.config.to_diff_dict(),
         files={p.relative_to(folder).as_posix(): fingerprint(p) for p in files})
 
-# %% ../nbs/appendix/export.ipynb #f143183b
+# %% ../nbs/appendix/export.ipynb #d3de5e72
 #| code-fold: true
 _IS = dict(
     ct2=['用 CTranslate2 跑的 int8 版：每行权重一把比例尺。不装 PyTorch 也能问：', '', '```sh',
@@ -228,6 +238,8 @@ _IS = dict(
          '`ask.py` 把问题原样送进模型；`scclm chat` 会先整理，也拦得住兜圈子的回答。'],
     onnx=['用 onnxruntime 跑的 float32 版：`encoder.onnx` 读问题，`decoder.onnx` 写一个词。'])
 
+# %% ../nbs/appendix/export.ipynb #2306927e
+#| code-fold: true
 def export_card(
     model:PreTrainedModel, # exported
     source:Path, # its folder
@@ -281,9 +293,11 @@ def agreement(
     pairs = zip(greedy_answers(model, tok, asked), greedy_answers(other, tok, asked))
     return dict(questions=len(asked), equal=sum(a == b for a, b in pairs))
 
-# %% ../nbs/appendix/export.ipynb #936b2796
+# %% ../nbs/appendix/export.ipynb #c2ef4352
 _WRITERS = dict(ct2=to_ct2, onnx=to_onnx)
 
+# %% ../nbs/appendix/export.ipynb #a574d1ee
+#| code-fold: true
 def write_export(
     model:PreTrainedModel, # a T5 in float32
     tok:PreTrainedTokenizerBase, # its tokenizer

@@ -16,7 +16,7 @@ from .model import n_params
 from .report_card import card_rows, corpus, meaning, stage_scores, with_intervals
 from .runs import SCALES, read_json, training_folders
 
-# %% ../nbs/appendix/model_card.ipynb #94215b41
+# %% ../nbs/appendix/model_card.ipynb #5cc489f2
 _MEASURES = dict( # how a score's name begins -> what is measured, and on which questions
     exact_heldout=('exact_match', 'heldout', '没见过的问法'),
     pref_acc=('accuracy', 'preferences', '没见过的偏好对'),
@@ -26,6 +26,8 @@ _MEASURES = dict( # how a score's name begins -> what is measured, and on which 
     loss_valid=('loss', 'valid', '验证集'),
     bleu4=('bleu', 'valid', '验证集'))
 
+# %% ../nbs/appendix/model_card.ipynb #fef14fa5
+#| code-fold: true
 def _measure(name:str)->tuple[str, str, str]|None:
     "The entry of a score, by the longest beginning that fits; None: it is not of this model."
     if '_before' in name or name.endswith(('_unigram', '_bigram', '_scratch')): return None
@@ -49,9 +51,11 @@ def card_results(
             metric_value=round(row['value'], 4), metric_args=beside or None))
     return results
 
-# %% ../nbs/appendix/model_card.ipynb #d298f1cf
+# %% ../nbs/appendix/model_card.ipynb #5d041757
 _DATASETS = {'sample corpus': 'scclm-sample-corpus', 'own files': 'own-files'}
 
+# %% ../nbs/appendix/model_card.ipynb #1b0340e2
+#| code-fold: true
 def card_head(
     name:str, # of the model, such as scclm-tiny-sft
     trained_on:str|None, # 'sample corpus', 'own files'; None: cannot be told
@@ -65,15 +69,20 @@ def card_head(
         pipeline_tag='text2text-generation', tags=['t5', 'chat', 'scclm'],
         datasets=[_DATASETS[trained_on]] if trained_on else None, eval_results=results or None, **named)
 
-# %% ../nbs/appendix/model_card.ipynb #7679daa0
+# %% ../nbs/appendix/model_card.ipynb #fb221dc2
 _LIMITS = [
     '## 不该拿来做什么', '',
     '- 这是一门课训练的小模型，只知道训练语料里的事；语料之外的问题，它会拒答，也会编。',
     '- 不要当作医疗、法律、投资的依据。', '- 每个问题单独回答，不记得上一句。', '']
+
+# %% ../nbs/appendix/model_card.ipynb #e7ecf9f8
+#| code-fold: true
 _USE = [
     '## 怎么用', '', '```sh', 'scclm chat --model {folder}', '```', '',
     '问题在送进模型前要整理（全角、标点、繁体），`scclm` 会做；自己调用时要照做：`scclm.text_rules.chat_form`。', '']
 
+# %% ../nbs/appendix/model_card.ipynb #911e2c32
+#| code-fold: true
 def _score_lines(results:list[EvalResult])->list[str]:
     "The scores as a table; a sentence if there is none."
     if not results: return ['## 成绩', '', '没有量。没有量不等于零。', '']

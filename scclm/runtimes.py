@@ -61,7 +61,7 @@ class Runtime:
         "Raises ValueError: the library's own searches need PyTorch."
         raise ValueError(_ONLY)
 
-# %% ../nbs/appendix/runtimes.ipynb #166733f2
+# %% ../nbs/appendix/runtimes.ipynb #62b9e4b6
 #| code-fold: true
 class Asked:
     "The questions as a runtime has read them."
@@ -71,10 +71,12 @@ class Asked:
         "Keep it."
         self.what = what
 
-    @property
-    def last_hidden_state(self)->Tensor: # never
-        "Raises ValueError: a runtime keeps it to itself."
-        raise ValueError(_ONLY)
+# %% ../nbs/appendix/runtimes.ipynb #4fe960eb
+#| code-fold: true
+@patch(as_prop=True)
+def last_hidden_state(self:Asked)->Tensor: # never
+    "Raises ValueError: a runtime keeps it to itself."
+    raise ValueError(_ONLY)
 
 # %% ../nbs/appendix/runtimes.ipynb #783c8d06
 #| code-fold: true
@@ -107,7 +109,7 @@ def _session(
     except Exception as e: # its own kinds of error have no common name
         raise ValueError(f'{file} cannot be opened: {first_line(e)}') from None
 
-# %% ../nbs/appendix/runtimes.ipynb #9dda4c91
+# %% ../nbs/appendix/runtimes.ipynb #d566e23d
 class OnnxModel(Runtime):
     "`encoder.onnx` reads, `decoder.onnx` writes one token; both keep nothing between two calls."
     def __init__(self,
@@ -121,15 +123,13 @@ class OnnxModel(Runtime):
         self.asked = [f'asked_{i}' for i in range(kept)]
         self.past = [f'past_{i}' for i in range(kept)]
 
-# %% ../nbs/appendix/runtimes.ipynb #5e50c09d
-@patch
-def read(self:OnnxModel,
-    input_ids:Tensor, # (B, S) questions
-    attention_mask:Tensor, # (B, S), 1 where there is a token
-)->Asked: # keys and values of the questions
-    "Read the questions once."
-    inputs = dict(input_ids=input_ids.numpy(), attention_mask=attention_mask.numpy())
-    return Asked(dict(zip(self.asked, self.reader.run(self.asked, inputs))))
+    def read(self,
+        input_ids:Tensor, # (B, S) questions
+        attention_mask:Tensor, # (B, S), 1 where there is a token
+    )->Asked: # keys and values of the questions
+        "Read the questions once."
+        inputs = dict(input_ids=input_ids.numpy(), attention_mask=attention_mask.numpy())
+        return Asked(dict(zip(self.asked, self.reader.run(self.asked, inputs))))
 
 # %% ../nbs/appendix/runtimes.ipynb #a8a29a91
 @patch
@@ -148,9 +148,11 @@ def step(self:OnnxModel,
     scores, *longer = self.writer.run(None, dict(token=token, attention_mask=mask.numpy()) | asked | past)
     return scores, dict(zip(self.past, longer))
 
-# %% ../nbs/appendix/runtimes.ipynb #a6e8cc69
+# %% ../nbs/appendix/runtimes.ipynb #364ef9f1
 AHEAD = 256 # tokens of a draft; a longer answer takes another draft
 
+# %% ../nbs/appendix/runtimes.ipynb #95613cdf
+#| code-fold: true
 class Written(NamedTuple):
     "What CTranslate2 says of one row at one step."
     row:int # of the draft
@@ -158,6 +160,8 @@ class Written(NamedTuple):
     last:bool # it ends here
     scores:np.ndarray|None # (rows that go on, V), given with the first row of a step
 
+# %% ../nbs/appendix/runtimes.ipynb #33adecc0
+#| code-fold: true
 def _heard(
     step:object, # GenerationStepResult
 )->Written: # the same, copied
@@ -188,17 +192,23 @@ class Draft:
             return_logits_vocab=True, callback=hear)
         for _ in range(written): self.next() # it spells out what it was given
 
-# %% ../nbs/appendix/runtimes.ipynb #85392ab9
+# %% ../nbs/appendix/runtimes.ipynb #24cd0e14
+#| code-fold: true
+@patch
+def _fail(self:Draft):
+    "Raise what stopped the engine."
+    for job in self.jobs: job.result()
+    raise RuntimeError('CTranslate2 stopped without a word: expected another token')
+
+# %% ../nbs/appendix/runtimes.ipynb #0be2582a
 #| code-fold: true
 @patch
 def _wait(self:Draft)->Written:
     "The next report. Raises the engine's error if it has stopped without one."
     while True:
         try: return self.heard.get(timeout=.2)
-        except Empty: done = all(job.done() for job in self.jobs)
-        if not done or not self.heard.empty(): continue
-        for job in self.jobs: job.result() # raises what went wrong
-        raise RuntimeError('CTranslate2 stopped without a word: expected another token')
+        except Empty:
+            if all(job.done() for job in self.jobs) and self.heard.empty(): self._fail()
 
 # %% ../nbs/appendix/runtimes.ipynb #3ad4ca98
 @patch
@@ -250,7 +260,7 @@ def scores(self:Answers)->np.ndarray: # (B, V); 0 for rows that are done
 
 
 
-# %% ../nbs/appendix/runtimes.ipynb #5cdc18ff
+# %% ../nbs/appendix/runtimes.ipynb #5e6b3832
 class Ct2Model(Runtime):
     "CTranslate2 with int8 weights. It drafts, `choose` decides."
     def __init__(self,
@@ -266,7 +276,18 @@ class Ct2Model(Runtime):
         self.ends = end_ids(self)
         self.n_drafts = 0 # how many were begun: more than answers if `choose` often wanted another token
 
-# %% ../nbs/appendix/runtimes.ipynb #cef6f9d3
+    def step(self,
+        asked:list[list[str]], # questions, tokens
+        mask:Tensor, # of the questions; they hold no padding any more
+        new:list[int], # B ids just written
+        past:Answers|None, # None: the first step, `new` is the start token
+    )->tuple[np.ndarray, Answers]: # (B, V) scores, and where the answers stand
+        "One token more."
+        if past is None: past = Answers(self, asked)
+        else: past.write(new)
+        return past.scores(), past
+
+# %% ../nbs/appendix/runtimes.ipynb #072fb099
 @patch
 def spell(self:Ct2Model,
     ids:list[int], # of a text
@@ -274,6 +295,7 @@ def spell(self:Ct2Model,
     "Ids to tokens."
     return [self.vocab[i] for i in ids]
 
+# %% ../nbs/appendix/runtimes.ipynb #86dce507
 @patch
 def read(self:Ct2Model,
     input_ids:Tensor, # (B, S) questions
@@ -283,7 +305,7 @@ def read(self:Ct2Model,
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask)]
     return Asked([self.spell(row) for row in rows])
 
-# %% ../nbs/appendix/runtimes.ipynb #2f668b50
+# %% ../nbs/appendix/runtimes.ipynb #b9d76e04
 @patch
 def draft(self:Ct2Model,
     asked:list[list[str]], # questions, tokens
@@ -293,21 +315,11 @@ def draft(self:Ct2Model,
     self.n_drafts += 1
     return Draft(self.engine, asked, said, self.ends)
 
-@patch
-def step(self:Ct2Model,
-    asked:list[list[str]], # questions, tokens
-    mask:Tensor, # of the questions; they hold no padding any more
-    new:list[int], # B ids just written
-    past:Answers|None, # None: the first step, `new` is the start token
-)->tuple[np.ndarray, Answers]: # (B, V) scores, and where the answers stand
-    "One token more."
-    if past is None: past = Answers(self, asked)
-    else: past.write(new)
-    return past.scores(), past
-
-# %% ../nbs/appendix/runtimes.ipynb #9567ff0a
+# %% ../nbs/appendix/runtimes.ipynb #31a0b8c1
 RECORD = 'export.json' # in an exported folder: its format, what it was made from, the fingerprint of every file
 
+# %% ../nbs/appendix/runtimes.ipynb #30ec2cfb
+#| code-fold: true
 def is_export(
     path:Path, # a folder
 )->bool: # True: `open_export` opens it
@@ -329,9 +341,11 @@ def read_record(
         if fingerprint(file) != mark: raise ValueError(f'{file} is not the file that was exported: export it again')
     return record
 
-# %% ../nbs/appendix/runtimes.ipynb #09233284
+# %% ../nbs/appendix/runtimes.ipynb #1b958847
 ENGINES = dict(ct2=(Ct2Model, 'ctranslate2'), onnx=(OnnxModel, 'onnxruntime')) # format -> model, package it needs
 
+# %% ../nbs/appendix/runtimes.ipynb #bc20bf9c
+#| code-fold: true
 def open_export(
     path:Path, # exported folder
     dtype:torch.dtype=torch.float32, # what was exported has its own: only float32 is taken

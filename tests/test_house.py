@@ -328,7 +328,8 @@ def settings()->dict:
     return cfg['DEFAULT']
 
 def test_constraints_pin_every_requirement():
-    asked = [Requirement(r) for k in ('requirements', 'export_requirements', 'dev_requirements') for r in settings()[k].split()]
+    lists = ('requirements', 'export_requirements', 'dev_requirements')
+    asked = [Requirement(r) for k in lists for r in settings()[k].split()]
     pinned = [line for line in source(ROOT/'constraints.txt').split('\n') if '==' in line and not line.startswith('#')]
     pins = {Requirement(line).name: line.split('==')[1] for line in pinned}
     assert [r.name for r in asked if r.name not in pins] == []
@@ -343,7 +344,7 @@ def third_parties(path:Path)->set[str]:
 def test_every_import_is_a_requirement():
     asked = {Requirement(r).name.replace('-', '_').lower() for r in settings()['requirements'].split()}
     extra = {Requirement(r).name.replace('-', '_').lower() for r in settings()['export_requirements'].split()}
-    dev = {'website': {'nbdev', 'execnb'}, 'export': extra, 'runtimes': extra} # where the site is made; an extra
+    dev = {'website': {'nbdev', 'execnb'}, 'export': extra, 'runtimes': extra} # where it is needed
     for p in MODULES:
         unknown = {t for t in third_parties(p) if t.lower() not in asked} - dev.get(p.stem, set())
         assert not unknown, f'{p.stem} imports {unknown}, which settings.ini does not list'
