@@ -251,7 +251,7 @@ def export_card(
     note = '下面的成绩是导出之前的 float32 模型考的，导出的没有重考；它和原模型差多少，见 `export.json` 的 `agreement`。'
     return card_text(head, [*_IS[to], '', note])
 
-# %% ../nbs/appendix/export.ipynb #93ac2d67
+# %% ../nbs/appendix/export.ipynb #14e96e90
 #| code-fold: true
 _ASK = '''\
 "Ask the model of this folder: python ask.py QUESTION, or one question a line on standard input. Needs no PyTorch."
@@ -271,7 +271,8 @@ end = json.loads((folder/'config.json').read_text(encoding='utf-8'))['eos_token'
 def answer(question:str)->str:
     "The most likely next token, again and again, up to the end mark."
     asked = tok.encode(question, add_special_tokens=False).tokens + [end]
-    found, = engine.translate_batch([asked], beam_size=1, max_input_length=0, max_decoding_length=256)
+    found, = engine.translate_batch([asked], beam_size=1, max_input_length=0,
+                                    min_decoding_length=0, max_decoding_length=256)
     return tok.decode([tok.token_to_id(token) for token in found.hypotheses[0]])
 
 questions = [' '.join(sys.argv[1:])] if sys.argv[1:] else (line.strip() for line in sys.stdin)
