@@ -7,6 +7,7 @@ parser = ConfigParser(delimiters=['='])
 parser.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 serve = cfg['serve_requirements'].split()
+export = cfg['export_requirements'].split()
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], license='Apache-2.0',
@@ -18,7 +19,7 @@ setup(
     include_package_data=True, zip_safe=False,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'serve': serve, 'dev': [*cfg['dev_requirements'].split(), *serve]},
+    extras_require={'serve': serve, 'export': export, 'dev': [*cfg['dev_requirements'].split(), *serve, *export]},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .model import first_not_finite, load_model, save_model
+from .model_card import model_card, saved_scores
 from .runs import fingerprint, first_line, folder_aside, read_json, run_path, write_json
 from .trainer import named_weights
 
@@ -159,5 +160,6 @@ def merge(
     for name in ('adapter_config.json', 'adapter_model.safetensors'): adapter_file(adapter/name)
     model, tok = load_base(adapter, cfg.base)
     out = Path(cfg.out) if cfg.out else adapter.parent/'model'
-    with quiet_peft(): save_model(load_adapter(model, adapter).merge_and_unload(), tok, out)
+    with quiet_peft(): merged = load_adapter(model, adapter).merge_and_unload()
+    save_model(merged, tok, out, model_card(merged, out, saved_scores(out)))
     return out

@@ -35,6 +35,7 @@ from .dataset import alike, decode, encode as encode_texts, pad
 from .model import end_id, load_model, write_tokens
 from .plots import new_axes
 from .runs import chat_models
+from .runtimes import is_export, open_export
 
 # %% ../nbs/08_chat.ipynb #d62bb1e2
 #| code-fold: true
@@ -457,13 +458,15 @@ class ChatBot:
 #| code-fold: true
 @patch(cls_method=True)
 def from_dir(cls:ChatBot,
-    path:str|Path|None=None, # a model folder; None: what 07, 06 or 05 made last
+    path:str|Path|None=None, # a model folder, or one that `scclm export` made; None: what 07, 06 or 05 made last
     dtype:torch.dtype=torch.float32, # of the weights
-    device:str='cpu', # where to run
+    device:str='cpu', # where to run; an exported model runs on the CPU
     **kw:object, # further arguments of ChatBot
 )->ChatBot: # ready to answer
-    "Load a folder of `save_model`, or ChatLM-mini-Chinese's. Raises FileNotFoundError that says how to make one."
-    return cls(*load_model(find_model(path), dtype, device), **kw)
+    "Load a folder of `save_model`, `scclm export` or ChatLM-mini-Chinese. Raises FileNotFoundError that says how to make one."
+    folder = find_model(path)
+    if is_export(folder): return cls(*open_export(folder, dtype), **kw)
+    return cls(*load_model(folder, dtype, device), **kw)
 
 # %% ../nbs/08_chat.ipynb #06ec6b05
 #| code-fold: true

@@ -242,6 +242,8 @@ _TABLE = (
           "let others talk to it over HTTP: the ancestor's clients, OpenAI's, a browser"),
     Stage('page', 'appendix/page_chat', 'page_chat', 'PageCfg', 'page',
           'the chat as a folder of static files, without a server', 'page/index.html'),
+    Stage('export', 'appendix/export', 'export', 'ExportCfg', 'export',
+          'make it small and fast: int8 for CTranslate2, or ONNX', 'export'),
     Stage('evaluate', 'appendix/evaluation', 'evaluation', 'EvaluateCfg', 'evaluate',
           'score any seq2seq folder: loss, bits per character, BLEU-4, C-Eval, CMMLU', 'eval', tell='score_table'),
     Stage('plan', 'appendix/planner', 'planner', 'PlanCfg', 'plan',

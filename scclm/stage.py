@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from .text_rules import chat_form
 from .dataset import LongRows, PairStream, columns, read_pairs
 from .model import save_model
+from .model_card import model_card
+from .report_card import stage_scores
 from .runlog import read_log
 from .runs import require, run_path, write_json
 from .scores import (bits_per_char, exact_match, greedy_answers, heldout_counts,
@@ -216,6 +218,6 @@ def finish_stage(
         return run
     model = run.acc.unwrap_model(run.model)
     if keep: keep(model)
-    else: save_model(model, tok, run.out/'model')
+    else: save_model(model, tok, run.out/'model', model_card(model, run.out/'model', stage_scores(figures or {})))
     write_json(run.out/'figures.json', figures or {})
     return run

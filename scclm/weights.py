@@ -8,6 +8,7 @@ __all__ = ['CLASSES', 'check_vocab', 'save_model', 'first_not_finite', 'model_cl
 # %% ../nbs/appendix/weights.ipynb #wgt00003
 #| code-fold: true
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -17,8 +18,9 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import (AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel,
-    PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5ForConditionalGeneration)
+from transformers import (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer,
+    GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5ForConditionalGeneration)
+from transformers.generation import BaseStreamer
 from transformers.utils import logging
 
 from .runs import first_line, folder_aside, recover_folder, require, stage_of
@@ -53,12 +55,14 @@ def save_model(
     model:T5ForConditionalGeneration, # weights and config
     tok:PreTrainedTokenizerBase, # saved beside them
     path:Path, # folder, plain Hugging Face layout
+    card:str='', # README.md beside them, such as `model_card` gives; none: no such file
 ):
     "A crash at any instant leaves the old folder or the new one. Raises ValueError if `tok` is not the model's."
     check_vocab(model, tok)
     with folder_aside(path) as tmp, _quiet():
         model.save_pretrained(tmp)
         save_tokenizer(tok, tmp)
+        if card: (tmp/'README.md').write_text(card, encoding='utf-8')
 
 # %% ../nbs/appendix/weights.ipynb #2fe3ce63
 def _find_folder(
@@ -148,9 +152,10 @@ def first_not_finite(
     tensors:Iterable[tuple[str, Tensor]], # (name, tensor), as `named_parameters` gives them
 )->str|None: # the first name with a NaN or an infinity; None: there is none
     """Find broken weights. A sum is one pass and finite unless something is broken or it overflows;
-    only then every number is looked at."""
+    only then every number is looked at. In parts: of half precision the sum makes a float32 copy."""
     for name, t in tensors:
-        if not t.is_floating_point() or t.sum(dtype=torch.float32).isfinite(): continue
+        parts = t.flatten().split(1 << 20) if t.is_floating_point() else ()
+        if all(part.sum(dtype=torch.float32).isfinite() for part in parts): continue
         if not t.isfinite().all(): return name
 
 # %% ../nbs/appendix/weights.ipynb #de6a1843
@@ -250,6 +255,39 @@ def _check_type(
     raise ValueError(f"{path/'config.json'}: {kind.__name__} is a {kind.config_class.model_type!r}, "
                      f"but model_type is {config.get('model_type')!r}")
 
+# %% ../nbs/appendix/weights.ipynb #wgtnar02
+def _narrow_tensors(
+    file:Path, # model.safetensors
+    dtype:torch.dtype, # bfloat16 or float16
+)->dict[str, Tensor]: # by name
+    """The tensors of a file in a narrower dtype, read one by one, the largest first: the file is never in memory as a
+    whole. As the library has it, float16 leaves T5's `wo` in float32, where it could overflow."""
+    with safe_open(file, 'pt', backend='pread') as f:
+        cells = {name: math.prod(f.get_slice(name).get_shape()) for name in f.keys()}
+        names = sorted(cells, key=cells.get, reverse=True)
+        wide = {name for name in names if dtype == torch.float16 and '.wo.' in name}
+        return {name: f.get_tensor(name).to(torch.float32 if name in wide else dtype) for name in names}
+
+# %% ../nbs/appendix/weights.ipynb #wgtnar03
+def _from_folder(
+    kind:type, # who reads: a model's class, or the library's choice of one
+    path:Path, # any Hugging Face folder
+    dtype:torch.dtype, # of the weights
+    how:dict, # for `from_pretrained`
+)->tuple[PreTrainedModel, dict]: # model, what the library reports
+    """`from_pretrained`. On its own the library maps a float32 file into memory to make half of it; given the tensors,
+    it needs half from the start."""
+    file = path/'model.safetensors'
+    if dtype == torch.float32 or not file.is_file(): return kind.from_pretrained(path, dtype=dtype, **how)
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    if kind is AutoModelForSeq2SeqLM: kind = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
+    tensors = _narrow_tensors(file, dtype)
+    model, info = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, **how)
+    model.name_or_path = str(path)
+    if (path/'generation_config.json').is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    return model, info
+
 # %% ../nbs/appendix/weights.ipynb #d2d4339f
 def _read_folder(
     path:Path, # any Hugging Face folder
@@ -262,7 +300,7 @@ def _read_folder(
     if kind is AutoModelForSeq2SeqLM: how, read_tok = how | dict(trust_remote_code=False), AutoTokenizer
     try:
         with _quiet():
-            model, info = kind.from_pretrained(path, dtype=dtype, **how)
+            model, info = _from_folder(kind, path, dtype, how)
             tok = read_tok.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as e: # a wrong value in a file of others has many: OSError, KeyError, TypeError, its own
         raise ValueError(f'{path} cannot be loaded: {first_line(e)}') from None

@@ -50,7 +50,8 @@ ROOMS = {
     'chat_view': '',
     'beams': 'plots model',
     'contrastive': 'model beams',
-    'chat': 'runs plots text_rules dataset model chat_view beams contrastive',
+    'runtimes': 'runs model',
+    'chat': 'runs plots text_rules dataset model chat_view beams contrastive runtimes',
     'triple_files': 'runs readers dataset',
     'fast_dropout': '',
     'runlog': 'plots',
@@ -61,10 +62,12 @@ ROOMS = {
     'scores': 'runs dataset model trainer',
     'chat_exam': 'runs plots sample_typed sample_unknown dataset model chat scores',
     'final_exam': 'runs sample_facts sample_typed sample_copying sample_unknown model chat scores chat_exam',
-    'stage': 'runs text_rules dataset model runlog trainer scores',
+    'report_card': 'runs plots sample_typed runlog scores',
+    'model_card': 'runs model report_card',
+    'stage': 'runs text_rules dataset model runlog trainer scores report_card model_card',
     'pretrain': 'runs tokenizer dataset model trainer stage',
     'sft': 'runs dataset model trainer stage',
-    'adapters': 'runs model trainer',
+    'adapters': 'runs model trainer model_card',
     'pref_files': 'runs readers sample_prefs text_rules dataset scores',
     'pref_stream': 'runs dataset scores pref_files',
     'dpo': 'runs plots sample_prefs dataset model runlog trainer scores stage adapters pref_files pref_stream',
@@ -72,7 +75,6 @@ ROOMS = {
         'trainer scores stage'),
     'evaluation': 'runs plots readers text_rules dataset model chat trainer scores',
     'planner': 'runs tokenizer dataset model runlog trainer_options trainer pretrain',
-    'report_card': 'runs plots sample_typed runlog scores',
     'course': 'runs plots busy report_card',
     'website': '',
     'cli': 'runs busy',
@@ -81,7 +83,8 @@ ROOMS = {
     'serve': 'chat batching',
     'ancestor': 'beams chat',
     'page_rules': 'text_rules',
-    'page_chat': 'runs model chat page_rules'}
+    'page_chat': 'runs model chat page_rules',
+    'export': 'runs tokenizer model runtimes chat scores report_card model_card stage adapters'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')
@@ -332,7 +335,7 @@ def settings()->dict:
     return cfg['DEFAULT']
 
 def test_constraints_pin_every_requirement():
-    lists = ('requirements', 'serve_requirements', 'dev_requirements')
+    lists = ('requirements', 'serve_requirements', 'export_requirements', 'dev_requirements')
     asked = [Requirement(r) for k in lists for r in settings()[k].split()]
     pinned = [line for line in source(ROOT/'constraints.txt').split('\n') if '==' in line and not line.startswith('#')]
     pins = {Requirement(line).name: line.split('==')[1] for line in pinned}
@@ -348,7 +351,8 @@ def third_parties(path:Path)->set[str]:
 def test_every_import_is_a_requirement():
     asked = {Requirement(r).name.replace('-', '_').lower() for r in settings()['requirements'].split()}
     served = {Requirement(r).name.replace('-', '_').lower() for r in settings()['serve_requirements'].split()}
-    dev = {'website': {'nbdev', 'execnb'}, 'serve': served} # the site filter runs where the site is made; an extra
+    extra = {Requirement(r).name.replace('-', '_').lower() for r in settings()['export_requirements'].split()}
+    dev = {'website': {'nbdev', 'execnb'}, 'serve': served, 'export': extra, 'runtimes': extra} # extras
     for p in MODULES:
         unknown = {t for t in third_parties(p) if t.lower() not in asked} - dev.get(p.stem, set())
         assert not unknown, f'{p.stem} imports {unknown}, which settings.ini does not list'
