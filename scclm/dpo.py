@@ -139,8 +139,8 @@ class DpoCfg(TrainCfg):
 _REAL = dict(lr=1e-5, epochs=2., precision='bf16', log_every=20, save_every=500, max_len=513, answer_tok=256)
 
 PRESETS = dict(
-    tiny=DpoCfg(steps=420, lr=3e-4, emb_lr=6., beta=0.5, alpha=8., budget_tok=1024, precision='fp32',
-                eval_every=210, save_every=210, log_every=10),
+    tiny=DpoCfg(steps=400, lr=5e-4, emb_lr=1., beta=0.5, alpha=8., budget_tok=1024, precision='fp32',
+                eval_every=200, save_every=200, log_every=10),
     mini=DpoCfg(scale='mini', budget_tok=16_384, eval_every=200, **_REAL),
     base=DpoCfg(scale='base', budget_tok=8192, accum=2, eval_every=500, **_REAL))
 

@@ -45,9 +45,7 @@ class Wish(NamedTuple):
 _ASKS = tuple('''讲给{}听：{{}}/请对{}说：{{}}/{{}}请讲给{}听。/请回答{}的提问：{{}}/{{}}请告诉{}。/请为{}回答：{{}}/念给{}听：{{}}/
 {{}}请说给{}听。/回答{}：{{}}/说给{}：{{}}/{}问：{{}}/{{}}这是{}问的。/替我告诉{}：{{}}/{}来问你：{{}}/帮{}解答一下：{{}}/{{}}{}等着听呢。/
 给{}讲讲：{{}}/{}有个问题：{{}}/{{}}（问的人是{}）/有个{}问起：{{}}/{}向你请教：{{}}/{{}}麻烦你说给{}。/向{}说明：{{}}/对着{}说：{{}}/
-{}不知道：{{}}/跟{}讲一讲：{{}}/{{}}给{}一个答案。/{}很好奇：{{}}/{{}}{}也想听听。/这位{}问：{{}}/
-{}想知道：{{}}/替{}问一句：{{}}/有位{}来问：{{}}/{{}}（{}在等你回答）/向{}介绍：{{}}/{{}}答给{}听吧。/致{}：{{}}/{}打听：{{}}/
-{}发来一个问题：{{}}/写给{}：{{}}/{{}}（问话的{}）/要{}听明白：{{}}'''.replace('\n', '').split('/'))
+{}不知道：{{}}/跟{}讲一讲：{{}}/{{}}给{}一个答案。/{}很好奇：{{}}/{{}}{}也想听听。/这位{}问：{{}}'''.replace('\n', '').split('/'))
 _LISTENERS = tuple('''船长 队长 校长 厨师 画家 司机 医生 老师 学生 工人 店员 记者 作家 歌手 演员 教练 猎人 商人 经理 秘书 会计 保安
 飞行员 消防员 服务员 清洁工 爷爷 奶奶 妈妈 哥哥 姐姐 姐夫 外公 外婆 同桌 客人 院长 市长 班长 船员 店主 乘客 游客 小明 小红
 老王 老李 小张 王老师 李大夫 张先生 陈女士 赵同学 主任 博士 观众 听众 读者 网友 室友 队友 护士 将军 渔夫 导演 裁缝 邻居 警察 农民 律师 编辑'''.split())
@@ -64,7 +62,7 @@ WISHES = tuple(map(wish_of, _LISTENERS))
 def wish_rows(
     held:bool, # False: training pairs; True: held-out facts, half of them in reserved templates
     seed:int=0, # of the questions, templates and names
-    per_fact:float=2., # training rows per fact, on average; held out: one
+    per_fact:float=1.4, # training rows per fact, on average; held out: one
     invented:float=.6, # share of the training rows with a made-up listener, each another one
     wishes:tuple[Wish, ...]=WISHES, # of the other rows
 )->list[dict[str, str]]: # instruction, input, output
@@ -135,7 +133,7 @@ def flawed(
     return other.response if mixed == fact.response else mixed
 
 # %% ../nbs/appendix/sample_prefs.ipynb #5a97ebc2
-_FLAW_FORMS = dict(plain=4, slip=4, bare=1, no_mark=1) # how training rows are typed: weights
+_FLAW_FORMS = dict(plain=3, slip=6, bare=1, no_mark=1) # how training rows are typed: weights
 
 def flaw_rows(
     held:bool, # False: training pairs; True: held-out facts
@@ -159,12 +157,12 @@ def flaw_rows(
 def unknown_pairs(
     held:bool, # False: training pairs; True: the topics and forms of the test
     seed:int=0, # of the questions and the wrong answers
-    n:int=600, # training rows; held out: a sixth
+    n:int=900, # training rows; held out: a ninth
 )->list[dict[str, str]]: # prompt, chosen, rejected
     """Questions that nothing was taught about: saying so is better than something wrong. No true sentence is rejected:
     that would unteach it."""
     rng = random.Random(f'unknown:{held}:{seed}')
-    asked = unknown_questions(n//6 if held else n, f'prefs:{seed}', test=held)
+    asked = unknown_questions(n//9 if held else n, f'prefs:{seed}', test=held)
     free = [f for f in _facts_of(held) if f.relation != 'chat'] # small talk has no wrong answer
     return [dict(prompt=q.text, chosen=q.refusal, rejected=_untrue(free, rng)) for q in asked]
 
