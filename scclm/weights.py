@@ -20,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer,
     GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5ForConditionalGeneration)
-from transformers.generation import BaseStreamer
 from transformers.utils import logging
 
 from .runs import first_line, folder_aside, recover_folder, require, stage_of

@@ -48,7 +48,8 @@ def test_nothing_of_the_test_is_in_training():
 def test_flaws_take_turns_and_differ_from_the_fact():
     rows = flaw_rows(False)
     assert all(r['chosen'] != r['rejected'] for r in rows)
-    assert [r['rejected'] == r['chosen'] * 2 for r in rows[:8]] == [i % len(FLAWS) == FLAWS.index('twice') for i in range(8)]
+    twice = [r['rejected'] == r['chosen'] * 2 for r in rows[:8]]
+    assert twice == [i % len(FLAWS) == FLAWS.index('twice') for i in range(8)]
 
 def test_every_harm_is_refused_and_holds_its_names():
     for r in harm_rows(False) + harm_rows(True):
