@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Decoding', 'processors', 'plot_probs', 'loop_closers', 'token_chars', 'LoopGuard', 'row_rngs', 'pick', 'find_model',
-           'chooser', 'token_steps', 'beam_ids', 'text_pieces', 'read_typed', 'check_text', 'encode_prompts', 'ChatBot',
-           'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg', 'pick_device', 'say', 'chat_terminal']
+           'chooser', 'token_steps', 'beam_ids', 'settled', 'text_pieces', 'read_typed', 'check_text', 'encode_prompts',
+           'ChatBot', 'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg', 'pick_device', 'say', 'chat_terminal']
 
 # %% ../nbs/08_chat.ipynb #c5868170
 #| code-fold: true
@@ -200,12 +200,12 @@ class LoopGuard(LogitsProcessor):
         self.end = tok.eos_token_id
         self.over = {tok.eos_token_id, tok.pad_token_id} # what a finished row ends with
 
-    def __call__(self,
-        said:Tensor, # (B, T) what was written so far
+    def end_loops(self,
+        rows:list[list[int]], # what each row wrote so far; [] is not looked at
         scores:Tensor, # (B, V) scores of the next token
     )->Tensor: # (B, V)
         "The scores, with those of closing tokens handed to the end mark."
-        rows = [[] if ids[-1] in self.over else ids for ids in said.tolist()]
+        rows = [[] if not ids or ids[-1] in self.over else ids for ids in rows]
         closers = [loop_closers(ids, self.chars, self.copies) for ids in rows]
         if not any(closers): return scores
         scores = scores.clone()
@@ -214,6 +214,13 @@ class LoopGuard(LogitsProcessor):
                 scores[row, self.end] = torch.maximum(scores[row, self.end], scores[row, i])
                 scores[row, i] = -math.inf
         return scores
+
+    def __call__(self,
+        said:Tensor, # (B, T) what was written so far
+        scores:Tensor, # (B, V) scores of the next token
+    )->Tensor: # (B, V)
+        "The same for a rectangle of ids, as the library calls it."
+        return self.end_loops(said.tolist(), scores)
 
 # %% ../nbs/08_chat.ipynb #4142abcd
 #| code-fold: true
@@ -305,18 +312,26 @@ _HALF = re.compile('\ufffd{1,3}\\Z') # what may be half a character
 
 # %% ../nbs/08_chat.ipynb #2c157dd2
 #| code-fold: true
+def settled(
+    ids:list[int], # what was written so far, at least one
+    tok:PreTrainedTokenizerBase, # tokenizer of the model
+)->str: # '' if there is nothing to show yet
+    "The text of `ids` as far as it cannot change: half a character (shown as U+FFFD) waits for its other bytes."
+    if _BYTE.fullmatch(tok.convert_ids_to_tokens(ids[-1]) or ''): return ''
+    text = _HALF.sub('', decode(tok, ids))
+    return text if text.strip() else ''
+
 def text_pieces(
     ids:Iterable[int], # token ids as they come
     tok:PreTrainedTokenizerBase, # tokenizer of the model
 )->Iterator[str]: # pieces that join to `decode` of all ids; nothing if that is blank
-    "Turn ids into text as soon as it cannot change: half a character (shown as U+FFFD) waits for its other bytes."
+    "Turn ids into text as soon as it cannot change."
     seen = []
     sent = ''
     for i in ids:
         seen.append(i)
-        text = _HALF.sub('', decode(tok, seen))
-        if not text.strip() or len(text) <= len(sent): continue
-        if _BYTE.fullmatch(tok.convert_ids_to_tokens(i) or ''): continue
+        text = settled(seen, tok)
+        if len(text) <= len(sent): continue
         yield text[len(sent):]
         sent = text
     text = decode(tok, seen)
