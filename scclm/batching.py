@@ -167,7 +167,7 @@ class Row:
     rng:torch.Generator|None # sampling: its own
     penalties:LogitsProcessorList # those that look at `said`
     warpers:LogitsProcessorList # temperature, top-k, top-p
-    bad:bool=False # its logits were not finite: the last id means nothing
+    bad:bool=False # the model gave it no token that means anything
 
 # %% ../nbs/appendix/batching.ipynb #291780f9
 def new_row(
@@ -229,13 +229,14 @@ class Batch:
         self.n_steps = 0 # times the decoder ran
 
     def _write(self, rows:list[Row], logits:Tensor):
-        "Append a token to each row; a row whose logits are not finite is marked."
+        "Append a token to each row; one whose logits are not finite, or whose token has no name, is marked."
         scores = logits[:, -1].float()
-        good = scores.sum(-1).isfinite()
-        new = next_ids(scores.masked_fill(~good[:, None], 0.), rows, self.tok)
-        for row, token, ok in zip(rows, new, good.tolist()):
+        finite = scores.sum(-1).isfinite().tolist()
+        for i, ok in enumerate(finite):
+            if not ok: scores[i] = 0.
+        for row, token, ok in zip(rows, next_ids(scores, rows, self.tok), finite):
             row.said.append(token)
-            row.bad = not ok
+            row.bad = not ok or token >= len(self.tok)
         self.n_steps += 1
 
 # %% ../nbs/appendix/batching.ipynb #91addd89
@@ -479,7 +480,7 @@ class Engine:
         self._ends = set(end_ids(bot.model))
         self._batch = Batch(bot.model, bot.tok)
         self._queue, self._aside = deque(), deque() # who waits for a seat, who waits for beam search
-        self._beside = None # the one that is searched now
+        self._open = set() # all that were accepted and are not finished
         self._closing = False
         self._lock = threading.Condition()
         self._start()
@@ -488,12 +489,12 @@ class Engine:
 @patch(as_prop=True)
 def waiting(self:Engine)->int: # questions
     "How many wait."
-    return len(self._queue) + len(self._aside)
+    with self._lock: return len(self._queue) + len(self._aside)
 
 @patch(as_prop=True)
 def running(self:Engine)->int: # answers
     "How many are being written."
-    return len(self._batch.rows) + (self._beside is not None)
+    with self._lock: return len(self._open) - self.waiting
 
 @patch(as_prop=True)
 def n_steps(self:Engine)->int: # steps
@@ -551,7 +552,9 @@ def submit(self:Engine,
         if self.waiting >= self.max_queue:
             raise QueueFull(f"{self.waiting} questions wait: expected fewer than max_queue={self.max_queue}")
         in_batch = job.dec.strategy in ('greedy', 'sampling')
-        (self._queue if in_batch else self._aside).append(job)
+        queue = self._queue if in_batch else self._aside
+        queue.append(job)
+        self._open.add(job)
         self._lock.notify_all()
     return job.ticket
 
@@ -564,7 +567,7 @@ def _drop_given_up(self:Engine):
         gone = [job for job in queue if job.ticket.given_up()]
         for job in gone:
             queue.remove(job)
-            job.ticket.end(job.ticket.given_up())
+            self._end(job, job.ticket.given_up())
 
 @patch
 def _newcomers(self:Engine)->list[_Job]|None:
@@ -581,10 +584,11 @@ def _newcomers(self:Engine)->list[_Job]|None:
 @patch
 def _turn(self:Engine)->bool: # False: all is done
     "One round: some leave, some join, everybody writes a token."
+    self._leave_given_up()
     new = self._newcomers()
     if new is None: return False
-    self._leave({job for job in self._batch.rows if job.ticket.given_up()})
     if new: self._run(lambda: self._batch.join(new), new)
+    self._leave_given_up()
     if self._batch.rows: self._run(self._batch.step, list(self._batch.rows))
     return True
 
@@ -593,9 +597,8 @@ def _run(self:Engine, work:Callable[[], None], jobs:list[_Job]):
     "Let the model work, then look at what each row got. If it fails, these rows fail; the others and the engine go on."
     try: work()
     except Exception as e:
-        self._leave(set(jobs), e)
-        return
-    self._leave({job for job in jobs if self._is_over(job)})
+        for job in jobs: self._end(job, 'error', e)
+    self._batch.leave({job for job in jobs if job.ticket.finish or self._is_over(job)})
 
 # %% ../nbs/appendix/batching.ipynb #8e708499
 #| code-fold: true
@@ -603,7 +606,8 @@ def _run(self:Engine, work:Callable[[], None], jobs:list[_Job]):
 def _is_over(self:Engine, job:_Job)->bool:
     "Take in a row's newest token; whether its answer ends with it."
     ticket, writer, token = job.ticket, job.writer, job.said[-1]
-    if job.bad: return self._end(job, 'error', FloatingPointError('the logits are not finite'))
+    if job.bad:
+        return self._end(job, 'error', ArithmeticError('logits that are not finite, or a token without a name'))
     if token in self._ends: return self._end(job, 'stop')
     ticket.n_answer += 1
     ticket.write(writer.add(token))
@@ -615,17 +619,18 @@ def _is_over(self:Engine, job:_Job)->bool:
 def _end(self:Engine, job:_Job, finish:str, error:Exception|None=None)->bool:
     "Give out what was held back, the fallback for a blank answer, and close the ticket. True."
     ticket, writer = job.ticket, job.writer
-    ticket.write(writer.end())
+    with self._lock: self._open.discard(job)
+    if finish != 'error': ticket.write(writer.end())
     whole = finish in ('stop', 'length')
     if whole and not writer.sent and not writer.stopped: ticket.write(self.bot.fallback)
     ticket.end('stop' if writer.stopped and whole else finish, error)
     return True
 
 @patch
-def _leave(self:Engine, gone:set[_Job], error:Exception|None=None):
-    "Free the seats of rows that are done, given up or failed."
-    for job in gone:
-        if not job.ticket.finish: self._end(job, 'error' if error else job.ticket.given_up(), error)
+def _leave_given_up(self:Engine):
+    "Free the seats of rows that were cancelled or are late."
+    gone = {job for job in self._batch.rows if job.ticket.given_up()}
+    for job in gone: self._end(job, job.ticket.given_up())
     self._batch.leave(gone)
 
 # %% ../nbs/appendix/batching.ipynb #5670f882
@@ -637,10 +642,9 @@ def _turn_beside(self:Engine)->bool: # False: all is done
         self._lock.wait_for(lambda: self._aside or self._closing)
         self._drop_given_up()
         if not self._aside: return not self._closing
-        job = self._beside = self._aside.popleft()
+        job = self._aside.popleft()
     try: self._search(job)
     except Exception as e: self._end(job, 'error', e)
-    finally: self._beside = None
     return True
 
 @patch
@@ -672,13 +676,9 @@ def _loop(self:Engine, turn:Callable[[], bool]):
         with self._lock:
             self._closing = True
             self._lock.notify_all()
-        for job in self._jobs(): job.ticket.end('error', RuntimeError(f'the engine stopped: {e!r}'))
+            left = list(self._open)
+        for job in left: self._end(job, 'error', RuntimeError(f'the engine stopped: {e!r}'))
         raise
-
-@patch
-def _jobs(self:Engine)->list[_Job]:
-    "All that wait or run."
-    with self._lock: return [*self._queue, *self._aside, *self._batch.rows, *filter(None, [self._beside])]
 
 # %% ../nbs/appendix/batching.ipynb #0a2d39ae
 @patch
@@ -692,7 +692,7 @@ def close(self:Engine,
         self._closing = True
         self._lock.notify_all()
     for thread in self._threads: thread.join(max(0., min(until - time.monotonic(), threading.TIMEOUT_MAX)))
-    left = self._jobs()
+    with self._lock: left = [job for job in self._open if not job.ticket.given_up()]
     for job in left: job.ticket.cancel()
     for thread in self._threads: thread.join()
     atexit.unregister(self.close)
