@@ -13,12 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from transformers import Cache, DynamicLayer, EncoderDecoderCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (Cache, DynamicLayer, EncoderDecoderCache, LogitsProcessorList, PreTrainedModel,
+    PreTrainedTokenizerBase)
 from transformers.modeling_outputs import BaseModelOutput
 
 from .chat import ChatBot, Decoding, LoopGuard, live_ids, pick, processors, row_rngs, settled
@@ -36,20 +37,24 @@ class LastColumn(DynamicLayer):
         super().__init__()
         self.keys, self.values, self.is_initialized = keys, values, True
 
-    def get_seq_length(self)->int: # tokens
-        "How many tokens are there before the update."
-        return self.keys.shape[-2] - 1
+# %% ../nbs/appendix/batching.ipynb #f898c9a0
+@patch
+def get_seq_length(self:LastColumn)->int: # tokens
+    "How many tokens are there before the update."
+    return self.keys.shape[-2] - 1
 
-    def update(self,
-        key_states:Tensor, # (B, heads, 1, width)
-        value_states:Tensor, # the same of the values
-        *args:object, # what the library hands on
-        **kwargs:object, # the same by name
-    )->tuple[Tensor, Tensor]: # all keys and values, the new ones last
-        "Put the new token into the free column."
-        self.keys[:, :, -1:] = key_states
-        self.values[:, :, -1:] = value_states
-        return self.keys, self.values
+# %% ../nbs/appendix/batching.ipynb #0f235af1
+@patch
+def update(self:LastColumn,
+    key_states:Tensor, # (B, heads, 1, width)
+    value_states:Tensor, # the same of the values
+    *args:object, # what the library hands on
+    **kwargs:object, # the same by name
+)->tuple[Tensor, Tensor]: # all keys and values, the new ones last
+    "Put the new token into the free column."
+    self.keys[:, :, -1:] = key_states
+    self.values[:, :, -1:] = value_states
+    return self.keys, self.values
 
 # %% ../nbs/appendix/batching.ipynb #59f03405
 #| code-fold: true
@@ -57,10 +62,14 @@ def _stacked(cache:Cache)->Tensor:
     "(2 * layers, B, heads, columns, width): keys and values of every layer."
     return torch.stack([x for layer in cache.layers for x in (layer.keys, layer.values)])
 
+# %% ../nbs/appendix/batching.ipynb #10119fb5
+#| code-fold: true
 def _round_up(n:int, step:int)->int:
     "The next multiple of `step`."
     return -(-n//step)*step
 
+# %% ../nbs/appendix/batching.ipynb #0535b395
+#| code-fold: true
 def _moved(part:Tensor, rows:int, columns:int)->Tensor:
     "A room of that many rows and columns with `part` at its start."
     layers, n, heads, used, width = part.shape
@@ -79,14 +88,18 @@ class Seats:
         self.n_asked = [] # tokens of each question
         self.end = 0 # column after the last token
 
-    def __len__(self)->int: # rows
-        "How many rows are running."
-        return len(self.n_asked)
+# %% ../nbs/appendix/batching.ipynb #1bf05cdd
+@patch
+def __len__(self:Seats)->int: # rows
+    "How many rows are running."
+    return len(self.n_asked)
 
-    def parts(self)->tuple[Tensor, Tensor]: # written, asked
-        "What of the two rooms is in use."
-        n, longest, widest = len(self), max(self.n_written, default=0), max(self.n_asked, default=0)
-        return self.written[:, :n, :, self.end - longest:self.end], self.asked[:, :n, :, :widest]
+# %% ../nbs/appendix/batching.ipynb #b9eb5db8
+@patch
+def parts(self:Seats)->tuple[Tensor, Tensor]: # written, asked
+    "What of the two rooms is in use."
+    n, longest, widest = len(self), max(self.n_written, default=0), max(self.n_asked, default=0)
+    return self.written[:, :n, :, self.end - longest:self.end], self.asked[:, :n, :, :widest]
 
 # %% ../nbs/appendix/batching.ipynb #73870ad2
 @patch
@@ -106,7 +119,7 @@ def fit(self:Seats,
 
 # %% ../nbs/appendix/batching.ipynb #e1dac9cf
 @patch
-def join(self:Seats,
+def seat(self:Seats,
     cache:EncoderDecoderCache, # of the newcomers, after their first step
     n_asked:list[int], # tokens of their questions
 ):
@@ -125,7 +138,7 @@ def join(self:Seats,
 
 # %% ../nbs/appendix/batching.ipynb #b53a9f32
 @patch
-def leave(self:Seats,
+def free(self:Seats,
     row:int, # who gets up
 ):
     "The last row takes the free seat."
@@ -228,18 +241,20 @@ class Batch:
         self.seats = Seats()
         self.n_steps = 0 # times the decoder ran
 
-    def _write(self, rows:list[Row], logits:Tensor):
-        "Append a token to each row; one whose logits are not finite, or whose token has no name, is marked."
-        scores = logits[:, -1].float()
-        finite = scores.sum(-1).isfinite().tolist()
-        for i, ok in enumerate(finite):
-            if not ok: scores[i] = 0.
-        for row, token, ok in zip(rows, next_ids(scores, rows, self.tok), finite):
-            row.said.append(token)
-            row.bad = not ok or token >= len(self.tok)
-        self.n_steps += 1
-
 # %% ../nbs/appendix/batching.ipynb #91addd89
+@patch
+def _write(self:Batch, rows:list[Row], logits:Tensor):
+    "Append a token to each row; one whose logits are not finite, or whose token has no name, is marked."
+    scores = logits[:, -1].float()
+    finite = scores.sum(-1).isfinite().tolist()
+    for i, ok in enumerate(finite):
+        if not ok: scores[i] = 0.
+    for row, token, ok in zip(rows, next_ids(scores, rows, self.tok), finite):
+        row.said.append(token)
+        row.bad = not ok or token >= len(self.tok)
+    self.n_steps += 1
+
+# %% ../nbs/appendix/batching.ipynb #1f09b2b8
 @patch
 @torch.no_grad()
 def join(self:Batch,
@@ -250,7 +265,7 @@ def join(self:Batch,
     ids, mask = pad([row.prompt for row in rows], self.model.config.pad_token_id)
     said = torch.tensor([row.said for row in rows], device=device)
     out = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), decoder_input_ids=said, use_cache=True)
-    self.seats.join(out.past_key_values, [len(row.prompt) for row in rows])
+    self.seats.seat(out.past_key_values, [len(row.prompt) for row in rows])
     self.rows += rows
     self._write(rows, out.logits)
 
@@ -276,7 +291,7 @@ def leave(self:Batch,
     "Free their seats."
     for i in reversed(range(len(self.rows))):
         if self.rows[i] not in gone: continue
-        self.seats.leave(i)
+        self.seats.free(i)
         self.rows[i] = self.rows[-1]
         del self.rows[-1]
 
@@ -287,13 +302,15 @@ def _first_stop(text:str, stop:tuple[str, ...], start:int)->int|None:
     found = [at for s in stop if (at := text.find(s, start)) >= 0]
     return min(found, default=None)
 
+# %% ../nbs/appendix/batching.ipynb #61430196
+#| code-fold: true
 def _may_be_stop(text:str, stop:tuple[str, ...], start:int)->int:
     "Characters at the end of the text, from `start` on, that a stop string could begin with."
     longest = len(text) - start
     starts = (k for s in stop for k in range(min(len(s) - 1, longest), 0, -1) if text.endswith(s[:k]))
     return max(starts, default=0)
 
-# %% ../nbs/appendix/batching.ipynb #61430196
+# %% ../nbs/appendix/batching.ipynb #bf8091e4
 class Writer:
     "Ids of one answer to the text that may be shown: whole characters, and nothing from a stop string on."
     def __init__(self,
@@ -307,17 +324,19 @@ class Writer:
         self.sent = '' # what was given out
         self.stopped = False # a stop string came
 
-    def _new(self, text:str, whole:bool)->str:
-        "What is new in `text` and sure; `whole`: nothing follows."
-        at = _first_stop(text, self.stop, len(self.sent))
-        if at is not None: self.stopped = True
-        elif whole: at = len(text)
-        else: at = len(text) - _may_be_stop(text, self.stop, len(self.sent))
-        new = text[len(self.sent):at]
-        self.sent += new
-        return new
+# %% ../nbs/appendix/batching.ipynb #dcd1ccd8
+@patch
+def _new(self:Writer, text:str, whole:bool)->str:
+    "What is new in `text` and sure; `whole`: nothing follows."
+    at = _first_stop(text, self.stop, len(self.sent))
+    if at is not None: self.stopped = True
+    elif whole: at = len(text)
+    else: at = len(text) - _may_be_stop(text, self.stop, len(self.sent))
+    new = text[len(self.sent):at]
+    self.sent += new
+    return new
 
-# %% ../nbs/appendix/batching.ipynb #bf8091e4
+# %% ../nbs/appendix/batching.ipynb #9da9695d
 @patch
 def add(self:Writer,
     token:int, # the next id
@@ -326,8 +345,9 @@ def add(self:Writer,
     self.ids.append(token)
     return self._new(settled(self.ids, self.tok), False)
 
+# %% ../nbs/appendix/batching.ipynb #7e5a4916
 @patch
-def end(self:Writer)->str: # a piece; '' if all was shown, if the answer is blank or a stop string came
+def rest(self:Writer)->str: # a piece; '' if all was shown, if the answer is blank or a stop string came
     "What was held back, once the answer is over."
     if self.stopped: return ''
     text = decode(self.tok, self.ids)
@@ -356,29 +376,37 @@ class Ticket:
         self._listeners = []
         self._news = threading.Condition()
 
-    def __iter__(self)->Iterator[str]: # pieces that join to the answer
-        "Pieces from the first on, as they come; several threads may iterate."
-        seen = 0
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: len(self._pieces) > seen or self.finish)
-                new = self._pieces[seen:]
-            if not new: return
-            yield from new
-            seen += len(new)
-
 # %% ../nbs/appendix/batching.ipynb #a863683c
+@patch
+def _after(self:Ticket, seen:int)->list[str]:
+    "The pieces after the first `seen`, as soon as there are any; none: the answer is over."
+    with self._news:
+        self._news.wait_for(lambda: len(self._pieces) > seen or self.finish)
+        return self._pieces[seen:]
+
+# %% ../nbs/appendix/batching.ipynb #19bf5c85
+@patch
+def __iter__(self:Ticket)->Iterator[str]: # pieces that join to the answer
+    "Pieces from the first on, as they come; several threads may iterate."
+    seen = 0
+    while new := self._after(seen):
+        yield from new
+        seen += len(new)
+
+# %% ../nbs/appendix/batching.ipynb #7357c2bf
 @patch
 def cancel(self:Ticket):
     "Not wanted any more: it costs no computing from the next step on. Does nothing once it is finished."
     self._cancelled = True
 
+# %% ../nbs/appendix/batching.ipynb #ce586fdd
 @patch
 def given_up(self:Ticket)->str|None: # 'cancelled', 'deadline' or None
     "Whether to stop the work, and why."
     if self._cancelled: return 'cancelled'
     return 'deadline' if time.monotonic() >= self._until else None
 
+# %% ../nbs/appendix/batching.ipynb #60d6ea90
 @patch
 def result(self:Ticket,
     timeout_s:float|None=None, # seconds; None: as long as it takes
@@ -411,6 +439,8 @@ def _tell(self:Ticket, piece:str|None):
         try: hear(piece)
         except Exception: self.cancel() # nobody hears it any more
 
+# %% ../nbs/appendix/batching.ipynb #0c190916
+#| code-fold: true
 @patch
 def write(self:Ticket,
     piece:str, # new text; '' is nothing
@@ -421,6 +451,8 @@ def write(self:Ticket,
         self._pieces.append(piece)
         self._tell(piece)
 
+# %% ../nbs/appendix/batching.ipynb #da93476c
+#| code-fold: true
 @patch
 def end(self:Ticket,
     finish:str, # how it ended
@@ -439,6 +471,7 @@ class _Job(Row):
     ticket:Ticket=None
     writer:Writer=None
 
+# %% ../nbs/appendix/batching.ipynb #12a18471
 def _cells(rows:list[Row])->int:
     "Padded tokens that these rows may come to: the longest question and the longest answer, for every row."
     longest = max(len(row.prompt) for row in rows) + max(row.dec.max_new_tok for row in rows)
@@ -461,6 +494,22 @@ def admit(
     return len(waiting)
 
 # %% ../nbs/appendix/batching.ipynb #9353d3ee
+#| code-fold: true
+def _check_limits(**limits:int):
+    "Raises ValueError unless every limit is an integer of at least 1."
+    for name, n in limits.items():
+        whole = isinstance(n, int) and not isinstance(n, bool)
+        if not whole or n < 1: raise ValueError(f"{name}={n!r} is not valid: expected an integer >= 1")
+
+# %% ../nbs/appendix/batching.ipynb #57ec1ee3
+#| code-fold: true
+def _check_kind(model:PreTrainedModel):
+    "Raises ValueError for a model that is no T5."
+    kind = model.config.model_type
+    if kind in ('t5', 'mt5'): return
+    raise ValueError(f"the model is of type {kind!r}: expected a T5, whose positions are distances")
+
+# %% ../nbs/appendix/batching.ipynb #05127ff7
 class Engine:
     """Answers many questions side by side, each as if it were alone. One thread runs the batch; beam search runs beside
     it, one at a time. Also a context manager: leaving it waits for all answers, an exception cancels them."""
@@ -471,11 +520,8 @@ class Engine:
         prefill_tok:int=256, # padded tokens of questions read between two steps
     ):
         "Raises ValueError for a limit below 1 or a model that is no T5."
-        for name, n in dict(max_rows=max_rows, max_queue=max_queue, prefill_tok=prefill_tok).items():
-            whole = isinstance(n, int) and not isinstance(n, bool)
-            if not whole or n < 1: raise ValueError(f"{name}={n!r} is not valid: expected an integer >= 1")
-        kind = bot.model.config.model_type
-        if kind not in ('t5', 'mt5'): raise ValueError(f"the model is a {kind!r}: expected a T5, whose positions are distances")
+        _check_limits(max_rows=max_rows, max_queue=max_queue, prefill_tok=prefill_tok)
+        _check_kind(bot.model)
         self.bot, self.max_rows, self.max_queue, self.prefill_tok = bot, max_rows, max_queue, prefill_tok
         self._ends = set(end_ids(bot.model))
         self._batch = Batch(bot.model, bot.tok)
@@ -491,11 +537,13 @@ def waiting(self:Engine)->int: # questions
     "How many wait."
     with self._lock: return len(self._queue) + len(self._aside)
 
+# %% ../nbs/appendix/batching.ipynb #0042a6b7
 @patch(as_prop=True)
 def running(self:Engine)->int: # answers
     "How many are being written."
     with self._lock: return len(self._open) - self.waiting
 
+# %% ../nbs/appendix/batching.ipynb #aef6e707
 @patch(as_prop=True)
 def n_steps(self:Engine)->int: # steps
     "How often the batch ran the decoder."
@@ -508,13 +556,15 @@ def _check_stop(stop:tuple[str, ...]):
     good = isinstance(stop, (tuple, list)) and all(isinstance(s, str) and s for s in stop)
     if not good: raise ValueError(f"stop={stop!r} is not valid: expected a tuple of strings that are not empty")
 
+# %% ../nbs/appendix/batching.ipynb #b6f84e3b
+#| code-fold: true
 def _check_deadline(deadline_s:float|None):
     "Raises ValueError unless it is None or a number above 0."
     number = isinstance(deadline_s, (int, float)) and not isinstance(deadline_s, bool)
     if deadline_s is None or number and deadline_s > 0: return
     raise ValueError(f"deadline_s={deadline_s!r} is not valid: expected a number of seconds > 0 or None")
 
-# %% ../nbs/appendix/batching.ipynb #b6f84e3b
+# %% ../nbs/appendix/batching.ipynb #de8fe9b9
 #| code-fold: true
 @patch
 def _check_room(self:Engine, prompt:list[int], dec:Decoding):
@@ -525,6 +575,8 @@ def _check_room(self:Engine, prompt:list[int], dec:Decoding):
     raise ValueError(f"{rows} x ({len(prompt)} tokens of the question + max_new_tok={dec.max_new_tok}) = {need}: "
         f"expected at most batch_tok={room}")
 
+# %% ../nbs/appendix/batching.ipynb #93a6c95f
+#| code-fold: true
 @patch
 def _new_job(self:Engine, question:str, dec:Decoding, stop:tuple[str, ...], deadline_s:float|None)->_Job:
     "All that can be wrong with a question is found here."
@@ -569,6 +621,8 @@ def _drop_given_up(self:Engine):
             queue.remove(job)
             self._end(job, job.ticket.given_up())
 
+# %% ../nbs/appendix/batching.ipynb #c22ff77a
+#| code-fold: true
 @patch
 def _newcomers(self:Engine)->list[_Job]|None:
     "Who joins now; waits while there is nothing to do; None: all is done and the engine closes."
@@ -580,7 +634,7 @@ def _newcomers(self:Engine)->list[_Job]|None:
         n = admit(self._batch.rows, list(self._queue)[:self.max_rows], *limits)
         return [self._queue.popleft() for _ in range(n)]
 
-# %% ../nbs/appendix/batching.ipynb #c22ff77a
+# %% ../nbs/appendix/batching.ipynb #f7dbea3b
 @patch
 def _turn(self:Engine)->bool: # False: all is done
     "One round: some leave, some join, everybody writes a token."
@@ -592,6 +646,7 @@ def _turn(self:Engine)->bool: # False: all is done
     if self._batch.rows: self._run(self._batch.step, list(self._batch.rows))
     return True
 
+# %% ../nbs/appendix/batching.ipynb #8d469007
 @patch
 def _run(self:Engine, work:Callable[[], None], jobs:list[_Job]):
     "Let the model work, then look at what each row got. If it fails, these rows fail; the others and the engine go on."
@@ -615,17 +670,21 @@ def _is_over(self:Engine, job:_Job)->bool:
     if len(job.said) > job.dec.max_new_tok: return self._end(job, 'length')
     return False
 
+# %% ../nbs/appendix/batching.ipynb #5670f882
+#| code-fold: true
 @patch
 def _end(self:Engine, job:_Job, finish:str, error:Exception|None=None)->bool:
     "Give out what was held back, the fallback for a blank answer, and close the ticket. True."
     ticket, writer = job.ticket, job.writer
     with self._lock: self._open.discard(job)
-    if finish != 'error': ticket.write(writer.end())
+    if finish != 'error': ticket.write(writer.rest())
     whole = finish in ('stop', 'length')
     if whole and not writer.sent and not writer.stopped: ticket.write(self.bot.fallback)
     ticket.end('stop' if writer.stopped and whole else finish, error)
     return True
 
+# %% ../nbs/appendix/batching.ipynb #bdf4193f
+#| code-fold: true
 @patch
 def _leave_given_up(self:Engine):
     "Free the seats of rows that were cancelled or are late."
@@ -633,7 +692,7 @@ def _leave_given_up(self:Engine):
     for job in gone: self._end(job, job.ticket.given_up())
     self._batch.leave(gone)
 
-# %% ../nbs/appendix/batching.ipynb #5670f882
+# %% ../nbs/appendix/batching.ipynb #c59784de
 #| code-fold: true
 @patch
 def _turn_beside(self:Engine)->bool: # False: all is done
@@ -647,6 +706,8 @@ def _turn_beside(self:Engine)->bool: # False: all is done
     except Exception as e: self._end(job, 'error', e)
     return True
 
+# %% ../nbs/appendix/batching.ipynb #929cad6f
+#| code-fold: true
 @patch
 def _search(self:Engine, job:_Job):
     "Write what the search gives until it ends or is not wanted any more."
@@ -656,7 +717,7 @@ def _search(self:Engine, job:_Job):
         if self._is_over(job): return
     self._end(job, job.ticket.given_up() or 'length')
 
-# %% ../nbs/appendix/batching.ipynb #bdf4193f
+# %% ../nbs/appendix/batching.ipynb #e3b2fae9
 #| code-fold: true
 @patch
 def _start(self:Engine):
@@ -667,6 +728,8 @@ def _start(self:Engine):
     atexit.register(self.close, 0.)
     for thread in self._threads: thread.start()
 
+# %% ../nbs/appendix/batching.ipynb #b9cbc40d
+#| code-fold: true
 @patch
 def _loop(self:Engine, turn:Callable[[], bool]):
     "Turn after turn. Should one fail, nobody is left waiting for ever."
@@ -698,11 +761,13 @@ def close(self:Engine,
     atexit.unregister(self.close)
     return all(job.ticket.finish != 'cancelled' for job in left)
 
+# %% ../nbs/appendix/batching.ipynb #32047ee6
 @patch
 def __enter__(self:Engine)->'Engine': # itself
     "For `with`."
     return self
 
+# %% ../nbs/appendix/batching.ipynb #3e89acbd
 @patch
 def __exit__(self:Engine, kind:type|None, error:BaseException|None, trace:object):
     "Wait for all answers; after an exception cancel them."

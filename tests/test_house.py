@@ -74,7 +74,8 @@ ROOMS = {
     'course': 'runs plots busy report_card',
     'website': '',
     'cli': 'runs busy',
-    'rewards': ''}
+    'rewards': '',
+    'batching': 'dataset model chat'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')
