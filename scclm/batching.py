@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from transformers import (Cache, DynamicLayer, EncoderDecoderCache, LogitsProcessorList, PreTrainedModel,
-    PreTrainedTokenizerBase)
+    PreTrainedTokenizerBase, T5ForConditionalGeneration)
 from transformers.modeling_outputs import BaseModelOutput
 
 from .chat import ChatBot, Decoding, LoopGuard, live_ids, pick, processors, row_rngs, settled
@@ -501,34 +501,27 @@ def _check_limits(**limits:int):
         if not whole or n < 1: raise ValueError(f"{name}={n!r} is not valid: expected an integer >= 1")
 
 # %% ../nbs/appendix/batching.ipynb #57ec1ee3
-#| code-fold: true
-def _check_kind(model:PreTrainedModel):
-    "Raises ValueError for a model that is no T5."
-    kind = model.config.model_type
-    if kind in ('t5', 'mt5'): return
-    raise ValueError(f"the model is of type {kind!r}: expected a T5, whose positions are distances")
-
-# %% ../nbs/appendix/batching.ipynb #05127ff7
 class Engine:
-    """Answers many questions side by side, each as if it were alone. One thread runs the batch; beam search runs beside
-    it, one at a time. Also a context manager: leaving it waits for all answers, an exception cancels them."""
+    """Answers many questions side by side, each as if it were alone. One thread runs the batch; what cannot join it runs
+    whole, in threads beside it: searches, and any model that is no T5. Also a context manager: leaving it waits for all
+    answers, an exception cancels them."""
     def __init__(self,
         bot:ChatBot, # its model, tokenizer, limits and fallback are used
         max_rows:int=32, # answers written side by side
         max_queue:int=256, # questions that may wait
         prefill_tok:int=256, # padded tokens of questions read between two steps
+        max_beside:int=2, # answers written beside the batch at the same time
     ):
-        "Raises ValueError for a limit below 1 or a model that is no T5."
-        _check_limits(max_rows=max_rows, max_queue=max_queue, prefill_tok=prefill_tok)
-        _check_kind(bot.model)
+        "Raises ValueError for a limit below 1."
+        _check_limits(max_rows=max_rows, max_queue=max_queue, prefill_tok=prefill_tok, max_beside=max_beside)
         self.bot, self.max_rows, self.max_queue, self.prefill_tok = bot, max_rows, max_queue, prefill_tok
         self._ends = set(end_ids(bot.model))
         self._batch = Batch(bot.model, bot.tok)
-        self._queue, self._aside = deque(), deque() # who waits for a seat, who waits for beam search
+        self._queue, self._aside = deque(), deque() # who waits for a seat, who waits to be answered beside
         self._open = set() # all that were accepted and are not finished
         self._closing = False
         self._lock = threading.Condition()
-        self._start()
+        self._start(max_beside)
 
 # %% ../nbs/appendix/batching.ipynb #6f7bd993
 @patch(as_prop=True)
@@ -568,7 +561,7 @@ def _check_deadline(deadline_s:float|None):
 @patch
 def _check_room(self:Engine, prompt:list[int], dec:Decoding):
     "Raises ValueError for an answer that could need more memory than there is."
-    rows = dec.num_beams if dec.strategy == 'beam' else 1
+    rows = dict(beam=dec.num_beams, contrastive=dec.top_k or 4).get(dec.strategy, 1)
     need, room = rows*(len(prompt) + dec.max_new_tok), self.bot.batch_tok
     if need <= room: return
     raise ValueError(f"{rows} x ({len(prompt)} tokens of the question + max_new_tok={dec.max_new_tok}) = {need}: "
@@ -587,6 +580,13 @@ def _new_job(self:Engine, question:str, dec:Decoding, stop:tuple[str, ...], dead
     return _Job(**vars(row), ticket=Ticket(len(prompt), deadline_s), writer=Writer(self.bot.tok, tuple(stop)))
 
 # %% ../nbs/appendix/batching.ipynb #f954cde9
+#| code-fold: true
+@patch
+def _joins(self:Engine, dec:Decoding)->bool:
+    "Whether such an answer can be written row by row, all ending at one column."
+    return isinstance(self.bot.model, T5ForConditionalGeneration) and dec.strategy in ('greedy', 'sampling')
+
+# %% ../nbs/appendix/batching.ipynb #2a1c69bf
 @patch
 def submit(self:Engine,
     question:str, # as typed
@@ -602,8 +602,7 @@ def submit(self:Engine,
         self._drop_given_up()
         if self.waiting >= self.max_queue:
             raise QueueFull(f"{self.waiting} questions wait: expected fewer than max_queue={self.max_queue}")
-        in_batch = job.dec.strategy in ('greedy', 'sampling')
-        queue = self._queue if in_batch else self._aside
+        queue = self._queue if self._joins(job.dec) else self._aside
         queue.append(job)
         self._open.add(job)
         self._lock.notify_all()
@@ -706,21 +705,21 @@ def _leave_given_up(self:Engine):
 #| code-fold: true
 @patch
 def _turn_beside(self:Engine)->bool: # False: all is done
-    "One whole answer by beam search, in the second thread."
+    "One whole answer beside the batch."
     with self._lock:
         self._lock.wait_for(lambda: self._aside or self._closing)
         self._drop_given_up()
         if not self._aside: return not self._closing
         job = self._aside.popleft()
-    try: self._search(job)
+    try: self._write_beside(job)
     except Exception as e: self._end(job, 'error', e)
     return True
 
 # %% ../nbs/appendix/batching.ipynb #929cad6f
 #| code-fold: true
 @patch
-def _search(self:Engine, job:_Job):
-    "Write what the search gives until it ends or is not wanted any more."
+def _write_beside(self:Engine, job:_Job):
+    "Write what chapter 08 gives until it ends or is not wanted any more."
     ids = live_ids(self.bot.model, job.prompt, job.dec, self.bot.tok, lambda: bool(job.ticket.given_up()))
     for token in ids:
         job.said.append(token)
@@ -730,11 +729,12 @@ def _search(self:Engine, job:_Job):
 # %% ../nbs/appendix/batching.ipynb #e3b2fae9
 #| code-fold: true
 @patch
-def _start(self:Engine):
-    "Start both threads; leaving Python ends them."
-    loops = dict(batch=self._turn, beside=self._turn_beside)
-    self._threads = [threading.Thread(target=self._loop, args=(turn,), name=f'engine-{name}', daemon=True)
-        for name, turn in loops.items()]
+def _start(self:Engine, n_beside:int):
+    "Start the threads; leaving Python ends them."
+    loops = [self._turn, *[self._turn_beside]*n_beside]
+    names = ['engine-batch', *['engine-beside']*n_beside]
+    self._threads = [threading.Thread(target=self._loop, args=(turn,), name=name, daemon=True)
+        for turn, name in zip(loops, names)]
     atexit.register(self.close, 0.)
     for thread in self._threads: thread.start()
 

@@ -286,7 +286,7 @@ def test_beam_search_holds_nobody(endless):
             stopped.set()
             assert go.wait(WAIT_S)
     hook = endless.model.decoder.register_forward_pre_hook(wait, with_kwargs=True)
-    with Engine(endless) as engine:
+    with Engine(endless, max_beside=1) as engine:
         tickets = [engine.submit(q, beam) for q in ('你是谁？', '秋')]
         assert stopped.wait(WAIT_S)
         assert engine.submit('你好', GREEDY).result(WAIT_S) == expected(endless, '你好', GREEDY)
@@ -365,15 +365,23 @@ def test_bad_questions_are_refused_by_name(bot, how, words):
         assert (engine.waiting, engine.running) == (0, 0)
         assert engine.submit('你好').result(WAIT_S) == bot.answer(['你好'])[0]
 
-@pytest.mark.parametrize('how', [dict(max_rows=0), dict(max_queue=0), dict(prefill_tok=True), dict(max_rows=1.5)])
+@pytest.mark.parametrize('how', [dict(max_rows=0), dict(max_queue=0), dict(prefill_tok=True), dict(max_rows=1.5),
+    dict(max_beside=None)])
 def test_bad_limits_are_refused_by_name(bot, how):
     (name, value), = how.items()
     with pytest.raises(ValueError, match=f'{name}={value}'): Engine(bot, **how)
 
-def test_only_a_t5(chars):
+def test_what_is_no_t5_is_answered_beside(chars):
+    "Its positions are counted, not distances: one by one, as ChatBot does."
     cfg = BartConfig(vocab_size=len(chars), d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
         decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2)
-    with pytest.raises(ValueError, match="'bart'.*T5"): Engine(ChatBot(BartForConditionalGeneration(cfg), chars))
+    cfg.pad_token_id, cfg.eos_token_id, cfg.decoder_start_token_id = 0, 1, 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        bot = ChatBot(BartForConditionalGeneration(cfg), chars, GREEDY)
+    with Engine(bot, max_beside=3) as engine: tickets = [engine.submit(q, SAMPLE) for q in ('你好', '秋', '你是谁？')*2]
+    assert [t.result() for t in tickets] == bot.answer(['你好', '秋', '你是谁？']*2, SAMPLE)
+    assert engine.n_steps == 0
 
 
 # ---- what goes wrong for one must not go wrong for others
