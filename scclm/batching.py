@@ -57,6 +57,14 @@ def update(self:LastColumn,
     self.values[:, :, -1:] = value_states
     return self.keys, self.values
 
+# %% ../nbs/appendix/batching.ipynb #f19e4539
+#| code-fold: true
+def _layer(keys:Tensor, values:Tensor)->DynamicLayer:
+    "A layer of a cache that is only read."
+    layer = DynamicLayer()
+    layer.keys, layer.values, layer.is_initialized = keys, values, True
+    return layer
+
 # %% ../nbs/appendix/batching.ipynb #10119fb5
 #| code-fold: true
 def _round_up(n:int, step:int)->int:
@@ -162,7 +170,7 @@ def cache(self:Seats)->EncoderDecoderCache: # as the library's decoder takes it
     self.n_written = [n + 1 for n in self.n_written]
     written, asked = self.parts()
     own = [LastColumn(*pair) for pair in zip(written[::2], written[1::2])]
-    cross = [LastColumn(*pair) for pair in zip(asked[::2], asked[1::2])]
+    cross = [_layer(*pair) for pair in zip(asked[::2], asked[1::2])]
     return EncoderDecoderCache(Cache(layers=own), Cache(layers=cross))
 
 # %% ../nbs/appendix/batching.ipynb #e93a6ebd

@@ -111,6 +111,15 @@ def test_rows_that_come_and_go_are_as_alone(name, seed, request):
     assert 10 < whole < 36 # some were whole, some taken out
 
 
+def test_a_question_of_one_token(bot):
+    "Nothing but the end mark, which no person can type: one column of keys is a cache too."
+    batch = Batch(bot.model, bot.tok)
+    row = new_row([1], GREEDY, bot.model)
+    batch.join([row])
+    while row.said[-1] != 1 and len(row.said) <= 24: batch.step()
+    assert row.said[1:] == answer_ids(bot.model, [[1]], GREEDY, bot.tok)[0]
+
+
 def test_seats_move_as_little_as_can_be(bot):
     "The rooms are made for what is needed: a few columns more than the longest row, seats in eights."
     batch = Batch(bot.model, bot.tok)
