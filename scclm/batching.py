@@ -728,8 +728,11 @@ def _turn_beside(self:Engine)->bool: # False: all is done
 @patch
 def _write_beside(self:Engine, job:_Job):
     "Write what chapter 08 gives until it ends or is not wanted any more."
-    ids = live_ids(self.bot.model, job.prompt, job.dec, self.bot.tok, lambda: bool(job.ticket.given_up()))
-    for token in ids:
+    def stop()->bool:
+        "Whether to give it up, asked at every step; who waits behind it is looked after too."
+        with self._lock: self._drop_given_up()
+        return job.ticket.given_up() is not None
+    for token in live_ids(self.bot.model, job.prompt, job.dec, self.bot.tok, stop):
         job.said.append(token)
         if self._is_over(job): return
     self._end(job, job.ticket.given_up() or 'length')

@@ -444,6 +444,22 @@ def test_a_step_that_fails(endless):
         assert {t.result(WAIT_S) for t in again} == {expected(endless, '你好', GREEDY)}
 
 
+def test_who_waits_behind_a_search_times_out(endless):
+    "Nobody else runs: the search looks after those who wait."
+    beam = Decoding(strategy='beam', num_beams=2, max_new_tok=3000, loop_copies=0)
+    with Engine(endless, max_beside=1) as engine, gated(endless) as gate:
+        long = engine.submit('你好', beam)
+        gate.come()
+        late, unwanted, next_one = (engine.submit('秋', beam, deadline_s=s) for s in (1e-3, None, None))
+        unwanted.cancel()
+        while not late.given_up(): pass
+        for _ in range(2): gate.step()
+        assert [t.finish for t in (long, late, unwanted, next_one)] == [None, 'deadline', 'cancelled', None]
+        for ticket in (long, next_one): ticket.cancel()
+        gate.free()
+    assert {long.finish, next_one.finish} == {'cancelled'}
+
+
 def test_newcomers_that_cannot_be_read(endless):
     "A question that fails while it is read does not touch those who run."
     def fail(module, args, kwargs):
