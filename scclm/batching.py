@@ -510,9 +510,9 @@ def _check_limits(**limits:int):
 
 # %% ../nbs/appendix/batching.ipynb #57ec1ee3
 class Engine:
-    """Answers many questions side by side, each as if it were alone. One thread runs the batch; what cannot join it runs
-    whole, in threads beside it: searches, and any model that is no T5. Also a context manager: leaving it waits for all
-    answers, an exception cancels them."""
+    """Answers many questions side by side, each as if it were alone. One thread runs the batch; what cannot join it
+    (searches, and any model that is no T5) runs whole, in threads beside it. Also a context manager: leaving it waits
+    for all answers, an exception cancels them."""
     def __init__(self,
         bot:ChatBot, # its model, tokenizer, limits and fallback are used
         max_rows:int=32, # answers written side by side
