@@ -29,7 +29,7 @@ from .readers import (Exchange, Part, Reject, Schema, Source, Turn, explain, fil
 from .runs import fingerprint, raw_dir, run_path, write_aside, write_json
 from .sample_prefs import make_sample_prefs
 from .scores import greedy_answers
-from .text_rules import clean_texts
+from .text_rules import clean_texts, is_code, strip_invisible
 
 # %% ../nbs/appendix/pref_files.ipynb #2c13593f
 PREFS = (
@@ -89,8 +89,8 @@ def literal_newlines(
     text:str, # may hold a backslash and an n where a newline was meant
 )->str: # with newlines
     r"""Literal `\n` becomes a newline. LaTeX commands such as \neq and \nabla stay, the folders of a path such as
-    C:\new, and the escapes of a program: "\n", [^\n]."""
-    if '\\n' not in text: return text
+    C:\new, the escapes of a program, "\n" and [^\n], and everything in a program that has lines of its own."""
+    if '\\n' not in text or ('\n' in text and is_code([strip_invisible(text)])[0]): return text
     pieces, done = [], 0
     for path in _PATH.finditer(text):
         pieces += [_NEWLINE.sub('\n', text[done:path.start()]), path[0]]

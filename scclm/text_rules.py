@@ -72,7 +72,7 @@ _ATTRIBUTE = (r'\s+(?:(?:class|style|href|id|src|color|size|face|align|valign|wi
               r'|border|bgcolor|cellpadding|cellspacing|colspan|rowspan|lang|dir)\s*=|[a-z:@_-]+\s*=\s*["\'])'
               r'[^<>\x01-\x04\n]{0,2000}')
 _TAG = re.compile(rf'<(/?)({"|".join(sorted(_BLOCKS | _CELLS | _INLINE, reverse=True))})({_ATTRIBUTE})?\s*(/?)>', re.I)
-_COMMENT = re.compile(r'<!--[^\x01-\x04]*?-->')
+_COMMENT = re.compile(r'(?<!\w[：:])(?<!\w[：:][ \n])<!--[^\x01-\x04]*?-->') # after a colon it is what is spoken of
 _ABOUT_TAGS = re.compile('标签|html|xml', re.I)
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000004
@@ -105,7 +105,8 @@ def _script(row:str, first:re.Match, last:re.Match|None)->tuple[str, str]:
 # %% ../nbs/appendix/text_rules.ipynb #p0000006
 _BLANK = re.compile('\n(?:[ \t]*\n)+')
 _BREAKS = re.compile('[ \t\n]*\x03[ \t\n\x03]*')
-_ONLY_MARKUP = re.compile(r'\s*(?:<!--.*-->|<img[^<>]*>|<(h[1-6])>[^<]*</\1>)\s*', re.S) # the markup is the text
+_ONLY_MARKUP = re.compile(r'\s*(?:<!--.*-->|(?=.*<(?:img|table|[uo]l)\b)(?:</?[a-z][^<>]*>\s*)+'
+                          r'|<(h[1-6])>[^<]*</\1>)\s*', re.S | re.I) # the markup is the text
 
 def _strip_tags(row:str)->str:
     "One row without its tags; what they parted stays apart."
@@ -182,7 +183,7 @@ def half_width(
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000011
 _GAPS = (re.compile(' [ \t]+'), re.compile('\t[ \t]*'))
-_ONE_SPACE = re.compile(r'\n (?![ \t*+•>-]|\d)')
+_ONE_SPACE = re.compile(r'\n (?![ \t*+•>-]|\d|[A-Za-z_#@$/<{}])') # a list and a line of code keep it
 _ROW_START = re.compile(f'{SEP}[ \t\n]+')
 
 def _at_row_starts(pattern:re.Pattern, rule:Callable[[re.Match], str], text:str)->str:
@@ -217,7 +218,9 @@ def tidy_spaces(
 
 # %% ../nbs/appendix/text_rules.ipynb #05834b80
 _MARK = '，。！？；：、（）《》“”【】…'
-_HUG = re.compile(rf' (?<![\n\x01 \t] )(?<!^ )(?:(?<=[{_MARK}] )|(?=[{_MARK}]))')
+_APART = r'(?<![-*+#>.] )(?<![0-9A-Za-z] [A-Za-z] )' # of a list or a heading, of a column
+_HUG = re.compile(rf' (?<![\n\x01 \t] )(?<!^ )(?:(?<=[{_MARK}] )(?!(?<=” )[A-Za-z])|(?=[，。！？；：、）》”】…])'
+                  rf'|{_APART}(?=[（《【])|{_APART}(?<![A-Za-z] )(?=“))')
 
 # %% ../nbs/appendix/text_rules.ipynb #69984a31
 def hug_marks(
@@ -242,15 +245,20 @@ _NAME = ('阿埃艾安奥巴贝本比彼波伯博布查茨达戴丹德登迪狄�
          '圣施史斯司丝苏索塔泰坦特汀廷图托瓦娃威韦维温文沃乌西希夏肖谢辛休逊雅娅亚扬耶伊因茵英尤于约泽扎詹珍朱兹佐') # foreign names: 约翰.史密斯
 _NUMERAL = '[一二三四五六七八九十]'
 _STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/-])|(?:(?<=[）》”]\.)|(?<=[{HAN}]{{5}}\.))(?=[{HAN}])'
-                   rf'(?!(?<=[{_NAME}]\.)[{_NAME}]))'
+                   rf'(?!(?<=[{_NAME}]\.)[{_NAME}]))(?!(?<={_NUMERAL}\.) ?[{HAN}])'
                    rf'(?<![\n\x01]{_NUMERAL}\.)(?<!^{_NUMERAL}\.)(?<![\n\x01]十{_NUMERAL}\.)(?<!^十{_NUMERAL}\.)')
+
+# %% ../nbs/appendix/text_rules.ipynb #p0000070
+_ENTITIES = ('lt', 'gt', 'amp', 'quot', 'nbsp', '#39')
+_BEHIND = { # 5!种 is a factorial, 5!!种 a double one; &#39;你 is an entity
+    '!': r'(?<![0-9A-Za-z)!\x04]!)', ';': ''.join(f'(?<!&{name};)' for name in _ENTITIES)}
 
 # %% ../nbs/appendix/text_rules.ipynb #243a44da
 def _beside_han(mark:str, after:str='')->re.Pattern:
     """The pattern of an ASCII mark, or a run of it, with a Chinese character before it (perhaps a space between)
     or behind it; never where `after`, a pattern, follows. Two colons are a sign of C++ and no marks."""
     one, run = re.escape(mark), '' if mark == ':' else re.escape(mark) + '*'
-    behind = rf'(?<![0-9A-Za-z)!\x04]{one})' if mark == '!' else '' # 5!种 is a factorial, 5!!种 a double one
+    behind = _BEHIND.get(mark, '')
     alone = '(?<!::)(?!:)' if mark == ':' else ''
     return re.compile(f'{one}{alone}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{behind}{run}(?={_R})){after}')
 
@@ -287,7 +295,9 @@ def _chinese_quotes(text:str)->str:
     return text
 
 # %% ../nbs/appendix/text_rules.ipynb #278a6daf
-_RUN = re.compile('[，、；：。！？][，、；：。！？]+(?![）（])') # not into ：） and ；（
+_RUN = re.compile('(?!：[，、；]+(?:[^，、；：。！？]|$))' # ：， is a field that holds nothing
+                  '(?!(?<=[0-9A-Za-z])[，、]？(?:[^，、；：。！？]|$))' # 1、4、7、？ asks for the next number
+                  '[，、；：。！？][，、；：。！？]+(?![）（=])') # not into ：） ；（ ！=
 _LONG_RUN = re.compile(r'([-=_*.~～·—])\1{20,}') # a rule across the page, a leader of dots
 _ELLIPSIS = re.compile('………+')
 _LEAD = re.compile(rf'{SEP}([ \t\n]*)[，。、；：！？][，。、；：！？ \t\n]*')
@@ -358,6 +368,7 @@ def _unpaired(text:str)->list[int]:
 def _is_debris(before:str, bracket:str, after:str)->bool:
     """Can an unpaired bracket go, between these two characters? Only at the edge of a line or beside a mark,
     and not if it may mean something."""
+    if '\\' in (before, after): return False # of a pattern
     if (before.isdigit() or before == '\x04') and bracket in '“”': return False # 6.5”, 4'33”, an address
     ends = _ENDS_OF[bracket]
     line_or_sentence = before == '\n' or before in ends
@@ -382,17 +393,21 @@ def balance(
     odd = _unpaired(text)
     lone = _lone_quotes(text, odd) # ”安排“: one alone is worse
     odd = {i for i in odd if text[i] not in '“”' or i in lone}
-    return _BLANK.sub('\n\n', _without_debris(text, odd) if odd else text)
+    return _BLANK.sub('\n\n', _without_debris(text, odd).replace(' \n', '\n') if odd else text)
+
+# %% ../nbs/appendix/text_rules.ipynb #p0000071
+_REVERSED = re.compile('”[^“”，。！？；：\n]{1,20}“\\Z') # each ”隐藏层“ of a text
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000033
 def _lone_quotes(text:str, odd:list[int])->set[int]:
-    "The unpaired quotes that are the only one in their line."
+    "The unpaired quotes that are the only one in their line, and do not end a pair in reverse."
     line_of, line, done = {}, 0, 0
     for i in sorted(i for i in odd if text[i] in '“”'):
         line += text.count('\n', done, i)
         line_of[i], done = line, i
     quotes = Counter(line_of.values())
-    return {i for i, line in line_of.items() if quotes[line] == 1}
+    lone = {i for i, line in line_of.items() if quotes[line] == 1}
+    return {i for i in lone if not _REVERSED.search(text[max(0, i - 21):i + 1])}
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000034
 def _without_debris(text:str, odd:set[int])->str:
@@ -447,14 +462,32 @@ def _traditional_only()->re.Pattern:
     changed = [a for a, b in zip(block, _t2s()(block), strict=True) if a != b and not _has_gb2312(a)]
     return re.compile(f"[{''.join(changed)}]")
 
+# %% ../nbs/appendix/text_rules.ipynb #smp00002
+_JAPANESE = re.compile(f'[{HAN}々ぁ-ヺー]+') # if a kana is among them
+_KANA = re.compile('[ぁ-ヺ]')
+_BEFORE_DRY = '不变變冬口唇咽喝风風晾晒曬烘烤擦吹饼餅鱼魚菜肉豆萄笋筍阴陰果一'
+_AFTER_DRY = '燥淨净洗涸枯瘪癟粮糧旱果季冰杯脆草货貨咳呕嘔裂粉酪电電湿濕爹妈媽娘姜薑菜鱼魚贝貝肉酒笑瞪癣癬眼涩澀痒癢热熱硬式品透'
+_QIAN = re.compile(f'((?<![{_BEFORE_DRY}])乾(?![{_AFTER_DRY}]))') # of a name, as far as one can tell
+
+# %% ../nbs/appendix/text_rules.ipynb #smp00003
+def _chinese(text:str)->str:
+    "Simplified characters, but for a 乾 that is not surely dry."
+    return ''.join(part if k % 2 else _t2s()(part) for k, part in enumerate(_QIAN.split(text)))
+
+def _simple(row:str)->str:
+    "A row in simplified characters, but for its Japanese words."
+    if not _KANA.search(row): return _chinese(row)
+    return _JAPANESE.sub(lambda m: m[0] if _KANA.search(m[0]) else _chinese(m[0]), row)
+
 # %% ../nbs/appendix/text_rules.ipynb #88833403
 def simplify(
     text:str, # one row, or many joined
 )->str: # in simplified characters
-    "Traditional to simplified Chinese by OpenCC, in rows that are traditional; a simplified row stays as it is."
+    """Traditional to simplified Chinese by OpenCC, in rows that are traditional.
+    A simplified row stays as it is, and so does Japanese."""
     traditional = _traditional_only()
     if not traditional.search(text): return text
-    return SEP.join(_t2s()(row) if traditional.search(row) else row for row in text.split(SEP))
+    return SEP.join(_simple(row) if traditional.search(row) else row for row in text.split(SEP))
 
 # %% ../nbs/appendix/text_rules.ipynb #eb96ea97
 TEXT_RULES = (strip_invisible, strip_html, half_width, tidy_spaces, chinese_punct, hug_marks, fix_brackets,
@@ -464,7 +497,7 @@ _ADDRESS = re.compile(r'https?://[!#-;=?-~]*[\w/=&#%+~-]', re.A) # no < > " in i
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000040
 _CODE_OF = dict( # signs of code, for RE2: \w is ASCII, ^ and $ are the edges of a line
-    markup=(r'```|^~~~|^[ \t]*/[/*]|\\begin\{|\[\^?(?:[A-Za-z]-[A-Za-z]|0-9)',
+    markup=(r'```|^~~~|^[ \t]*/[/*]|^[ \t]+[/\\|](?:[ \t]*[/\\|])*[ \t]*$|\\begin\{|\[\^?(?:[A-Za-z]-[A-Za-z]|0-9)',
             r'(?i:<!doctype|</?(?:html|body|head|script|style|code|pre|form|input|button)\b[^<>\n]*>)',
             f'[!-~{HAN}]' + r'\s*\n[ \t]{2,}</?[a-z]|<[a-z]+ [a-z]+ ?=(?:[“‘]|["\'][^<>\n]*：)'), # the source of a page
     sheet=(r'(?:^|[^\w=<>!])=[A-Za-z][A-Za-z.]+\(',), # =IF(…)
@@ -541,7 +574,7 @@ def _put_back(text:str, instead:str, held:list[str])->str:
     return ''.join(a + b for a, b in zip(pieces, [*held, '']))
 
 # %% ../nbs/appendix/text_rules.ipynb #6140faca
-_MAY_BE_CODE = r'(?m:[A-Za-z]{2}|[=&`~|;{}]|/[/*]|"[ \t]*:|^[#$>])' # one of these is in every line of code
+_MAY_BE_CODE = r'(?m:[A-Za-z]{2}|[=&`~|;{}]|/[/*]|"[ \t]*:|^[#$>]|^[ \t]+[/\\])' # one of these is in every line of code
 
 def _holds(texts:Sequence[str], *patterns:str)->np.ndarray:
     "Which texts hold which patterns of RE2: a row per pattern."
@@ -628,8 +661,8 @@ def rule_parts()->dict[str, object]: # names in lower case: patterns, character 
     return own | dict(traditional=_traditional_only(), t2s=_t2s())
 
 # %% ../nbs/appendix/text_rules.ipynb #8cef3793
-_LAST_END = re.compile(r'.*(?:[。！？…][”）》’]?|[!?](?![A-Za-z0-9=/&])[”）》’]?|(?<!\s)\.(?=\n)'
-                       r'|(?<![0-9\s])(?<!\b[A-Za-z])\.(?=[ \t]))(?=.)', re.S)
+_LAST_END = re.compile(r'.*(?:[。！？…](?!》)[”）’]?|[!?](?![A-Za-z0-9=/&\\%#_》])[”）’]?|(?<!\s)\.(?=\n)'
+                       r'|(?<![0-9\s])(?<![^A-Za-z][A-Za-z])(?<!^[A-Za-z])\.(?=[ \t]))(?=.)', re.S)
 _OPEN_ENDS = ('，', '、', '；', '：', '（', '“', '《', ',')
 
 # %% ../nbs/appendix/text_rules.ipynb #a7f4d813

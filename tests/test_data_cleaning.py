@@ -64,6 +64,10 @@ def digest(folder:Path)->dict[str, str]:
     ('strip_invisible', 'a\r\nb\rc\u200b\x07\ud83d', 'a\nb\nc'),
     ('strip_html', '<div class="x">甲</div>乙<br/>丙&lt;丁&#20013;', '\n甲\n乙\n丙<丁中'),
     ('strip_html', '若 a<b 且 b>c，List<int> 不变', '若 a<b 且 b>c，List<int> 不变'),
+    ('strip_html', '<b><IMG src="a.png" /></b>', '<b><IMG src="a.png" /></b>'), # the picture is all there is
+    ('strip_html', '<table> </table>', '<table> </table>'), ('strip_html', '<p> </p><br>', '\n'),
+    ('strip_html', '补上：<!-- 3月10日 --><b>甲</b><!-- 注 -->', '补上：<!-- 3月10日 -->甲'), # after a colon
+    ('strip_html', '<p><img src="a.png">图</p>', '\n图\n'),
     ('half_width', '２０２４年ＡＢｃ％', '2024年ABc%'),
     ('chinese_punct', '是吗?是的!对;好:行,', '是吗？是的！对；好：行，'),
     ('chinese_punct', 'It is 3.14, see class s: ok?', 'It is 3.14, see class s: ok?'),
@@ -72,14 +76,27 @@ def digest(folder:Path)->dict[str, str]:
     ('chinese_punct', '他说"你好".', '他说“你好”。'),
     ('chinese_punct', '鲁迅(周树人)写的', '鲁迅（周树人）写的'),
     ('collapse_runs', '好。。。。真的！！！吗？？', '好。真的！吗？'),
+    ('chinese_punct', '&#39;你好&#39;;世界，&lt;中;文', '&#39;你好&#39;；世界，&lt;中；文'),
     ('collapse_runs', '好，。对。，错', '好。对。错'),
+    ('collapse_runs', '国语：，英文简称：；又译甲：。乙：，，丙', '国语：，英文简称：；又译甲。乙：，丙'), # empty fields
+    ('collapse_runs', '==（等于）、！=（不等于）', '==（等于）、！=（不等于）'),
+    ('collapse_runs', '模式：1、4、7、？怎么治、？', '模式：1、4、7、？怎么治？'), # the next number
+    ('chinese_punct', '分为:一.甲肝的治疗二. 乙肝的治疗三.丙肝.', '分为：一.甲肝的治疗二. 乙肝的治疗三.丙肝。'),
     ('tidy_spaces', '中 文  and   English 混 排', '中 文 and English 混 排'),
+    ('tidy_spaces', '甲\n 乙\n （丙）\n x = 1', '甲\n乙\n（丙）\n x = 1'),
     ('hug_marks', '你好 ， “世界” 。张三 李四', '你好，“世界”。张三 李四'),
+    ('hug_marks', '- “甲” 乙\n1. 《丙》 ，丁\n## 【戊】', '- “甲”乙\n1. 《丙》，丁\n## 【戊】'), # lists and headings
+    ('hug_marks', '“Self” and “other” ，两个 “字” 的', '“Self” and “other”，两个“字”的'),
+    ('hug_marks', 'A B C （A ∨ B ） → C，人工智能 （AI） 好', 'A B C （A ∨ B）→ C，人工智能（AI）好'), # columns
     ('wiki_brackets', '甲（）乙（，1900年）丙《》', '甲乙（1900年）丙'),
     ('fix_brackets', '“没有闭合，（也没有', '没有闭合，也没有'),
     ('fix_brackets', '（甲“乙”丙）', '（甲“乙”丙）'),
+    ('fix_brackets', '形如\\（？0\\d{4}？）\\s', '形如\\（？0\\d{4}？）\\s'), # a pattern
+    ('fix_brackets', '“甲”和”乙“，每层”丙“，也就是', '“甲”和”乙“，每层”丙“，也就是'),
     ('wiki_variants', '-{zh-hans:软件;zh-hant:軟體}-与-{内存}-', '软件与内存'),
-    ('simplify', '臺灣的軟體與頭髮', '台湾的软体与头发')])
+    ('simplify', '臺灣的軟體與頭髮', '台湾的软体与头发'),
+    ('simplify', '高拱乾的臺灣府志，乾化二年，乾燥，魚乾', '高拱乾的台湾府志，乾化二年，干燥，鱼干'),
+    ('simplify', '請翻譯：この後、私の決定。', '请翻译：この後、私の決定。')])
 def test_rule(rule, raw, want):
     fn = getattr(text_rules, rule)
     assert fn(raw) == want
@@ -113,6 +130,8 @@ KEPT_FACTS = [
     # code in other languages
     'raise ValueError("错误!")', 'puts "你好, #{name}"', 'MsgBox "你好,世界"', '$a="中,文";', 'println!("你,好")', '@n = "中,文"',
     '$a["键"] = "中,文"',
+    # a drawing
+    '8\n       /  \\\n      1    10\n     / \\     \\\n    3   6    20', '甲\n /\\\n1  2', '---\n  |     |\n  O     |',
     # brackets that cross
     '【甲《乙】，》丙']
 
@@ -141,7 +160,7 @@ def test_what_means_something_stays(text):
     ('标点<b>有</b>Ａ,。', '标点有A,。'), ('鼠标点击,包括号召', '鼠标点击，包括号召'),
     ('“与我们一起,露营”', '“与我们一起，露营”'), ('，与走路,没有关系', '与走路，没有关系'),
     ('gyao!(日本)', 'gyao!（日本）'), ('甲' + '.'*30 + '乙', '甲...乙'), ('好……………吗', '好……吗'),
-    ('好的。谢谢.', '好的。谢谢。'), ('需要“安慰”或”理解“时', '需要“安慰”或”理解“时')])
+    ('好的。谢谢.', '好的。谢谢。'), ('- （\n好', '-\n好'), ('需要“安慰”或”理解“时', '需要“安慰”或”理解“时')])
 def test_form_changes_and_the_fact_stays(raw, want):
     assert text_rules.clean_texts([raw]) == [want]
     assert text_rules.clean_texts(['前。', raw, '后。']) == ['前。', want, '后。']
@@ -202,7 +221,9 @@ def test_rules_in_their_order():
     ('南昌市', 99, '南昌市'), ('一句。两句', 99, '一句。两句'), ('一句。两句，', 99, '一句。'),
     ('一句。二句。三句。', 6, '一句。二句。'), ('他说：“好。”然后，', 99, '他说：“好。”'),
     ('没有句号的长文字', 4, ''), ('One. Two. Three words', 12, 'One. Two.'), ('先算。π约为3.14159', 8, '先算。'),
-    ('先看。再去 http://a.cn/?x=1', 17, '先看。'), ('好。\n2. 然后', 6, '好。'), ('选吧。\nA. 甲', 6, '选吧。'), ('真的！若a!=b则停', 6, '真的！')])
+    ('先看。再去 http://a.cn/?x=1', 17, '先看。'), ('好。\n2. 然后', 6, '好。'), ('选吧。\nA. 甲', 6, '选吧。'), ('真的！若a!=b则停', 6, '真的！'),
+    ('看吧。配音有乙、《Free!》丙，还有', 17, '看吧。'), ('看吧。看《你好！》这部电影', 12, '看吧。'),
+    ('看吧。正确选项是A. 承包，因为它', 16, '看吧。'), ('看吧。见http://a.cn/b?\\_ga=1', 18, '看吧。')])
 def test_ends(text, limit, want):
     assert text_rules.mend_end(text, limit) == want
 

@@ -284,7 +284,9 @@ def test_nothing_left_still_writes_report_and_rejects(tmp_path, monkeypatch):
     assert pq.read_table(tmp_path/'pairs'/'rejects.parquet')['rule'].to_pylist() == ['same']
 
 @pytest.mark.parametrize('raw, want', [
-    ('"\\r\\n"', '"\\r\\n"'), ("用'\\r\\n换行", "用'\\r\\n换行"), ('一\\nC:\\new', '一\nC:\\new'), ('一\\r\\n二', '一\n二')])
+    ('"\\r\\n"', '"\\r\\n"'), ("用'\\r\\n换行", "用'\\r\\n换行"), ('一\\nC:\\new', '一\nC:\\new'), ('一\\r\\n二', '一\n二'),
+    ('```\nr = "OK\\r\\n\\r\\nHello"\n```', '```\nr = "OK\\r\\n\\r\\nHello"\n```'),
+    ('一\\n二\n三\ud83d', '一\n二\n三\ud83d')])
 def test_literal_newlines_leave_escapes_and_paths(raw, want):
     assert literal_newlines(raw) == want
 
