@@ -463,7 +463,7 @@ def from_dir(cls:ChatBot,
     device:str='cpu', # where to run; an exported model runs on the CPU
     **kw:object, # further arguments of ChatBot
 )->ChatBot: # ready to answer
-    "Load a folder of `save_model`, `scclm export` or ChatLM-mini-Chinese. Raises FileNotFoundError that says how to make one."
+    "Load a folder of `save_model`, `scclm export` or ChatLM-mini-Chinese. Raises FileNotFoundError: how to make one."
     folder = find_model(path)
     if is_export(folder): return cls(*open_export(folder, dtype), **kw)
     return cls(*load_model(folder, dtype, device), **kw)

@@ -284,9 +284,12 @@ def chinese_punct(
         while text != old and _NESTED.search(text): text, old = _PAREN.sub(_wide_pair, text), text
         text = _PAREN_LATIN.sub(r'（\1）', text)
     for pattern, mark in _MARKS: text = pattern.sub(mark, text)
-    return _STOP.sub('。', _chinese_quotes(text) if '"' in text else text)
+    if '"' in text: text = _in_rows(_chinese_quotes, _STRAIGHT, text) # a row's quotes are no matter of its neighbours
+    return _STOP.sub('。', text)
 
 # %% ../nbs/appendix/text_rules.ipynb #74beeb8d
+_STRAIGHT = re.compile('"')
+
 def _chinese_quotes(text:str)->str:
     "Straight quotes around Chinese become curly, and so do the marks beside them."
     text = _QUOTE.sub(r'“\1”', hug_marks(text))

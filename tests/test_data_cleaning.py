@@ -500,3 +500,11 @@ def test_a_kill_leaves_the_previous_output(tmp_path, monkeypatch):
     run(raw)
     assert digest(out) == before
     assert [p.name for p in out.parent.iterdir()] == ['data'] # what the dead left behind is swept away
+
+def test_a_row_is_read_the_same_whatever_stands_beside_it():
+    "Signs that switch a rule on in one row leave the rows beside it alone."
+    odd = ['::「（《', '浙江,的', '他说:"好".', 'a "b" c', '第一.', '<b>', '(一)', '&lt;', '"', '`x`', '《', '「', '|', '\t']
+    alone = [text_rules.chat_form([text])[0] for text in odd]
+    for i, text in enumerate(odd):
+        for other in odd:
+            assert text_rules.chat_form([other, text, other])[1] == alone[i], (text, other)
