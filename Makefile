@@ -1,6 +1,7 @@
 # Every target does its own set-up: a virtual environment in .venv, made again when settings.ini, setup.py or constraints.txt change.
 #   make course          raw text -> chat model, chapter by chapter (FRESH=1 starts over, ARGS="--only 03" runs one chapter)
 #   make chat            talk to the model in the terminal
+#   make serve           talk to it over HTTP: http://127.0.0.1:8812 (ARGS="--port 9000")
 #   make lab             JupyterLab at the first chapter
 #   make test            everything CI checks
 #   make docs            the site, into _site/ (needs Quarto 1.9)
@@ -10,7 +11,7 @@
 # The dials SCCLM_SCALE, SCCLM_RAW and SCCLM_RUNS are passed on:  SCCLM_RAW=~/corpus SCCLM_RUNS=runs_mine make course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup course test lab docs bench chat export outputs
+.PHONY: help setup course test lab docs bench chat serve export outputs
 .DELETE_ON_ERROR:
 
 BIN   := .venv/bin
@@ -51,9 +52,16 @@ test: $(STAMP) $(KERNEL)
 lab: $(STAMP) $(KERNEL)
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab nbs/00_data_cleaning.ipynb $(ARGS)
 
+# Both talk to the model just trained.
+trained = $(BIN)/python -c "import sys; from scclm.runs import chat_models, run_path; any(p.exists() for p in chat_models()) or sys.exit(f'no trained model in {run_path()}: run make course first')"
+
 chat: $(STAMP)
-	@$(BIN)/python -c "import sys; from scclm.runs import chat_models, run_path; any(p.exists() for p in chat_models()) or sys.exit(f'no trained model in {run_path()}: run make course first')"
+	@$(trained)
 	@$(BIN)/scclm chat $(ARGS)
+
+serve: $(STAMP)
+	@$(trained)
+	@exec $(BIN)/scclm serve $(ARGS)
 
 docs: $(STAMP)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.9, which is not on PATH: https://quarto.org/docs/get-started/" >&2; exit 1; }

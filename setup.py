@@ -6,6 +6,7 @@ from setuptools import setup
 parser = ConfigParser(delimiters=['='])
 parser.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
+serve = cfg['serve_requirements'].split()
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], license='Apache-2.0',
@@ -13,10 +14,11 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
     long_description=(Path(__file__).parent/'README.en.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
-    packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['fonts/*']}, include_package_data=True, zip_safe=False,
+    packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['fonts/*', '*.html']},
+    include_package_data=True, zip_safe=False,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require={'serve': serve, 'dev': [*cfg['dev_requirements'].split(), *serve]},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},

@@ -81,6 +81,9 @@ def _run(name:str, args:list[str])->int:
     try:
         cfg = parse(name, args)
         return summary(name, library(stage, stage.run)(cfg))
+    except ModuleNotFoundError as e:
+        print(f"scclm {name}: {e}: expected pip install 'scclm[{name}]'", file=sys.stderr)
+        return 2
     except (ValueError, OSError, RuntimeError) as e:
         if os.environ.get('SCCLM_TRACEBACK'): raise
         print(f'scclm {name}: {e}', file=sys.stderr)

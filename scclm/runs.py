@@ -238,6 +238,8 @@ _TABLE = (
     Stage('ie', '09_ie_finetune', 'ie_finetune', 'ie_cfg', 'ie',
           'fine-tune it to extract triples; again to resume', 'ie/model', ('ie', 'ie_scratch', 'ie_stock')),
     Stage('chat', '08_chat', 'chat', 'ChatCfg', 'chat_terminal', 'talk to it'),
+    Stage('serve', 'appendix/serve', 'serve', 'ServeCfg', 'serve',
+          "let others talk to it over HTTP: the ancestor's clients, OpenAI's, a browser"),
     Stage('evaluate', 'appendix/evaluation', 'evaluation', 'EvaluateCfg', 'evaluate',
           'score any seq2seq folder: loss, bits per character, BLEU-4, C-Eval, CMMLU', 'eval', tell='score_table'),
     Stage('plan', 'appendix/planner', 'planner', 'PlanCfg', 'plan',

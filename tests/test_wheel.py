@@ -53,6 +53,7 @@ def names(wheel):
 def test_wheel_holds_the_library_and_the_licence(packages):
     inside = names(packages[0])
     assert {f'scclm/{p.name}' for p in (ROOT/'scclm').glob('*.py')} == {n for n in inside if re.match(r'scclm/.*py', n)}
+    assert 'scclm/chat_page.html' in inside
     assert 'scclm/fonts/SCCLMSans-Regular.otf' in inside and 'scclm/fonts/LICENSE.txt' in inside
     assert any(n.endswith('licenses/LICENSE') for n in inside) and any(n.endswith('licenses/NOTICE') for n in inside)
     meta = zipfile.ZipFile(packages[0]).read(next(n for n in inside if n.endswith('METADATA'))).decode('utf-8')

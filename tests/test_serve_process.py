@@ -1,0 +1,96 @@
+"`scclm serve` as a process: what it prints, how it ends, a user's mistakes."
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+from chat_toys import CHARS, char_tok, save_toy, toy_model
+
+from scclm.cli import main
+
+SCCLM = [sys.executable, '-c', 'import sys; from scclm.cli import main; sys.exit(main())', 'serve']
+
+
+@pytest.fixture(scope='module')
+def endless(tmp_path_factory):
+    "A model that goes on until it is stopped."
+    tok = char_tok(CHARS)
+    return save_toy(tmp_path_factory.mktemp('endless')/'model', tok, toy_model(len(tok), seed=23, endless=True))
+
+def started(command, **env):
+    "A process, as soon as it says where it listens: process, lines printed, port."
+    env = {k: v for k, v in os.environ.items() if k != 'SCCLM_API_KEY'} | dict(OMP_NUM_THREADS='1') | env
+    run = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = []
+    while not any('chat page' in line for line in lines):
+        lines.append(run.stdout.readline())
+        assert lines[-1], run.stderr.read()
+    return run, lines, int(re.search(r'127\.0\.0\.1:(\d+)', ''.join(lines))[1])
+
+class Reader(threading.Thread):
+    "A client that reads a stream to its end."
+    def __init__(self, port, key):
+        super().__init__(daemon=True)
+        self.url, self.key, self.lines, self.begun = f'http://127.0.0.1:{port}/api/chat', key, [], threading.Event()
+        self.start()
+
+    def run(self):
+        "Ask, then read on."
+        headers = dict(Authorization=f'Bearer {self.key}')
+        with httpx.stream('POST', self.url, headers=headers, json=dict(input_txt='你好', stream=True), timeout=120) as r:
+            for line in r.iter_lines():
+                self.lines.append(line)
+                self.begun.set()
+
+if os.name == 'posix':
+    def test_sigterm_lets_accepted_answers_finish(endless):
+        "The random key is printed once; newcomers hear 503; the running answer comes to its end; exit code 0."
+        options = ['--model', str(endless), '--port', '0', '--max-new-tok', '400', '--loop-copies', '0',
+                   '--drain-s', '120']
+        run, lines, port = started([*SCCLM, *options])
+        key = re.search('key, printed only here: (.+)', ''.join(lines))[1]
+        assert len(key) >= 32 and f'/#key={key}' in lines[-1]
+        reader = Reader(port, key)
+        assert reader.begun.wait(60)
+        run.send_signal(signal.SIGTERM)
+        while httpx.get(f'http://127.0.0.1:{port}/healthz').status_code == 200: time.sleep(.01)
+        said = httpx.post(f'http://127.0.0.1:{port}/v1/chat/completions', json={})
+        assert said.status_code == 503 and 'stopping' in said.json()['error']['message'] and said.headers['retry-after']
+        out, err = run.communicate(timeout=90)
+        reader.join(30)
+        assert run.returncode == 0 and reader.lines[-2] == 'data: [DONE]'
+        assert len([line for line in reader.lines if line]) == 401 and key not in out + err
+        assert '/api/chat 200: ' in err and '你好' not in err
+
+# A user's mistakes
+
+@pytest.mark.parametrize('options, words', [
+    (['--port', '70000'], 'port=70000: expected 0 to 65535'), (['--answer-s', '0'], 'answer_s=0.0: expected >= 0.1'),
+    (['--key-file', 'nowhere'], 'nowhere'), (['--model', 'nowhere', '--port', '0'], 'nowhere'),
+    (['--host', '203.0.113.7', '--model', 'm'], 'cannot listen on 203.0.113.7:8812'),
+    (['--max-rows', '0'], 'max_rows=0'), (['--drain-s', 'nan'], 'drain_s=nan: expected >= 0'),
+    (['--max-new-tok', '30000'], 'batch_tok=24576: expected >= 30512')])
+def test_mistakes_are_one_sentence(options, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('SCCLM_API_KEY', raising=False)
+    try: code = main(['serve', *options])
+    except SystemExit as e: code = e.code
+    err = capsys.readouterr().err
+    assert code == 2 and words in re.sub(r'\s+', ' ', err) and 'Traceback' not in err
+
+def test_a_taken_port(capsys, tmp_path):
+    with socket.create_server(('127.0.0.1', 0)) as s:
+        port = s.getsockname()[1]
+        assert main(['serve', '--model', str(tmp_path), '--port', str(port)]) == 2
+    assert f'cannot listen on 127.0.0.1:{port}' in capsys.readouterr().err
+
+def test_without_the_extra(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, 'scclm.serve', raising=False)
+    monkeypatch.setitem(sys.modules, 'uvicorn', None)
+    assert main(['serve']) == 2 and "expected pip install 'scclm[serve]'" in capsys.readouterr().err
