@@ -87,8 +87,7 @@ class Seats:
         "Empty; the rooms are made when somebody comes."
         self.written = None # (2 * layers, seats, heads, columns, width) of the tokens written
         self.asked = None # the same of the questions
-        self.n_written = [] # tokens of each row
-        self.n_asked = [] # tokens of each question
+        self.n_written, self.n_asked = [], [] # tokens of each row, tokens of its question
         self.end = 0 # column after the last token
 
 # %% ../nbs/appendix/batching.ipynb #1bf05cdd
@@ -151,9 +150,7 @@ def seat(self:Seats,
 
 # %% ../nbs/appendix/batching.ipynb #e1dac9cf
 @patch
-def free(self:Seats,
-    row:int, # who gets up
-):
+def free(self:Seats, row:int): # who gets up
     "The last row takes the free seat."
     last = len(self) - 1
     for room in self.parts(): room[:, row] = room[:, last]
@@ -292,9 +289,7 @@ def step(self:Batch):
 
 # %% ../nbs/appendix/batching.ipynb #129418ef
 @patch
-def leave(self:Batch,
-    gone:set[Row], # rows that are done or not wanted any more
-):
+def leave(self:Batch, gone:set[Row]): # rows that are done or not wanted any more
     "Free their seats."
     for i in reversed(range(len(self.rows))):
         if self.rows[i] not in gone: continue
@@ -427,10 +422,8 @@ def result(self:Ticket,
 
 # %% ../nbs/appendix/batching.ipynb #030b3445
 @patch
-def listen(self:Ticket,
-    hear:Callable[[str|None], object], # called from the engine's thread, quick; what it raises cancels the answer
-):
-    "Call `hear` with every piece, those that are there first, and with None at the end."
+def listen(self:Ticket, hear:Callable[[str|None], object]): # quick: the engine's thread calls it
+    "Call `hear` with every piece, those that are there first, then None. Should it raise, the answer is cancelled."
     with self._news:
         told = [*self._pieces, None] if self.finish else list(self._pieces)
         for piece in told: hear(piece)
@@ -449,9 +442,7 @@ def _tell(self:Ticket, piece:str|None):
 # %% ../nbs/appendix/batching.ipynb #0c190916
 #| code-fold: true
 @patch
-def write(self:Ticket,
-    piece:str, # new text; '' is nothing
-):
+def write(self:Ticket, piece:str): # new text; '' is nothing
     "For the engine: give out a piece."
     if not piece: return
     with self._news:
@@ -742,10 +733,9 @@ def _write_beside(self:Engine, job:_Job):
 @patch
 def _start(self:Engine, n_beside:int):
     "Start the threads; leaving Python ends them."
-    loops = [self._turn, *[self._turn_beside]*n_beside]
-    names = ['engine-batch', *['engine-beside']*n_beside]
+    loops = [('engine-batch', self._turn), *[('engine-beside', self._turn_beside)]*n_beside]
     self._threads = [threading.Thread(target=self._loop, args=(turn,), name=name, daemon=True)
-        for turn, name in zip(loops, names)]
+        for name, turn in loops]
     atexit.register(self.close, 0.)
     for thread in self._threads: thread.start()
 
