@@ -62,6 +62,11 @@ def _heads(
     "Split into heads."
     return flat.unflatten(-1, (attn.n_heads, attn.key_value_proj_dim)).transpose(1, 2)
 
+# %% ../nbs/appendix/export.ipynb #fd22c518
+def _crosses(model:PreTrainedModel)->list[nn.Module]:
+    "The attention of every decoder layer that looks at the question."
+    return [block.layer[1].EncDecAttention for block in model.decoder.block]
+
 # %% ../nbs/appendix/export.ipynb #25e9876f
 class Reader(nn.Module):
     "Questions to keys and values of every decoder layer's cross-attention."
@@ -72,7 +77,7 @@ class Reader(nn.Module):
         super().__init__()
         self.model = model
 
-# %% ../nbs/appendix/export.ipynb #5828bdd4
+# %% ../nbs/appendix/export.ipynb #0166e7cd
 @patch
 def forward(self:Reader,
     input_ids:Tensor, # (B, S)
@@ -80,8 +85,7 @@ def forward(self:Reader,
 )->list[Tensor]: # keys, values, keys, values …
     "Read once."
     states = self.model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    crosses = [block.layer[1].EncDecAttention for block in self.model.decoder.block]
-    return [_heads(part(states), attn) for attn in crosses for part in (attn.k, attn.v)]
+    return [_heads(part(states), attn) for attn in _crosses(self.model) for part in (attn.k, attn.v)]
 
 # %% ../nbs/appendix/export.ipynb #2b3c9e5b
 def _cache(

@@ -81,18 +81,22 @@ _USE = [
     '## 怎么用', '', '```sh', 'scclm chat --model {folder}', '```', '',
     '问题在送进模型前要整理（全角、标点、繁体），`scclm` 会做；自己调用时要照做：`scclm.text_rules.chat_form`。', '']
 
-# %% ../nbs/appendix/model_card.ipynb #911e2c32
+# %% ../nbs/appendix/model_card.ipynb #f0f2d7a5
+#| code-fold: true
+def _score_cells(r:EvalResult)->str:
+    "A score as a row of the table."
+    beside = r.metric_args or {}
+    low, high = beside.get('ci95', (0, 0))
+    interval = f'{low:.3f} – {high:.3f}' if 'ci95' in beside else ''
+    return f"| {r.dataset_name} | `{r.metric_name}` | {r.metric_value:.3f} | {interval} | {beside.get('n', '')} |"
+
+# %% ../nbs/appendix/model_card.ipynb #848ff0bc
 #| code-fold: true
 def _score_lines(results:list[EvalResult])->list[str]:
     "The scores as a table; a sentence if there is none."
     if not results: return ['## 成绩', '', '没有量。没有量不等于零。', '']
-    def cells(r:EvalResult)->str:
-        "One row."
-        beside = r.metric_args or {}
-        low, high = beside.get('ci95', ('', ''))
-        interval = f'{low:.3f} – {high:.3f}' if beside.get('ci95') else ''
-        return f"| {r.dataset_name} | `{r.metric_name}` | {r.metric_value:.3f} | {interval} | {beside.get('n', '')} |"
-    return ['## 成绩', '', '| 题 | 量什么 | 值 | 95 % 区间 | n |', '|---|---|---|---|---|', *map(cells, results), '']
+    head = ['## 成绩', '', '| 题 | 量什么 | 值 | 95 % 区间 | n |', '|---|---|---|---|---|']
+    return [*head, *map(_score_cells, results), '']
 
 # %% ../nbs/appendix/model_card.ipynb #ae55cbe8
 def card_text(
