@@ -160,6 +160,7 @@ def train_bpe(
     return wrap_tokenizer(t)
 
 # %% ../nbs/01_tokenizer.ipynb #387e0182
+#| code-fold: true
 class SpillCounter:
     """Exact counts in bounded memory: more than `limit` distinct words are written to disk as a sorted run,
     runs are merged when read."""
@@ -339,6 +340,7 @@ def tokenizer_cfg(
     return cfg if words else replace(cfg, max_word_len=1, out=run_path('tokenizer_chars'))
 
 # %% ../nbs/01_tokenizer.ipynb #bab85345
+#| code-fold: true
 def choose_chars(
     chars:dict[str, int], # counts of characters
     min_char_count:int, # keep those seen at least this often
@@ -411,6 +413,7 @@ def close_pieces(
     return counts
 
 # %% ../nbs/01_tokenizer.ipynb #453c6650
+#| code-fold: true
 def fit_pieces(
     chars:list[str], # kept characters
     words:dict[str, int], # kept words, most frequent first
