@@ -91,6 +91,8 @@ def _js_sign(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
         return f"[{''.join(c for c in [token, *_cased(whose)] if re.fullmatch(token, c, how))}]"
     if token[1] in kinds: return f'[{kinds[token[1]]}]'
     if token[1].lower() in kinds: return f'[^{kinds[token[1].lower()]}]'
+    if token[1] in '123456789' and 'i' in flags:
+        raise ValueError(f"{token} where case is ignored is not known: expected it outside of (?i:")
     if token[1] in 'nrtfvx' or token[1] in _SYNTAX or token[1] in '123456789': return token
     if token[1].isalnum():
         raise ValueError(f"{token} is not known: expected \\w \\d \\s, their opposites, \\b \\A \\Z \\xHH")
@@ -136,7 +138,8 @@ def js_pattern(
 #| code-fold: true
 _SEARCHED = ('unseen emoji tag comment about_tags blank breaks entity may_be_tag form wide_indent one_space row_start '
              'hug paren nested paren_latin quote after_quote stop run long_run ellipsis lead face_or_command '
-             'not_bracket han_char inline_code address empty_lines about_script traditional').split()
+             'not_bracket reversed han_char inline_code address empty_lines about_script traditional japanese kana '
+             'qian').split()
 _WHOLE = ('plain_script', 'only_markup') # must match a whole text
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00023

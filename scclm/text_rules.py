@@ -105,8 +105,8 @@ def _script(row:str, first:re.Match, last:re.Match|None)->tuple[str, str]:
 # %% ../nbs/appendix/text_rules.ipynb #p0000006
 _BLANK = re.compile('\n(?:[ \t]*\n)+')
 _BREAKS = re.compile('[ \t\n]*\x03[ \t\n\x03]*')
-_ONLY_MARKUP = re.compile(r'\s*(?:<!--.*-->|(?=.*<(?:img|table|[uo]l)\b)(?:</?[a-z][^<>]*>\s*)+'
-                          r'|<(h[1-6])>[^<]*</\1>)\s*', re.S | re.I) # the markup is the text
+_ONLY_MARKUP = re.compile(r'\s*(?:<!--.*-->|(?i:(?=.*<(?:img|table|[uo]l)\b)(?:</?[a-z][^<>]*>\s*)+)'
+                          r'|<[hH]([1-6])>[^<]*</[hH]\1>)\s*', re.S) # the markup is the text
 
 def _strip_tags(row:str)->str:
     "One row without its tags; what they parted stays apart."

@@ -189,16 +189,18 @@ function makeReader(table) {
 
   function loneQuotes(chars, odd) {
     const lineOf = new Map(), quotesIn = new Map();
-    for (const place of odd) {
-      if (!"“”".includes(chars[place])) continue;
-      const line = chars.slice(0, place).filter((c) => c === "\n").length;
+    let line = 0, done = 0;
+    for (const place of odd.filter((k) => "“”".includes(chars[k])).sort((a, b) => a - b)) {
+      for (; done < place; done++) if (chars[done] === "\n") line++;
       lineOf.set(place, line);
       quotesIn.set(line, (quotesIn.get(line) ?? 0) + 1);
     }
-    return new Set([...lineOf.keys()].filter((place) => quotesIn.get(lineOf.get(place)) === 1));
+    const lone = [...lineOf.keys()].filter((place) => quotesIn.get(lineOf.get(place)) === 1);
+    return new Set(lone.filter((place) => !has("reversed", chars.slice(Math.max(0, place - 21), place + 1).join(""))));
   }
 
   function isDebris(before, bracket, after) {
+    if (before === "\\" || after === "\\") return false;
     if ((isDigit(before) || before === "\x04") && "“”".includes(bracket)) return false;
     const ends = table.ends_of[bracket];
     const lineOrSentence = before === "\n" || ends.includes(before);
@@ -225,7 +227,8 @@ function makeReader(table) {
     const chars = [...text];
     const unmatched = unpaired(chars), lone = loneQuotes(chars, unmatched);
     const odd = new Set(unmatched.filter((place) => !"“”".includes(chars[place]) || lone.has(place)));
-    return (odd.size ? withoutDebris(chars, odd) : text).replace(P.blank, "\n\n");
+    const kept = odd.size ? withoutDebris(chars, odd).replaceAll(" \n", "\n") : text;
+    return kept.replace(P.blank, "\n\n");
   }
 
   function fixBrackets(text) {
@@ -293,8 +296,7 @@ function makeReader(table) {
   const phrases = new Map(table.phrases), simple = new Map(table.simple);
   const longest = Math.max(...table.phrases.map(([phrase]) => [...phrase].length));
 
-  function simplify(text) {
-    if (!has("traditional", text)) return text;
+  function t2s(text) {
     const chars = [...text], out = [];
     for (let i = 0; i < chars.length; ) {
       let size = Math.min(longest, chars.length - i);
@@ -304,6 +306,14 @@ function makeReader(table) {
       i += size;
     }
     return out.join("");
+  }
+
+  const chinese = (text) => text.split(P.qian).map((part, k) => (k % 2 ? part : t2s(part))).join("");
+
+  function simplify(text) {
+    if (!has("traditional", text)) return text;
+    if (!has("kana", text)) return chinese(text);
+    return text.replace(P.japanese, (m) => (has("kana", m) ? m : chinese(m)));
   }
 
   function asAsked(text) {
