@@ -22,14 +22,14 @@ from scclm.pref_files import Pref
 from scclm.pref_stream import encode_prefs, logp_table
 from scclm.sample_prefs import NAMES, WISHES, make_sample_prefs, wish_grid, wish_rows
 
-PARTS = {(True, True): 'known listener, known words', (True, False): 'known listener, new words',
-    (False, True): 'new listener, known words', (False, False): 'new listener, new words'}
+PARTS = {(False, True): 'new listener, known words', (False, False): 'new listener, new words'} # new to both ways
 FEW = 6 # listeners of the baseline
 
 def shares(model:nn.Module, tok:PreTrainedTokenizerBase, cfg:DpoCfg)->dict[str, float]:
     "Of each part, the share of wishes whose granting answer the model finds likelier than the plain one."
     found = {}
     for known, pairs in wish_grid(100).items():
+        if known not in PARTS: continue
         rows = [Pref(p.kind, '', 0, p.prompt, p.chosen, p.rejected, True) for p in pairs]
         logp = logp_table(model, encode_prefs(rows, tok, cfg.max_len, cfg.too_long))
         found[PARTS[known]] = (logp[:, 0] > logp[:, 1]).float().mean().item()
