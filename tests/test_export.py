@@ -117,7 +117,8 @@ def slow_answer(model:runtimes.Ct2Model, asked:list[int], choose, most:int)->lis
     return said
 
 @pytest.mark.parametrize('dec', [
-    Decoding('sampling', seed=5, max_new_tok=20), Decoding('sampling', temperature=.5, top_p=.8, seed=1, max_new_tok=20),
+    Decoding('sampling', seed=5, max_new_tok=20),
+    Decoding('sampling', temperature=.5, top_p=.8, seed=1, max_new_tok=20),
     Decoding('sampling', temperature=3., seed=1, max_new_tok=20),
     Decoding(repetition_penalty=2., no_repeat_ngram=2, loop_copies=0, max_new_tok=20), Decoding(max_new_tok=60)])
 def test_drafts_do_not_change_what_is_chosen(ct2, dec):
@@ -172,7 +173,8 @@ def test_weights_are_rounded_row_by_row(folder, ct2):
 def test_byte_level_tokenizers_too(tmp_path):
     tok = byte_tok()
     path = save_toy(tmp_path/'model', tok, toy_model(len(tok), seed=2))
-    there, small = ChatBot.from_dir(path), ChatBot.from_dir(export(ExportCfg(str(path), out=str(tmp_path/'o'), compare=0)))
+    there = ChatBot.from_dir(path)
+    small = ChatBot.from_dir(export(ExportCfg(str(path), out=str(tmp_path/'o'), compare=0)))
     asked = small.encode(['你好', 'a b\tc'])
     assert written(small.model, asked) == engine_answers(small.model, asked)
     assert small.encode(['[EOS] 你好']) == there.encode(['[EOS] 你好'])
@@ -226,7 +228,8 @@ def test_what_is_not_there_is_refused(kind, request):
     with pytest.raises(ValueError, match='expected strategy greedy'): list(bot.stream('你好', Decoding('beam')))
     with pytest.raises(ValueError, match='expected strategy greedy'):
         bot.model(input_ids=torch.ones(1, 1), decoder_input_ids=torch.ones(1, 1))
-    asked = bot.model.get_encoder()(input_ids=torch.ones(1, 1, dtype=torch.long), attention_mask=torch.ones(1, 1).long())
+    one = torch.ones(1, 1, dtype=torch.long)
+    asked = bot.model.get_encoder()(input_ids=one, attention_mask=one)
     with pytest.raises(ValueError, match='expected strategy greedy'): asked.last_hidden_state.shape
     with pytest.raises(ValueError, match='expected dtype float32'):
         ChatBot.from_dir(request.getfixturevalue(kind), torch.bfloat16)
@@ -366,8 +369,9 @@ def test_a_stage_s_card_holds_its_own_figures(tmp_path, monkeypatch):
     model = toy_model(50)
     stage = tmp_path/'runs'/'tiny'/'sft'
     (tmp_path/'runs'/'tiny'/'raw').mkdir(parents=True)
-    figures = dict(loss_valid=.5, bleu4=70., exact_heldout=dict(all=.9, template=.8), n_heldout=dict(all=200, template=100),
-        bits_per_char=.2, bits_per_char_unigram=8., pref_acc_before=.5, seconds=3., loss_train=float('nan'))
+    figures = dict(loss_valid=.5, bleu4=70., exact_heldout=dict(all=.9, template=.8),
+        n_heldout=dict(all=200, template=100), bits_per_char=.2,
+        bits_per_char_unigram=8., pref_acc_before=.5, seconds=3., loss_train=float('nan'))
     file = tmp_path/'README.md'
     file.write_text(model_card(model, stage/'model', stage_scores(figures)), encoding='utf-8')
     head = metadata_load(file)
