@@ -173,8 +173,8 @@ def test_weights_are_rounded_row_by_row(folder, ct2):
 def test_byte_level_tokenizers_too(tmp_path):
     tok = byte_tok()
     path = save_toy(tmp_path/'model', tok, toy_model(len(tok), seed=2))
-    made = export(ExportCfg(str(path), out=str(tmp_path/'o'), compare=0))
-    there, small = ChatBot.from_dir(path), ChatBot.from_dir(made)
+    there = ChatBot.from_dir(path)
+    small = ChatBot.from_dir(export(ExportCfg(str(path), out=str(tmp_path/'o'), compare=0)))
     asked = small.encode(['你好', 'a b\tc'])
     assert written(small.model, asked) == engine_answers(small.model, asked)
     assert small.encode(['[EOS] 你好']) == there.encode(['[EOS] 你好'])
@@ -370,8 +370,8 @@ def test_a_stage_s_card_holds_its_own_figures(tmp_path, monkeypatch):
     stage = tmp_path/'runs'/'tiny'/'sft'
     (tmp_path/'runs'/'tiny'/'raw').mkdir(parents=True)
     figures = dict(loss_valid=.5, bleu4=70., exact_heldout=dict(all=.9, template=.8),
-        n_heldout=dict(all=200, template=100),
-        bits_per_char=.2, bits_per_char_unigram=8., pref_acc_before=.5, seconds=3., loss_train=float('nan'))
+        n_heldout=dict(all=200, template=100), bits_per_char=.2,
+        bits_per_char_unigram=8., pref_acc_before=.5, seconds=3., loss_train=float('nan'))
     file = tmp_path/'README.md'
     file.write_text(model_card(model, stage/'model', stage_scores(figures)), encoding='utf-8')
     head = metadata_load(file)
