@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 
@@ -431,3 +432,13 @@ def test_reader_of_the_pipe_goes_away(folder):
     run.stdout = None
     _, err = run.communicate('你好\n秋\n'.encode(), timeout=120)
     assert run.returncode == 0 and b'Traceback' not in err and b'Exception' not in err
+
+
+# ---- many at once
+
+@pytest.mark.parametrize('dec', [GREEDY, SAMPLE, CONTRAST, BEAM], ids=['greedy', 'sampling', 'contrastive', 'beam'])
+def test_sixteen_threads_answer_as_one(bot, dec):
+    wanted = [bot.answer([text], dec)[0] for text in QUESTIONS]
+    with ThreadPoolExecutor(16) as pool:
+        said = list(pool.map(lambda n: bot.answer([QUESTIONS[n % len(QUESTIONS)]], dec)[0], range(48)))
+    assert said == wanted*(48//len(QUESTIONS))

@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard, metadata_load
 from transformers import AutoModelForSeq2SeqLM
 
 from scclm import cli, runtimes
+from scclm.batching import Engine
 from scclm.chat import ChatBot, Decoding, LoopGuard, chooser, processors, token_steps
 from scclm.dataset import pad
 from scclm.export import ExportCfg, export
@@ -411,3 +412,15 @@ def test_half_precision_still_checks(folder, tmp_path):
     with pytest.raises(ValueError, match='does not fit config.json'): load_model(copy, torch.bfloat16)
     (copy/'config.json').write_text(json.dumps(cfg | dict(num_layers=3)))
     with pytest.raises(ValueError, match='does not fit config.json'): load_model(copy, torch.float16)
+
+# Behind the server
+
+@pytest.mark.parametrize('how', ['ct2', 'onnx'])
+def test_the_servers_engine_takes_the_folder(how, request):
+    bot = ChatBot.from_dir(request.getfixturevalue(how))
+    asked = ['天地', '你是谁？', '秋收冬藏', '好']
+    with Engine(bot) as engine:
+        tickets = [engine.submit(question, PLAIN) for question in asked]
+        said = [ticket.result(60) for ticket in tickets]
+    assert said == bot.answer(asked, PLAIN)
+    assert {ticket.finish for ticket in tickets} <= {'stop', 'length'}
