@@ -67,7 +67,8 @@ def new_columns(
     dec:Decoding, # any strategy
 )->Iterator[list[int]]: # B ids per step; rows that are done give the pad id
     "The answers column by column, as soon as a column can no longer change."
-    rngs = seeded_rngs(len(prompts), model.device)
+    draws = dec.strategy == 'sampling' or dec.beam_sample
+    rngs = seeded_rngs(len(prompts), model.device) if draws else None
     if dec.strategy != 'beam': yield from token_steps(model, prompts, dec, rngs=rngs)
     elif len(prompts) == 1:
         for i in settled_tokens(beam_search(model, prompts, dec, rngs=rngs), beam_cfg(dec)): yield [i]

@@ -23,7 +23,7 @@ from transformers import (Cache, DynamicLayer, EncoderDecoderCache, LogitsProces
     PreTrainedTokenizerBase, T5ForConditionalGeneration)
 from transformers.modeling_outputs import BaseModelOutput
 
-from .chat import ChatBot, Decoding, LoopGuard, live_ids, pick, processors, row_rngs, settled
+from .chat import ChatBot, Decoding, LoopGuard, live_ids, pick, processors, row_rngs, rows_each, settled_text
 from .dataset import decode, pad
 from .model import end_ids
 
@@ -115,9 +115,8 @@ def fit(self:Seats,
     if rows <= seats and self.end < columns and width <= self.asked.shape[3]: return
     written, asked = self.parts()
     rows, longest = _round_up(rows, 8), written.shape[3]
-    self.written = _moved(written, rows, longest + 64)
-    self.asked = _moved(asked, rows, _round_up(width, 16))
-    self.end = longest
+    moved = _moved(written, rows, longest + 64), _moved(asked, rows, _round_up(width, 16)) # both, or neither
+    (self.written, self.asked), self.end = moved, longest
 
 # %% ../nbs/appendix/batching.ipynb #20840cac
 @torch.no_grad()
@@ -345,7 +344,7 @@ def add(self:Writer,
 )->str: # a piece; often ''
     "What can be shown now."
     self.ids.append(token)
-    return self._new(settled(self.ids, self.tok), False)
+    return self._new(settled_text(self.ids, self.tok), False)
 
 # %% ../nbs/appendix/batching.ipynb #7e5a4916
 @patch
@@ -560,7 +559,7 @@ def _check_deadline(deadline_s:float|None):
 @patch
 def _check_room(self:Engine, prompt:list[int], dec:Decoding):
     "Raises ValueError for an answer that could need more memory than there is."
-    rows = dict(beam=dec.num_beams, contrastive=dec.top_k or 4).get(dec.strategy, 1)
+    rows = rows_each(dec)
     need, room = rows*(len(prompt) + dec.max_new_tok), self.bot.batch_tok
     if need <= room: return
     raise ValueError(f"{rows} x ({len(prompt)} tokens of the question + max_new_tok={dec.max_new_tok}) = {need}: "
@@ -640,7 +639,7 @@ def _turn(self:Engine)->bool: # False: all is done
     if new is None: return False
     if new: self._run(lambda: self._batch.join(new), new)
     self._leave_given_up()
-    rows = list(self._batch.rows)
+    rows = sorted(self._batch.rows, key=lambda job: len(job.said)) # who waits for a first word hears it first
     if rows and self._run(self._batch.step, rows): self._batch.leave({job for job in rows if self._is_over(job)})
     return True
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Decoding', 'processors', 'plot_probs', 'loop_closers', 'token_chars', 'LoopGuard', 'row_rngs', 'pick', 'find_model',
-           'chooser', 'rows_each', 'token_steps', 'beam_cfg', 'beam_search', 'beam_ids', 'settled', 'text_pieces',
+           'chooser', 'rows_each', 'token_steps', 'beam_cfg', 'beam_search', 'beam_ids', 'settled_text', 'text_pieces',
            'read_typed', 'check_text', 'encode_prompts', 'ChatBot', 'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg',
            'pick_device', 'say', 'chat_terminal']
 
@@ -363,7 +363,7 @@ _HALF = re.compile('\ufffd{1,3}\\Z') # what may be half a character
 
 # %% ../nbs/08_chat.ipynb #2c157dd2
 #| code-fold: true
-def settled(
+def settled_text(
     ids:list[int], # what was written so far, at least one
     tok:PreTrainedTokenizerBase, # tokenizer of the model
 )->str: # '' if there is nothing to show yet
@@ -381,7 +381,7 @@ def text_pieces(
     sent = ''
     for i in ids:
         seen.append(i)
-        text = settled(seen, tok)
+        text = settled_text(seen, tok)
         if len(text) <= len(sent): continue
         yield text[len(sent):]
         sent = text

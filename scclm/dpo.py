@@ -110,7 +110,7 @@ class DpoCfg(TrainCfg):
     beta:float=0.1              # how far the model may move from the reference: smaller is farther
     alpha:float=1.              # weight of the SFT term
     epochs:float=0.             # passes over the pairs, in place of steps; 0: steps count
-    lora_r:int=0                # rank of the LoRA adapter, which wants about 3 times the lr; 0 trains all parameters
+    lora_r:int=0                # rank of the LoRA adapter, which wants 4 to 10 times the lr; 0 trains all parameters
     lora_alpha:int=16           # scale of the adapter, divided by the rank
     lora_dropout:float=0.1      # dropout on the adapter's input
     lora_targets:tuple[str, ...]=('q', 'k', 'v', 'o', 'wi', 'wo') # linear layers that get an adapter

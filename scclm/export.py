@@ -51,7 +51,9 @@ def to_ct2(
         "A model that is open already."
         def _load(self)->object:
             "Its layers as CTranslate2 names them."
-            with torch.no_grad(): return T5Loader()(deepcopy(model), tok) # it rounds in place
+            own = deepcopy(model) # it is rounded in place
+            own.config.tie_word_embeddings = model.config.scale_decoder_outputs # what the loader means by "tied"
+            with torch.no_grad(): return T5Loader()(own, tok)
     Ours().convert(str(folder), quantization='int8', force=True)
 
 # %% ../nbs/appendix/export.ipynb #6bfd3232

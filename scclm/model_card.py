@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from .model import n_params
-from .report_card import card_rows, corpus, meaning, stage_scores, with_intervals
+from .report_card import card_rows, corpus, meaning, stage_scores
 from .runs import SCALES, read_json, training_folders
 
 # %% ../nbs/appendix/model_card.ipynb #5cc489f2
@@ -138,6 +138,6 @@ def model_card(
     "The card of a stage's model."
     folder = Path(folder).absolute()
     trained_on = corpus(folder.parent.parent)
-    results = card_results(with_intervals(scores))
+    results = card_results(scores)
     what = [f'一个从零训练的中文小模型（T5 编码器加解码器，{n_params(model):,} 个参数），课程 SCCLM 的 `{folder.parent.name}` 阶段写下。']
     return card_text(card_head(card_name(folder), trained_on, results), what, folder.name)

@@ -221,7 +221,7 @@ def _write_files(folder:Path, model:PreTrainedModel, tok:PreTrainedTokenizerBase
     "All files of the page; how many bytes."
     packed, places = pack(page_tensors(model), kind)
     tables = dict(tokenizer=bpe_table(tok, model.config.vocab_size), reading=reading_table())
-    mark = fingerprint(packed, places, tables, *map(page_source, SCRIPTS))
+    mark = fingerprint(packed, places, tables, *map(page_source, ('page.css', *SCRIPTS)))
     for name in ('page.css', *SCRIPTS): (folder/name).write_text(page_source(name), encoding='utf-8')
     (folder/'index.html').write_text(stamp(page_source('index.html'), mark), encoding='utf-8')
     write_part(folder, 'tables', tables, mark)

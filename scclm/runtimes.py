@@ -362,4 +362,4 @@ def open_export(
     try: model = kind(folder, T5Config.from_dict(record['config']))
     except ModuleNotFoundError:
         raise ModuleNotFoundError(f"{folder} needs {package}: run pip install 'scclm[export]'") from None
-    return model, PreTrainedTokenizerFast.from_pretrained(folder)
+    return model, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

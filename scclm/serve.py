@@ -1044,6 +1044,6 @@ def serve(
     app.state.service.engine.submit('你好', Decoding(max_new_tok=2)).result() # loads what is loaded late
     place = f'http://{cfg.host}:{listener.getsockname()[1]}'
     print(f'{folder} at {place}, called {cfg.name!r}; /docs explains it, Ctrl-C ends it')
-    if not given: print(f'key, printed only here: {keys[0]}')
-    print('chat page:', place if given else f'{place}/#key={keys[0]}', flush=True)
+    key = '' if given else f'/#key={keys[0]} (the key is printed only here)'
+    print(f'chat page: {place}{key}', flush=True)
     make_server(app).run([listener])

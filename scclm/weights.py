@@ -238,9 +238,9 @@ def model_class(
     config:dict, # as config.json says
 )->type: # has `from_pretrained`
     "Our own class if the config names one, else whatever the library has for this config."
-    names = str(config.get('architectures'))
+    named = config.get('architectures')
     for name, module in CLASSES.items():
-        if name in names: return getattr(import_module(module), name)
+        if isinstance(named, list) and name in named: return getattr(import_module(module), name)
     return AutoModelForSeq2SeqLM
 
 # %% ../nbs/appendix/weights.ipynb #wgtcls04
@@ -258,13 +258,15 @@ def _check_type(
 def _narrow_tensors(
     file:Path, # model.safetensors
     dtype:torch.dtype, # bfloat16 or float16
+    kind:type, # the model's class
 )->dict[str, Tensor]: # by name
     """The tensors of a file in a narrower dtype, read one by one, the largest first: the file is never in memory as a
-    whole. As the library has it, float16 leaves T5's `wo` in float32, where it could overflow."""
+    whole. What the class keeps in float32 beside float16 (T5's `wo`, which could overflow) stays."""
     with safe_open(file, 'pt', backend='pread') as f:
         cells = {name: math.prod(f.get_slice(name).get_shape()) for name in f.keys()}
         names = sorted(cells, key=cells.get, reverse=True)
-        wide = {name for name in names if dtype == torch.float16 and '.wo.' in name}
+        kept = set(kind._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+        wide = {name for name in names if kept & set(name.split('.'))}
         return {name: f.get_tensor(name).to(torch.float32 if name in wide else dtype) for name in names}
 
 # %% ../nbs/appendix/weights.ipynb #wgtnar03
@@ -274,13 +276,13 @@ def _from_folder(
     dtype:torch.dtype, # of the weights
     how:dict, # for `from_pretrained`
 )->tuple[PreTrainedModel, dict]: # model, what the library reports
-    """`from_pretrained`. On its own the library maps a float32 file into memory to make half of it; given the tensors,
+    """`from_pretrained`. On its own the library maps a float32 model.safetensors into memory to make half of it; given the tensors,
     it needs half from the start."""
     file = path/'model.safetensors'
     if dtype == torch.float32 or not file.is_file(): return kind.from_pretrained(path, dtype=dtype, **how)
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if kind is AutoModelForSeq2SeqLM: kind = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
-    tensors = _narrow_tensors(file, dtype)
+    tensors = _narrow_tensors(file, dtype, kind)
     model, info = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, **how)
     model.name_or_path = str(path)
     if (path/'generation_config.json').is_file():
@@ -329,7 +331,7 @@ def load_model(
     "Open a saved model. Raises FileNotFoundError or ValueError naming the file at fault, or both vocabulary sizes."
     path = _find_folder(path)
     if foreign: _check_foreign(path)
-    weights = path/_WEIGHTS[0] if foreign else _check_files(path)
+    weights = path if foreign else _check_files(path)
     names = set() if foreign else _tensor_names(weights)
     config = _read_object(path/'config.json')
     kind = model_class(config)

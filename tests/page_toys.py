@@ -7,19 +7,9 @@ from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
-from test_chat_browser import chromium
+from playwright.sync_api import Browser, Page
 
 from scclm.page_chat import SCRIPTS, page_source
-
-
-@contextmanager
-def open_browser()->Iterator[Browser]:
-    "A headless Chromium."
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium(), args=['--no-sandbox', '--disable-dev-shm-usage'])
-        yield browser
-        browser.close()
 
 
 class Host(SimpleHTTPRequestHandler):

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from itertools import product
 from pathlib import Path
 from threading import Thread
 
@@ -439,29 +440,31 @@ DAMAGE = {
     'half a bin': (half_a_bin, 'pytorch_model.bin is not a readable checkpoint')}
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=['whole', 'half'])
 @pytest.mark.parametrize('name', DAMAGE)
-def test_a_damaged_folder_is_one_clear_sentence(folder, tmp_path, name):
+def test_a_damaged_folder_is_one_clear_sentence(folder, tmp_path, name, dtype):
     damage, text = DAMAGE[name]
     copy = tmp_path/'model'
     shutil.copytree(folder, copy)
     damage(copy)
-    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: ChatBot.from_dir(copy)
+    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: ChatBot.from_dir(copy, dtype)
     assert '\n' not in str(e.value) and str(e.value).isascii() and len(str(e.value)) < 400
     try: load_model(copy, foreign=True) # asks less of a folder, but runs no code either
     except (ValueError, FileNotFoundError) as e: assert '\n' not in str(e)
     assert not (copy/'ran').exists()
 
 
-def test_its_code_never_runs_whatever_it_is_named_for(folder, tmp_path):
+def test_its_code_never_runs_whatever_it_is_named_for(folder, tmp_path, monkeypatch):
     "Also where the library would ask, or where the class is none of ours."
+    monkeypatch.setattr('builtins.input', lambda *_: 'y')
     copy = tmp_path/'model'
     shutil.copytree(folder, copy)
     remote = {name: f'modeling_chat_model.{name}' for name in ('AutoConfig', 'AutoModel', 'AutoModelForSeq2SeqLM')}
     for fields in (dict(auto_map=remote), dict(auto_map=remote, architectures=['SomethingElse']),
                    dict(auto_map=remote, architectures=None, model_type='chatlm')):
         changed(copy/'config.json', **fields)
-        for foreign in (False, True):
-            try: load_model(copy, foreign=foreign)
+        for foreign, dtype in product((False, True), (torch.float32, torch.bfloat16)):
+            try: load_model(copy, dtype, foreign=foreign)
             except ValueError as e: assert 'chatlm' in str(e) or 'custom code' in str(e), e
     changed(copy/'tokenizer_config.json', auto_map=dict(AutoTokenizer=['modeling_chat_model.Tok', None]))
     changed(copy/'config.json', model_type='t5', architectures=['TextToTextModel'])
@@ -473,3 +476,11 @@ def test_the_terminal_takes_it(folder):
     "One argument: the folder."
     from scclm.chat import _open_bot
     assert type(_open_bot(ChatCfg(model=str(folder), strategy='contrastive', device='cpu')).model) is TextToTextModel
+
+
+@pytest.mark.parametrize('search_type', ['greedy', 'contrastive'])
+def test_who_draws_nothing_leaves_the_generator_alone(search_type):
+    model, (ids, mask) = TextToTextModel(search_model(1).config), search_prompts(1)
+    before = torch.get_rng_state()
+    model.eval().my_generate(ids, mask, 5, search_type)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -125,10 +125,10 @@ def test_seats_move_as_little_as_can_be(bot):
     batch = Batch(bot.model, bot.tok)
     row = new_row(bot.encode(['你好'])[0], KNOBS[5], bot.model)
     batch.join([row])
-    rooms = set()
+    rooms = []
     for _ in range(99):
         batch.step()
-        rooms.add(id(batch.seats.written))
+        if not rooms or rooms[-1] is not batch.seats.written: rooms.append(batch.seats.written)
         assert batch.seats.written.shape[1] == 8
         assert batch.seats.written.shape[3] <= len(row.said) + 64
     assert len(rooms) <= 4

@@ -1,6 +1,5 @@
 "The chat widget in a real browser: JupyterLab on localhost, a headless Chromium that types, reads and clicks."
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,8 +9,9 @@ from urllib.request import urlopen
 
 import nbformat
 import pytest
+from browser_toys import open_browser
 from chat_toys import CHARS, char_tok, save_toy, toy_model
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from processes import gone_afterwards
 
 from scclm.chat import ChatBot, Decoding
@@ -22,15 +22,6 @@ bot = ChatBot.from_dir('model', decoding=Decoding(max_new_tok={n}, loop_copies=0
 view = chat_widget(bot)
 view
 """
-
-
-def chromium()->str:
-    "The browser, or a failure that says how to get one."
-    names = ('chromium', 'chromium-browser', 'google-chrome')
-    places = [os.environ.get('SCCLM_CHROMIUM'), *map(shutil.which, names)]
-    for path in places:
-        if path: return path
-    pytest.fail("no Chromium found: run `apt-get install chromium`, or set SCCLM_CHROMIUM to the program")
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -80,10 +71,7 @@ def _wait_for(url, server, log, seconds=90):
 
 @pytest.fixture(scope='module')
 def browser():
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=chromium(), args=['--no-sandbox', '--disable-dev-shm-usage'])
-        yield b
-        b.close()
+    with open_browser() as b: yield b
 
 
 class Page:

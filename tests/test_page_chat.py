@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from chat_toys import CHARS, byte_tok, char_tok, save_toy, toy_model
-from page_toys import Scripts, answers, open_browser, opened, served
+from browser_toys import open_browser
+from page_toys import Scripts, answers, opened, served
 from playwright.sync_api import expect
 from processes import gone_afterwards
 from tokenizers import pre_tokenizers

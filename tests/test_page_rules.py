@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from opencc import OpenCC
-from page_toys import Scripts, open_browser
+from browser_toys import open_browser
+from page_toys import Scripts
 from processes import gone_afterwards
 from test_typed_questions import READ
 

@@ -3,10 +3,10 @@ import os
 import re
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from browser_toys import open_browser
+from playwright.sync_api import expect
 from processes import gone_afterwards
 from serve_toys import KEY, serving, toy_bot, wait_until
-from test_chat_browser import chromium
 
 from scclm.chat import Decoding
 
@@ -28,10 +28,7 @@ def endless():
 
 @pytest.fixture(scope='module')
 def chrome():
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=chromium(), args=['--no-sandbox', '--disable-dev-shm-usage'])
-        yield b
-        b.close()
+    with open_browser() as b: yield b
 
 
 class Chat:
@@ -128,7 +125,9 @@ def test_the_knobs_are_sent(open_page, short):
     chat.page.get_by_label('种子').fill('7')
     chat.page.get_by_label('最多多少词元').fill('9')
     expect(chat.page.locator('#temperature-now')).to_have_text('1.20')
-    chat.ask('你好吗？')
+    with chat.page.expect_request('**/v1/chat/completions') as sent: chat.ask('你好吗？')
+    asked = sent.value.post_data_json
+    assert dict(temperature=1.2, top_p=.9, seed=7, max_tokens=9).items() <= asked.items(), asked
     how = Decoding(strategy='sampling', temperature=1.2, top_p=.9, seed=7, max_new_tok=9, loop_copies=0)
     expect(chat.said('bot')).to_have_text(short.service.bot.answer(['你好吗？'], how), timeout=30_000)
     chat.page.get_by_label('最多多少词元').fill('99999')

@@ -128,7 +128,7 @@ class Chat {
   }
 
   on(kind, what) {
-    if (kind === "ready" || !this.exchange || what.n !== this.asked) return;
+    if (!this.exchange || what.n !== this.asked) return;
     this.exchange[kind](what);
     if (kind !== "done" && kind !== "failed") return;
     this.exchange = null;
