@@ -276,8 +276,8 @@ def _from_folder(
     dtype:torch.dtype, # of the weights
     how:dict, # for `from_pretrained`
 )->tuple[PreTrainedModel, dict]: # model, what the library reports
-    """`from_pretrained`. On its own the library maps a float32 model.safetensors into memory to make half of it; given the tensors,
-    it needs half from the start."""
+    """`from_pretrained`. On its own the library maps a float32 model.safetensors into memory to make half of it; given
+    the tensors, it needs half from the start."""
     file = path/'model.safetensors'
     if dtype == torch.float32 or not file.is_file(): return kind.from_pretrained(path, dtype=dtype, **how)
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
