@@ -23,7 +23,7 @@ from typing import NamedTuple
 import psutil
 from report import row, write
 
-from scclm.chat import find_model
+from scclm.chat import ChatBot, find_model
 from scclm.stage import heldout_sample
 
 KEY = 'key-of-the-benchmark'
@@ -204,16 +204,16 @@ class Tally:
         self.rss = [] # (seconds, bytes)
 
 
-async def honest(port:int, questions:list[str], until:float, tally:Tally, seed:int):
-    "Ask in every way until the time is over; each answer is compared with the first to the same question."
-    rng, known = random.Random(seed), {}
+async def honest(port:int, truth:dict[str, str], until:float, tally:Tally, seed:int):
+    "Ask in every way until the time is over; each answer is compared with ChatBot's own."
+    rng, questions = random.Random(seed), list(truth)
     while time.monotonic() < until:
         path, stream = rng.choice(HONEST)
         question = rng.choice(questions)
         try: said = await asyncio.wait_for(talk_whole(port, request(path, question_body(path, question, stream))), 90)
         except (OSError, asyncio.TimeoutError) as e: said = repr(e).encode()
         text = answer_text(said, path, stream)
-        if text is None or known.setdefault(question, text) != text: tally.bad.append(said[:300])
+        if text != truth[question]: tally.bad.append(said[:300])
         else: tally.good[path, stream] += 1
 
 
@@ -253,20 +253,21 @@ async def watch(pid:int, until:float, tally:Tally):
         await asyncio.sleep(1)
 
 
-async def soak_clients(served:Served, args:argparse.Namespace, questions:list[str])->Tally:
+async def soak_clients(served:Served, args:argparse.Namespace, truth:dict[str, str])->Tally:
     "Three honest clients for every hostile one, all at once."
     until, tally = time.monotonic() + 60*args.soak, Tally()
     n_rude = args.clients//4
     await asyncio.gather(watch(served.process.pid, until, tally),
-        *(honest(served.port, questions, until, tally, i) for i in range(args.clients - n_rude)),
-        *(rude(served.port, questions[0], until, tally, i) for i in range(n_rude)))
+        *(honest(served.port, truth, until, tally, i) for i in range(args.clients - n_rude)),
+        *(rude(served.port, next(iter(truth)), until, tally, i) for i in range(n_rude)))
     return tally
 
 
 def soak(args:argparse.Namespace, questions:list[str]):
     "Run it and say how it went; exits 1 for an error that an honest client saw, or for memory that grew."
+    truth = dict(zip(questions, ChatBot.from_dir(args.model).answer(questions), strict=True))
     served = start(args.model)
-    try: tally = asyncio.run(soak_clients(served, args, questions))
+    try: tally = asyncio.run(soak_clients(served, args, truth))
     finally: code = stop(served)
     settled = [rss for seconds, rss in tally.rss if seconds >= min(60, 30*args.soak)]
     start_mb, end_mb = (statistics.median(part)/2**20 for part in (settled[:10], settled[-10:]))
