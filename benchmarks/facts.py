@@ -330,14 +330,15 @@ def is_escaped(text:str)->bool:
 # ---- the checker: cuts, normal forms, words that differ by region
 
 def cut_violation(before:str, after:str, max_chars:int=512)->str:
-    "A cut leaves the longest beginning of whole sentences that fits and no half number; a short text loses no half."
+    """A cut leaves the longest beginning of whole sentences that fits and no half number; a short text loses no half.
+    A mark before 》 belongs to a title and ends no sentence."""
     if not before.startswith(after): return 'not a beginning'
     rest = before[len(after):]
     if not rest: return ''
     if re.search(r'\d\.\Z', after) and rest[:1].isdigit(): return 'cut in a number'
     if not rest.strip('，、；：（“《,'): return ''
     if len(before) <= max_chars and 2*len(after) < len(before): return 'more than half is gone'
-    ends = [m.end() for m in re.finditer('[。！？]', before[:max_chars])]
+    ends = [m.end() for m in re.finditer('[。！？](?!》)', before) if m.end() <= max_chars]
     if ends and len(after) < ends[-1]: return 'a whole sentence is gone'
     return '' if not after or after[-1] in '。！？…!?.”）》’' else 'cut in mid-sentence'
 
