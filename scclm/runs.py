@@ -23,7 +23,7 @@ from typing import NamedTuple
 import psutil
 
 # %% ../nbs/appendix/runs.ipynb #686c82ad
-SCALES = ('tiny', 'mini', 'base')
+SCALES = ('tiny', 'small', 'mini', 'base')
 
 # %% ../nbs/appendix/runs.ipynb #f3eab89c
 def scale_name(
