@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from scclm.dataset import read_pairs
 from scclm.model import build_model, model_config, n_params
-from scclm.pretrain import PretrainCfg, pretrain_cfg
+from scclm.pretrain import pretrain_cfg
 from scclm.runs import require, run_path
 from scclm.scores import bits_per_char
 from scclm.stage import stage_stream

@@ -150,7 +150,7 @@ class IeCfg(TrainCfg):
 PRESETS = dict(
     tiny=IeCfg(steps=1150, lr=7e-4, lr_scratch=1e-3, mix=.45, replay_files=('train.parquet',), emb_lr=2., twins=True,
                precision='fp32', eval_every=400, n_watch=20, save_every=300, log_every=25, max_new_tok=64),
-    small=IeCfg(scale='small', epochs=6., lr=7e-4, lr_scratch=1e-3, budget_tok=4096, max_len=257,
+    small=IeCfg(scale='small', epochs=5., lr=7e-4, lr_scratch=1e-3, mix=.25, twins=True, budget_tok=4096, max_len=257,
                 eval_every=500, save_every=250, log_every=25),
     mini=IeCfg(scale='mini', epochs=5., lr=2e-4, lr_scratch=5e-4, budget_tok=8192, max_len=513,
                eval_every=500, save_every=500, log_every=50),
