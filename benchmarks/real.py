@@ -98,6 +98,8 @@ STEPS:dict[str, Callable] = dict(
     clean=clean,
     tokenizer=lambda: train_tokenizer(tokenizer_cfg()),
     pretrain=lambda: pretrain(pretrain_cfg(), QUESTIONS, progress=False),
+    pretrain_tiny=lambda: pretrain(replace(pretrain_cfg('tiny'), out=str(run_path('pretrain_tiny')), precision='auto'),
+                                   progress=False), # the course's size on the same text
     sft=lambda: sft(sft_cfg(), progress=False),
     dpo=lambda: dpo(dpo_cfg(), progress=False),
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_EPOCHS for start in IE_STARTS}
