@@ -37,7 +37,7 @@ VARIANTS = {
     'small': Variant(),
     'stock initialisation': Variant(init='stock'),
     'characters only': Variant(words=dict(max_word_len=1)),
-    '16,000 pieces': Variant(words=dict(min_count=60, max_vocab=16000)),
+    '16,000 pieces': Variant(words=dict(min_count=50, max_vocab=16_000)),
     'd_model 192, 6 + 6 layers': Variant(dict(d_model=192, d_ff=768, num_heads=6, num_layers=6, num_decoder_layers=6)),
     'd_model 320': Variant(dict(d_model=320, d_ff=1280, num_heads=10)),
     '2 + 6 layers': Variant(dict(num_layers=6, num_decoder_layers=2)),

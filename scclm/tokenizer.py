@@ -334,7 +334,7 @@ def tokenizer_cfg(
     Raises ValueError for an unknown scale."""
     presets = dict(
         tiny=TokenizerCfg(min_count=20, min_char_count=1, max_vocab=8000),
-        small=TokenizerCfg(min_count=200, min_char_count=20, max_vocab=8000),
+        small=TokenizerCfg(min_count=100, min_char_count=2, max_vocab=10_000),
         mini=TokenizerCfg(min_count=300, min_char_count=30, max_vocab=16000),
         base=TokenizerCfg())
     cfg = presets[scale_name(scale)]
