@@ -82,7 +82,7 @@ def weights(model): return {n: p.detach().clone() for n, p in model.named_parame
 # Presets
 
 def test_presets_follow_scale_and_raw_files(home, monkeypatch):
-    for scale in ('tiny', 'mini', 'base'): assert (pretrain_cfg(scale).scale, sft_cfg(scale).scale) == (scale, scale)
+    for scale in ('tiny', 'small', 'mini', 'base'): assert (pretrain_cfg(scale).scale, sft_cfg(scale).scale) == (scale, scale)
     assert pretrain_cfg() == pretraining.PRESETS['tiny'] and sft_cfg() == fine_tuning.PRESETS['tiny']
     monkeypatch.setenv('SCCLM_RAW', 'somewhere')
     real, sample = asdict(pretrain_cfg('tiny')), asdict(pretraining.PRESETS['tiny'])
