@@ -47,7 +47,7 @@ class CharNgram:
         texts:Iterable[str], # to count
         order:int=5, # longest n-gram, at most 5
     ):
-        "Count."
+        "Count the n-grams of all orders."
         if not 1 <= order <= 64 // BITS: raise ValueError(f'order={order}: expected 1 to {64 // BITS}')
         texts = list(texts)
         seen = Counter()

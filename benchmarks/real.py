@@ -94,14 +94,17 @@ def triples(
     cfg = replace(ie_cfg(), max_rows=rows, start=start, epochs=IE_EPOCHS[rows], out=str(run_path(f'ie_{rows}_{start}')))
     return ie(cfg, progress=False)
 
+def at_tiny()->object: # the run
+    "The course's size on the same text, for the curve."
+    return pretrain(replace(pretrain_cfg('tiny'), out=str(run_path('pretrain_tiny')), precision='auto'), progress=False)
+
 STEPS:dict[str, Callable] = dict(
     clean=clean,
     tokenizer=lambda: train_tokenizer(tokenizer_cfg()),
-    pretrain=lambda: pretrain(pretrain_cfg(), QUESTIONS, progress=False),
-    pretrain_tiny=lambda: pretrain(replace(pretrain_cfg('tiny'), out=str(run_path('pretrain_tiny')), precision='auto'),
-                                   progress=False), # the course's size on the same text
-    sft=lambda: sft(sft_cfg(), progress=False),
-    dpo=lambda: dpo(dpo_cfg(), progress=False),
+    pretrain=partial(pretrain, pretrain_cfg('small'), QUESTIONS, progress=False),
+    pretrain_tiny=at_tiny,
+    sft=partial(sft, sft_cfg('small'), progress=False),
+    dpo=partial(dpo, dpo_cfg('small'), progress=False),
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_EPOCHS for start in IE_STARTS}
 
 def note(**entry:object):

@@ -85,6 +85,10 @@ def curve(stage:str)->dict:
     model, _ = load_model(run_path(stage, 'model'))
     return dict(points=points, parameters=n_params(model), seconds=figures['seconds'], real_tok=figures['real_tok'])
 
+def curves()->dict:
+    "Of every training on pairs."
+    return {stage: curve(stage) for stage in ('pretrain_tiny', 'pretrain', 'sft')}
+
 # ---- answers
 
 def drawn_questions()->list[tuple[str, str]]:
@@ -265,8 +269,7 @@ def card()->dict:
 def main():
     "Measure what is missing; write the card last."
     OUT.mkdir(parents=True, exist_ok=True)
-    for make in (inputs, settings, diary, bits, samples, triples, exams): kept(make, make.__name__)
-    kept(lambda: {stage: curve(stage) for stage in ('pretrain_tiny', 'pretrain', 'sft')}, 'curves')
+    for make in (inputs, settings, diary, curves, bits, samples, triples, exams): kept(make, make.__name__)
     sheet = blind(read_json(OUT/'samples.json'))
     write_json(run_path('blind_sheet.json'), sheet['sheet'])
     write_json(run_path('blind_who.json'), sheet['who'])

@@ -28,10 +28,10 @@ from scclm.trainer import Run, fit
 
 class Variant(NamedTuple):
     "One thing that is different."
-    shape:dict = {} # fields of T5Config
-    words:dict = {} # fields of TokenizerCfg
-    recipe:dict = {} # fields of PretrainCfg
-    init:str = 'mimetic' # or stock
+    shape:dict={} # fields of T5Config
+    words:dict={} # fields of TokenizerCfg
+    recipe:dict={} # fields of PretrainCfg
+    init:str='mimetic' # or stock
 
 VARIANTS = {
     'small': Variant(),

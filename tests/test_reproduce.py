@@ -1,6 +1,7 @@
 "`scclm reproduce` goes through every step on files of its own, is killed on the way, and goes on where it was."
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scclm.reproduce import ReproduceCfg, Step, cost_table, is_finished, note, read_diary, steps_of, tokens_of
+from scclm.reproduce import ReproduceCfg, Step, cost_table, n_finished, note, read_diary, steps_of, tokens_of
 from scclm.runs import STAGES
 
 COLOURS = '红橙黄绿青蓝紫黑白灰'
@@ -86,11 +87,28 @@ def test_hours_are_absent_without_a_speed():
 def test_a_step_that_a_crash_cut_short_is_not_finished(tmp_path):
     diary, step = tmp_path/'tiny'/'reproduce.jsonl', Step('card', ('card',), 'card.json')
     note(diary, step, 'start')
+    at = diary.stat().st_size
     note(diary, step, 'end')
     (diary.parent/'card.json').write_text('{}')
     whole = diary.read_bytes()
-    assert is_finished(step, diary)
-    last = len(whole.splitlines(True)[0])
-    for cut in range(last, len(whole) - 2):
+    assert n_finished([step], diary) == 1
+    for cut in range(at, len(whole.rstrip())):
         diary.write_bytes(whole[:cut])
-        assert not is_finished(step, diary)
+        assert n_finished([step], diary) == 0
+        note(diary, step, 'end') # what is written after the crash counts
+        assert n_finished([step], diary) == 1
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_what_is_finished_is_a_beginning(tmp_path, seed):
+    "Against the definition: all of them ended, each after the one before, with nothing of an earlier one since."
+    rng, diary = random.Random(seed), tmp_path/'tiny'/'reproduce.jsonl'
+    steps = [Step(name, (name,), '') for name in 'abcd']
+    ends = {}
+    for k in range(12):
+        step, what = rng.choice(steps), rng.choice(('start', 'end', 'stop'))
+        note(diary, step, what)
+        if what == 'end': ends[step.name] = k
+        want = max(n for n in range(5) if all(s.name in ends for s in steps[:n])
+                   and sorted(ends[s.name] for s in steps[:n]) == [ends[s.name] for s in steps[:n]])
+        assert n_finished(steps, diary) == want

@@ -82,13 +82,15 @@ def weights(model): return {n: p.detach().clone() for n, p in model.named_parame
 # Presets
 
 def test_presets_follow_scale_and_raw_files(home, monkeypatch):
-    for scale in ('tiny', 'small', 'mini', 'base'): assert (pretrain_cfg(scale).scale, sft_cfg(scale).scale) == (scale, scale)
+    for scale in ('tiny', 'small', 'mini', 'base'):
+        assert (pretrain_cfg(scale).scale, sft_cfg(scale).scale) == (scale, scale)
     assert pretrain_cfg() == pretraining.PRESETS['tiny'] and sft_cfg() == fine_tuning.PRESETS['tiny']
     monkeypatch.setenv('SCCLM_RAW', 'somewhere')
     real, sample = asdict(pretrain_cfg('tiny')), asdict(pretraining.PRESETS['tiny'])
     assert {k: v for k, v in real.items() if v != sample[k]} == pretraining.TINY_REAL
     assert pretrain_cfg('base') == pretraining.PRESETS['base'], 'only tiny is meant for the sample corpus'
-    with pytest.raises(ValueError, match="'huge' is not known: expected one of tiny, mini, base"): sft_cfg('huge')
+    words = "'huge' is not known: expected one of tiny, small, mini, base"
+    with pytest.raises(ValueError, match=words): sft_cfg('huge')
 
 # Freezing
 
