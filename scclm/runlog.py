@@ -32,14 +32,14 @@ def read_log(
 def plot_loss(
     log:Path|str|list, # path of a log.jsonl, or a list of entries
     ax:object|None=None, # matplotlib Axes; None: a new figure
-    label:str='训练', # legend entry
+    label:str='', # legend prefix
 )->object: # the Axes
     "Training and validation loss of a saved log. Reads only."
     ax = new_axes(ax=ax)
     entries = read_log(log)
-    for key, style, name in [('loss', '-', label), ('loss_valid', 'o--', f'{label}（验证集）')]:
+    for key, style, name in (('loss', '-', '训练'), ('loss_valid', 'o--', '验证')):
         points = [(e['step'], e[key]) for e in entries if key in e]
-        if points: ax.plot(*zip(*points), style, label=name, markersize=4)
+        if points: ax.plot(*zip(*points), style, label=f'{label} {name}'.strip(), markersize=4)
     ax.set(xlabel='步数', ylabel='损失（奈特/词元）')
     ax.legend()
     return ax
