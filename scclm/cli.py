@@ -19,7 +19,7 @@ def usage()->str: # text of `scclm --help`
     "One line per subcommand."
     lines = [f'  {s.name:<10} {s.does}' for s in STAGES.values()]
     return '\n'.join(['usage: scclm STAGE [--OPTION VALUE ...]', '', *lines, '',
-        '`scclm STAGE --help` lists the options. Dials: SCCLM_SCALE (tiny, mini, base), SCCLM_RAW, SCCLM_RUNS.'])
+        '`scclm STAGE --help` lists the options. Dials: SCCLM_SCALE (tiny, small, mini, base), SCCLM_RAW, SCCLM_RUNS.'])
 
 # %% ../nbs/appendix/cli.ipynb #242a064c
 def library(

@@ -27,11 +27,12 @@ from .splits import Shares, mark_sft_leaks, write_splits
 # %% ../nbs/00_data_cleaning.ipynb #75d7e856
 #| code-fold: true
 def clean_cfg(
-    scale:str|None=None, # tiny, mini or base; None reads the dial
+    scale:str|None=None, # tiny, small, mini or base; None reads the dial
 )->CleanCfg: # the preset
     """The preset of a scale: the same rules, shorter texts for smaller models; the shipped sample in the form of chat.
     Raises ValueError for an unknown scale."""
-    shorter = dict(tiny=dict(wiki_chars=120, max_prompt=256, max_response=256), mini=dict(wiki_chars=240))
+    short = dict(wiki_chars=120, max_prompt=256, max_response=256)
+    shorter = dict(tiny=short, small=short, mini=dict(wiki_chars=240))
     return replace(CleanCfg(raw=raw_dir(), chat_form=raw_dir() is None), **shorter.get(scale_name(scale), {}))
 
 # %% ../nbs/00_data_cleaning.ipynb #c64809c0

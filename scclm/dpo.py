@@ -102,7 +102,7 @@ def no_dropout_(
 @dataclass(frozen=True)
 class DpoCfg(TrainCfg):
     "Preference optimisation: the loop's fields, pairs, loss, and LoRA."
-    scale:str='tiny'            # tiny, mini or base; chooses the preset
+    scale:str='tiny'            # tiny, small, mini or base; chooses the preset
     base:str=''                 # model folder to start from, also the reference; none: sft/model of this scale
     data:tuple[str, ...]=()     # raw preference files or folders; none: prefs/ below SCCLM_RAW, else the sample
     pairs:str=''                # folder of the prepared pairs and own answers; none: dpo/ of this scale
@@ -141,11 +141,14 @@ _REAL = dict(lr=1e-5, epochs=2., precision='bf16', log_every=20, save_every=500,
 PRESETS = dict(
     tiny=DpoCfg(steps=400, lr=5e-4, emb_lr=1., beta=0.5, alpha=8., budget_tok=1024, precision='fp32',
                 eval_every=200, save_every=200, log_every=10),
+    small=DpoCfg(scale='small', lr=5e-5, epochs=2., budget_tok=4096, max_char=256, max_len=257, answer_tok=128,
+                 eval_every=100, save_every=100, log_every=10),
     mini=DpoCfg(scale='mini', budget_tok=16_384, eval_every=200, **_REAL),
     base=DpoCfg(scale='base', budget_tok=8192, accum=2, eval_every=500, **_REAL))
 
 LORA = dict( # what changes with LoRA
     tiny=dict(lora_r=16, lr=2e-3, steps=300, alpha=4., eval_every=100),
+    small=dict(lora_r=16, lr=5e-4),
     mini=dict(lora_r=16, lr=1e-4),
     base=dict(lora_r=16, lr=1e-4))
 
@@ -154,7 +157,7 @@ TINY_REAL = dict(max_char=256, max_len=257) # tiny on real text: as long as chap
 # %% ../nbs/07_dpo.ipynb #e6ea8e17
 #| code-fold: true
 def dpo_cfg(
-    scale:str|None=None, # tiny, mini or base; None reads SCCLM_SCALE
+    scale:str|None=None, # tiny, small, mini or base; None reads SCCLM_SCALE
     lora:bool=False, # an adapter in place of all parameters
 )->DpoCfg: # the scale's preset
     """The preset of a scale. At base the ancestor's learning rate 1e-5 and two epochs.

@@ -119,7 +119,7 @@ FRESH = ('scratch', 'stock') # starts with new weights
 @dataclass(frozen=True)
 class IeCfg(TrainCfg):
     "Triple extraction: the loop's fields, data, where to start, what to mix in."
-    scale:str='tiny'            # tiny, mini or base; chooses the preset
+    scale:str='tiny'            # tiny, small, mini or base; chooses the preset
     start:str='sft'             # sft, a model folder, or new weights: scratch (pretraining's), stock (the library's)
     data:tuple[str, ...]=()     # DuIE files or folders; none: duie/ below SCCLM_RAW if it is there, else the sample
     max_rows:int=0              # training sentences used; 0: all
@@ -150,6 +150,8 @@ class IeCfg(TrainCfg):
 PRESETS = dict(
     tiny=IeCfg(steps=1150, lr=7e-4, lr_scratch=1e-3, mix=.45, replay_files=('train.parquet',), emb_lr=2., twins=True,
                precision='fp32', eval_every=400, n_watch=20, save_every=300, log_every=25, max_new_tok=64),
+    small=IeCfg(scale='small', epochs=5., lr=7e-4, lr_scratch=1e-3, mix=.25, twins=True, budget_tok=4096, max_len=257,
+                eval_every=500, save_every=250, log_every=25),
     mini=IeCfg(scale='mini', epochs=5., lr=2e-4, lr_scratch=5e-4, budget_tok=8192, max_len=513,
                eval_every=500, save_every=500, log_every=50),
     base=IeCfg(scale='base', epochs=5., lr=5e-5, lr_scratch=1e-4, budget_tok=8192, accum=2, max_len=513,
@@ -160,7 +162,7 @@ TINY_REAL = dict(max_len=257, max_new_tok=256) # tiny on real text: mixed-in row
 # %% ../nbs/09_ie_finetune.ipynb #19826f29
 #| code-fold: true
 def ie_cfg(
-    scale:str|None=None, # tiny, mini or base; None reads SCCLM_SCALE
+    scale:str|None=None, # tiny, small, mini or base; None reads SCCLM_SCALE
 )->IeCfg: # the scale's preset
     """The preset of a scale. At base: 5 epochs at the ancestor's 5e-5, from scratch 1e-4.
     With real raw files (`SCCLM_RAW`) tiny gets longer texts."""

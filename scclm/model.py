@@ -37,6 +37,7 @@ def bias_bucket(
 # %% ../nbs/03_model.ipynb #453ad2bf
 PRESETS = dict(
     tiny=dict(d_model=192, d_ff=512, num_heads=6, d_kv=32, num_layers=2, num_decoder_layers=2, dropout_rate=0.0),
+    small=dict(d_model=256, d_ff=1024, num_heads=8, d_kv=32, num_layers=4, num_decoder_layers=4, dropout_rate=0.0),
     mini=dict(d_model=384, d_ff=1024, num_heads=6, d_kv=64, num_layers=6, num_decoder_layers=6, dropout_rate=0.1),
     base=dict(d_model=768, d_ff=3072, num_heads=12, d_kv=64, num_layers=10, num_decoder_layers=10, dropout_rate=0.1))
 
@@ -59,7 +60,7 @@ def _check_config(
 
 # %% ../nbs/03_model.ipynb #9cd412af
 def model_config(
-    scale:str|None, # tiny, mini or base; None reads `SCCLM_SCALE`
+    scale:str|None, # tiny, small, mini or base; None reads `SCCLM_SCALE`
     vocab_size:int, # rows of the embedding, `len(tok)`
     **overrides:object, # any field of T5Config, such as d_model=256
 )->T5Config: # ReLU, tied embeddings, pad = decoder start = 0, eos = 1
@@ -170,10 +171,10 @@ def mimetic_(
 # %% ../nbs/03_model.ipynb #5c89abe8
 #| code-fold: true
 def default_init(
-    scale:str|None=None, # tiny, mini or base; None reads `SCCLM_SCALE`
+    scale:str|None=None, # tiny, small, mini or base; None reads `SCCLM_SCALE`
 )->str: # 'mimetic' or 'stock'
     "The initialisation a scale starts from."
-    return 'mimetic' if scale_name(scale) == 'tiny' else 'stock'
+    return 'mimetic' if scale_name(scale) in ('tiny', 'small') else 'stock'
 
 # %% ../nbs/03_model.ipynb #b5d4b4d4
 #| code-fold: true

@@ -335,7 +335,7 @@ def peak_bytes(
 @dataclass(frozen=True)
 class ProbeCfg:
     "A few measured training steps."
-    scale:str='tiny'            # tiny, mini or base
+    scale:str='tiny'            # tiny, small, mini or base
     vocab_size:int=2331         # rows of the embedding
     shape:tuple[int, int, int]=(32, 64, 64) # rows, prompt tokens, answer tokens
     optimizer:str='adamw'       # by name
@@ -528,7 +528,7 @@ def run_speed(
 @dataclass(frozen=True)
 class PlanCfg:
     "What `scclm plan` is asked."
-    scale:str=''                # tiny, mini or base; none: SCCLM_SCALE
+    scale:str=''                # tiny, small, mini or base; none: SCCLM_SCALE
     gpu:float=24.               # memory of the GPU, GiB; 0: this machine's CPU and memory
     rows:float=10e6             # rows to train on
     epochs:float=1.             # times each row is seen
@@ -562,7 +562,7 @@ class PlanCfg:
 
 # %% ../nbs/appendix/planner.ipynb #c897be45
 def _made(
-    scale:str, # tiny, mini or base
+    scale:str, # tiny, small, mini or base
     *parts:str, # below the scale's folder
 )->Path|None: # None: it is not there
     "An artefact of a scale, which need not be the one in force."
@@ -756,7 +756,7 @@ def plan(
     lengths = mean_lengths(cfg, max_len)
     s, t = lengths.prompt, lengths.answer
     def flops_per_tok(
-        scale:str, # tiny, mini or base
+        scale:str, # tiny, small, mini or base
     )->float: # FLOPs
         "Work of one token of mean rows."
         return train_flops(model_config(scale, cfg.vocab_size), s, t, cfg.checkpointing)/(s + t)

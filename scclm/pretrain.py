@@ -86,7 +86,7 @@ def baseline_bits(
 @dataclass(frozen=True)
 class PretrainCfg(TrainCfg):
     "Pretraining: the loop's fields, data and initialisation."
-    scale:str='tiny'            # model size: tiny, mini or base
+    scale:str='tiny'            # model size: tiny, small, mini or base
     init:str='auto'             # stock, mimetic; auto: the scale's default
     files:tuple[str, ...]=()    # parquet files with prompt and response; none: data/train.parquet of this scale
     budget_tok:int=768          # padded tokens per batch
@@ -100,6 +100,8 @@ class PretrainCfg(TrainCfg):
 PRESETS = dict(
     tiny=PretrainCfg(steps=3600, lr=1e-3, emb_lr=6., budget_tok=512, precision='fp32',
                      eval_every=900, save_every=500, log_every=25),
+    small=PretrainCfg(scale='small', steps=20_000, lr=1e-3, emb_lr=3., budget_tok=4096, max_len=257, window=65_536,
+                      eval_every=1000, save_every=500, log_every=50),
     mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=513, window=65_536,
                      eval_every=2000, save_every=1000, log_every=50),
     base=PretrainCfg(scale='base', steps=300_000, lr=5e-4, schedule='cosine', weight_decay=0.01,
@@ -111,7 +113,7 @@ TINY_REAL = dict(steps=6000, budget_tok=2048, max_len=257) # tiny on real text: 
 # %% ../nbs/05_pretrain.ipynb #226e7a55
 #| code-fold: true
 def pretrain_cfg(
-    scale:str|None=None, # tiny, mini or base; None reads SCCLM_SCALE
+    scale:str|None=None, # tiny, small, mini or base; None reads SCCLM_SCALE
 )->PretrainCfg: # the scale's preset
     "The preset of a scale. With real raw files (`SCCLM_RAW`) tiny gets longer texts and more steps."
     scale = scale_name(scale)

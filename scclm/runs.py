@@ -23,7 +23,7 @@ from typing import NamedTuple
 import psutil
 
 # %% ../nbs/appendix/runs.ipynb #686c82ad
-SCALES = ('tiny', 'mini', 'base')
+SCALES = ('tiny', 'small', 'mini', 'base')
 
 # %% ../nbs/appendix/runs.ipynb #f3eab89c
 def scale_name(
@@ -249,7 +249,9 @@ _TABLE = (
     Stage('plan', 'appendix/planner', 'planner', 'PlanCfg', 'plan',
           'will it fit, how long, what batch', tell='plan_text'),
     Stage('card', 'appendix/report_card', 'report_card', 'CardCfg', 'card',
-          'the report card of this scale: card.json, card.md, card.png', 'card.json', tell='readme_block'))
+          'the report card of this scale: card.json, card.md, card.png', 'card.json', tell='readme_block'),
+    Stage('reproduce', 'appendix/reproduce', 'reproduce', 'ReproduceCfg', 'reproduce',
+          'every step from public files to the report card; again to go on', 'reproduce.jsonl'))
 
 STAGES = {s.name: s for s in _TABLE}
 

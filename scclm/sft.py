@@ -50,7 +50,7 @@ def freeze(
 @dataclass(frozen=True)
 class SftCfg(TrainCfg):
     "Supervised fine-tuning: the loop's fields, data, where to start and what to freeze."
-    scale:str='tiny'            # tiny, mini or base; chooses the preset
+    scale:str='tiny'            # tiny, small, mini or base; chooses the preset
     base:str=''                 # model folder to start from; none: pretrain/model of this scale
     files:tuple[str, ...]=()    # parquet files with prompt and response; none: data/sft_train.parquet of this scale
     freeze:tuple[str, ...]=('shared.*', 'encoder.*') # patterns of parameter names that stay; () trains everything
@@ -65,6 +65,8 @@ class SftCfg(TrainCfg):
 #| code-fold: true
 PRESETS = dict(
     tiny=SftCfg(steps=400, lr=3e-4, precision='fp32', eval_every=200, save_every=200, log_every=20),
+    small=SftCfg(scale='small', steps=1500, lr=3e-4, budget_tok=4096, max_char=256, max_len=257,
+                 eval_every=250, save_every=250, log_every=25),
     mini=SftCfg(scale='mini', steps=6000, lr=1e-4, budget_tok=8192, max_len=513,
                 eval_every=500, save_every=500, log_every=50),
     base=SftCfg(scale='base', steps=20_000, lr=5e-5, schedule='cosine', budget_tok=8192, accum=2, max_len=513,
@@ -75,7 +77,7 @@ TINY_REAL = dict(max_char=256, max_len=257) # tiny on real text: as long as chap
 # %% ../nbs/06_sft.ipynb #a003fb1c
 #| code-fold: true
 def sft_cfg(
-    scale:str|None=None, # tiny, mini or base; None reads SCCLM_SCALE
+    scale:str|None=None, # tiny, small, mini or base; None reads SCCLM_SCALE
 )->SftCfg: # the scale's preset
     """The preset of a scale. At base the peak is the ancestor's 5e-5.
     With real raw files (`SCCLM_RAW`) tiny gets longer texts."""

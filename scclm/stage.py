@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -177,8 +178,12 @@ def last_eval(
 
 # %% ../nbs/appendix/stage.ipynb #b4152ee0
 def require_measured():
-    "Raise FileNotFoundError, before hours of training, for a file that `stage_figures` will want afterwards."
-    for name in ('test.parquet', 'valid.parquet'): require(run_path('data', name), 'clean')
+    """Before hours of training: are there rows for what `stage_figures` will measure afterwards?
+    Raises FileNotFoundError for a file that is not there, ValueError for one without rows."""
+    for name in ('test.parquet', 'valid.parquet'):
+        path = require(run_path('data', name), 'clean')
+        if pq.read_metadata(path).num_rows: continue
+        raise ValueError(f'{path} holds no row: expected at least one to measure on; clean more text')
 
 # %% ../nbs/appendix/stage.ipynb #541abe26
 def stage_figures(

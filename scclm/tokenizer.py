@@ -327,13 +327,14 @@ class TokenizerCfg:
 # %% ../nbs/01_tokenizer.ipynb #c7d832ef
 #| code-fold: true
 def tokenizer_cfg(
-    scale:str|None=None, # tiny, mini or base; None: the scale in force
+    scale:str|None=None, # tiny, small, mini or base; None: the scale in force
     words:bool=True, # False: characters only, written to tokenizer_chars/
 )->TokenizerCfg: # the preset
     """The preset of a scale: words, as the course uses them, or characters to compare.
     Raises ValueError for an unknown scale."""
     presets = dict(
         tiny=TokenizerCfg(min_count=20, min_char_count=1, max_vocab=8000),
+        small=TokenizerCfg(min_count=100, min_char_count=2, max_vocab=10_000),
         mini=TokenizerCfg(min_count=300, min_char_count=30, max_vocab=16000),
         base=TokenizerCfg())
     cfg = presets[scale_name(scale)]

@@ -84,7 +84,8 @@ ROOMS = {
     'ancestor': 'beams chat',
     'page_rules': 'text_rules',
     'page_chat': 'runs model chat page_rules',
-    'export': 'runs tokenizer model runtimes chat scores report_card model_card stage adapters'}
+    'export': 'runs tokenizer model runtimes chat scores report_card model_card stage adapters',
+    'reproduce': 'runs pretrain sft dpo ie_finetune planner'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')

@@ -375,7 +375,7 @@ def test_bad_values_name_their_field(bad):
 
 def test_base_has_the_recipe_of_the_ancestor():
     cfg = ie_cfg('base')
-    assert (cfg.lr, cfg.lr_scratch, cfg.epochs) == (5e-5, 1e-4, 5) and set(PRESETS) == {'tiny', 'mini', 'base'}
+    assert (cfg.lr, cfg.lr_scratch, cfg.epochs) == (5e-5, 1e-4, 5) and set(PRESETS) == {'tiny', 'small', 'mini', 'base'}
 
 
 # ---- final tests

@@ -282,7 +282,8 @@ def test_an_older_run_goes_on_where_nothing_is_cut_and_is_asked_where_something_
         with pytest.raises(ValueError, match="saved with too_long='close'"): train('cut')
 
 @pytest.mark.parametrize('scale, real', [
-    ('tiny', True), ('mini', False), ('mini', True), ('base', False), ('base', True)])
+    ('tiny', True), ('small', False), ('small', True), ('mini', False), ('mini', True),
+    ('base', False), ('base', True)])
 def test_limits_agree(scale, real, monkeypatch):
     """A token is a character or more, and an end mark follows: what is one longer than the characters cuts nothing.
     At tiny the limits are those of the shipped sample, which is measured where it is cleaned."""

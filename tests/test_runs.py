@@ -43,7 +43,7 @@ def test_scale_and_paths_follow_the_dials(monkeypatch, tmp_path):
     monkeypatch.setenv('SCCLM_RUNS', str(tmp_path))
     assert run_path('data', 'train.parquet') == tmp_path/'mini'/'data'/'train.parquet'
     monkeypatch.setenv('SCCLM_SCALE', 'large')
-    with pytest.raises(ValueError, match="SCCLM_SCALE='large' is not known: expected one of tiny, mini, base"):
+    with pytest.raises(ValueError, match="SCCLM_SCALE='large' is not known: expected one of tiny, small, mini, base"):
         run_path('data')
 
 def test_relative_dials_start_at_the_checkout(monkeypatch, tmp_path):

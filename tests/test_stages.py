@@ -17,14 +17,14 @@ from raw_toys import put_pairs
 from scclm import pretrain as pretraining
 from scclm import sft as fine_tuning
 from scclm.dataset import read_pairs
-from scclm.model import build_model, load_model, model_config
+from scclm.model import build_model, load_model, model_config, save_model
 from scclm.pretrain import CharBigram, baseline_bits, hf_fit, one_table_, pretrain_cfg, rows_per_batch
 from scclm.runlog import read_log
 from scclm.runs import read_json
 from scclm.sft import freeze, length_filter, sft_cfg
 from scclm.stage import (Watch, finish_stage, heldout_eval, heldout_sample, last_eval, read_samples, run_costs,
     stage_eval, stage_figures, stage_stream, watch_callbacks)
-from scclm.tokenizer import bpe_tokenizer, wrap_tokenizer
+from scclm.tokenizer import bpe_tokenizer, save_tokenizer, wrap_tokenizer
 from scclm.trainer import TrainCfg, fit
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -82,13 +82,15 @@ def weights(model): return {n: p.detach().clone() for n, p in model.named_parame
 # Presets
 
 def test_presets_follow_scale_and_raw_files(home, monkeypatch):
-    for scale in ('tiny', 'mini', 'base'): assert (pretrain_cfg(scale).scale, sft_cfg(scale).scale) == (scale, scale)
+    for scale in ('tiny', 'small', 'mini', 'base'):
+        assert (pretrain_cfg(scale).scale, sft_cfg(scale).scale) == (scale, scale)
     assert pretrain_cfg() == pretraining.PRESETS['tiny'] and sft_cfg() == fine_tuning.PRESETS['tiny']
     monkeypatch.setenv('SCCLM_RAW', 'somewhere')
     real, sample = asdict(pretrain_cfg('tiny')), asdict(pretraining.PRESETS['tiny'])
     assert {k: v for k, v in real.items() if v != sample[k]} == pretraining.TINY_REAL
     assert pretrain_cfg('base') == pretraining.PRESETS['base'], 'only tiny is meant for the sample corpus'
-    with pytest.raises(ValueError, match="'huge' is not known: expected one of tiny, mini, base"): sft_cfg('huge')
+    words = "'huge' is not known: expected one of tiny, small, mini, base"
+    with pytest.raises(ValueError, match=words): sft_cfg('huge')
 
 # Freezing
 
@@ -122,6 +124,18 @@ def test_what_is_frozen_does_not_move_in_training(tok, home, trainer):
     moved = {n for n, p in weights(model).items() if not torch.equal(p, before[n])}
     assert moved == before.keys() - set(frozen)
     assert torch.equal(model.lm_head.weight, before['shared.weight']), 'the output layer is the same table'
+
+@pytest.mark.parametrize('name', ['test', 'valid'])
+@pytest.mark.parametrize('stage', ['pretrain', 'sft'])
+def test_a_split_without_rows_is_said_before_training(tok, home, name, stage):
+    save_tokenizer(tok, home/'tokenizer')
+    put_pairs(home/'data'/f'{name}.parquet', [], [], 3)
+    put(home/'data'/'sft_train.parquet', rows(20, 3))
+    save_model(toy(tok), tok, home/'pretrain'/'model')
+    with pytest.raises(ValueError, match=rf'{name}\.parquet holds no row: expected at least one to measure on'):
+        if stage == 'pretrain': pretraining.pretrain(pretrain_cfg())
+        else: fine_tuning.sft(sft_cfg())
+    assert not (home/'pretrain'/'log.jsonl').exists() and not (home/'sft').exists()
 
 # Length filter
 

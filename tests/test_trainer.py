@@ -226,7 +226,7 @@ def test_user_errors_are_one_sentence(course_runs, args, says):
 
 def test_unknown_scale_and_missing_data(tmp_path):
     p = finished([sys.executable, '-m', 'scclm.cli', 'pretrain'], os.environ | dict(SCCLM_SCALE='huge'), timeout=120)
-    assert p.returncode == 2 and "SCCLM_SCALE='huge' is not known: expected one of tiny, mini, base" in p.stderr
+    assert p.returncode == 2 and "SCCLM_SCALE='huge' is not known: expected one of tiny, small, mini, base" in p.stderr
     for stage, needs in [('tokenizer', 'scclm clean'), ('pretrain', 'scclm tokenizer')]:
         p = finished(**scclm_command(tmp_path/'empty', stage), timeout=120)
         assert p.returncode == 2 and needs in p.stderr, p.stderr

@@ -1,0 +1,153 @@
+"""One honest run on real text at scale `small`: from public files to a model, its figures and its page.
+
+    python benchmarks/real.py prepare --data DIR     # lay the public files out for the stages
+    python benchmarks/real.py run                    # clean … extraction, restartable: what is done is not done again
+    python benchmarks/real.py measure                # figures, samples, card -> results/real_small/
+
+DIR holds pairs/mixed.parquet, pairs/smile.parquet, raw/, prefs/, duie/, eval/ as their owners publish them. Everything
+that is made lies under SCCLM_RUNS (default runs/); nothing of the data or the weights goes to results/."""
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scclm.data_cleaning import clean
+from scclm.dpo import dpo, dpo_cfg
+from scclm.ie_finetune import ie, ie_cfg
+from scclm.pretrain import pretrain, pretrain_cfg
+from scclm.runs import run_path, write_json
+from scclm.sft import sft, sft_cfg
+from scclm.tokenizer import tokenizer_cfg, train_tokenizer
+
+SFT_SOURCES = ('A_carbonz0', 'A_hikariming_extra', 'A_medicalgpt_sharegpt_zh', 'A_oaast_sft_zh', 'C_belle_dev1K',
+               'C_belle_eval', 'C_belle_open_source_1k') # instructions; the rest of mixed.parquet is for pretraining
+LINKED = {'pairs/smile.parquet': 'pretrain/smile.parquet', 'raw': 'pretrain/raw', 'prefs': 'prefs',
+          'duie': 'duie', 'eval': 'eval'} # public file or folder -> its place below the raw folder
+
+def link(
+    target:Path, # a file, or a folder of files
+    place:Path, # where it shall be found: files are linked, folders made
+):
+    "Hard links where the file system has them, else copies."
+    if target.is_dir():
+        for p in sorted(target.iterdir()): link(p, place/p.name)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try: os.link(target, place)
+    except OSError: shutil.copyfile(target, place)
+
+def split_mixed(
+    file:Path, # mixed.parquet: prompt, response, source
+    raw:Path, # the raw folder
+):
+    "Instructions to sft/, everything else to pretrain/."
+    table = pq.read_table(file)
+    is_sft = pc.is_in(table['source'], pa.array(SFT_SOURCES))
+    for name, part in (('sft', table.filter(is_sft)), ('pretrain', table.filter(pc.invert(is_sft)))):
+        (raw/name).mkdir(parents=True, exist_ok=True)
+        pq.write_table(part, raw/name/'mixed.parquet')
+        print(f'{name}: {part.num_rows:,} rows of {file.name}')
+
+def own_answers(
+    file:Path, # a list of zh_instruction, zh_input, zh_output
+    place:Path, # written: a list of instruction, input, output
+):
+    "Preference rows without a rejected answer: chapter 07 takes the model's own."
+    rows = json.loads(file.read_text(encoding='utf-8'))
+    rows = [{name: r[f'zh_{name}'] for name in ('instruction', 'input', 'output')} for r in rows]
+    write_json(place, rows)
+
+def prepare(
+    data:Path, # the public files
+    raw:Path, # the raw folder, made anew
+):
+    "Lay the public files out as SCCLM_RAW wants them: sft/, prefs/, duie/, eval/, and the rest for pretraining."
+    shutil.rmtree(raw, ignore_errors=True)
+    for target, place in LINKED.items(): link(data/target, raw/place)
+    split_mixed(data/'pairs'/'mixed.parquet', raw)
+    own_answers(data/'raw'/'alpaca'/'alpaca_chinese_part_0.json', raw/'prefs'/'alpaca_own_answers.json')
+
+QUESTIONS = ('你好', '你是谁？', '感冒了要怎么办？', '高血压患者能吃鸡蛋吗？', '中国的首都是哪里？', '《红楼梦》的作者是谁？',
+    '写一首关于春天的诗。', '如何学好英语？', '我最近总是睡不着，怎么办？', '解释一下什么是光合作用。', '给出三条保持健康的建议。',
+    '离婚需要哪些手续？', '1加1等于几？', '把“今天天气很好”翻译成英文。', '地球为什么是圆的？', '推荐一部好看的电影。',
+    '怎样做西红柿炒鸡蛋？', '人工智能是什么？', '我和父母吵架了，很难过。', '世界上最高的山是哪座？')
+
+IE_EPOCHS = {1000: 25., 4000: 10., 17_000: 5.}
+IE_STARTS = ('sft', 'scratch', 'stock')
+
+def triples(
+    rows:int, # training sentences
+    start:str, # sft, scratch or stock
+)->object: # the run
+    "Extraction from so many sentences, from such a start."
+    cfg = replace(ie_cfg(), max_rows=rows, start=start, epochs=IE_EPOCHS[rows], out=str(run_path(f'ie_{rows}_{start}')))
+    return ie(cfg, progress=False)
+
+def at_tiny()->object: # the run
+    "The course's size on the same text, for the curve."
+    return pretrain(replace(pretrain_cfg('tiny'), out=str(run_path('pretrain_tiny')), precision='auto'), progress=False)
+
+STEPS:dict[str, Callable] = dict(
+    clean=clean,
+    tokenizer=lambda: train_tokenizer(tokenizer_cfg()),
+    pretrain=partial(pretrain, pretrain_cfg('small'), QUESTIONS, progress=False),
+    pretrain_tiny=at_tiny,
+    sft=partial(sft, sft_cfg('small'), progress=False),
+    dpo=partial(dpo, dpo_cfg('small'), progress=False),
+) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_EPOCHS for start in IE_STARTS}
+
+def note(**entry:object):
+    "A line in the diary: what began, ended or was stopped, and when."
+    with open(run_path('diary.jsonl'), 'a', encoding='utf-8') as f: f.write(json.dumps(entry) + '\n')
+
+def step(
+    name:str, # of STEPS
+):
+    "One step in this process; exits with 3 if it was stopped on the way."
+    note(step=name, what='start', at=time.time())
+    run = STEPS[name]()
+    done = getattr(run, 'done', True)
+    note(step=name, what='end' if done else 'stop', at=time.time())
+    if not done: sys.exit(3)
+
+def done_steps()->set[str]:
+    "What the diary says is finished."
+    path = run_path('diary.jsonl')
+    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+    return {e['step'] for e in map(json.loads, lines) if e['what'] == 'end'}
+
+def run_all(
+    names:list[str], # of STEPS, in order
+):
+    "Every step that is not done, each in a process of its own; the first that fails or is stopped ends it."
+    os.makedirs(run_path(), exist_ok=True)
+    for name in names:
+        if name in done_steps(): continue
+        made = subprocess.run([sys.executable, __file__, 'step', name])
+        if made.returncode: sys.exit(f'{name}: ended with {made.returncode}; the same command goes on from here')
+
+def main():
+    "What the command line asks for."
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('what', choices=('prepare', 'run', 'step'))
+    p.add_argument('names', nargs='*', help='steps; none: all')
+    p.add_argument('--data', type=Path, help='the public files')
+    p.add_argument('--raw', type=Path, default=Path(os.environ.get('SCCLM_RAW', 'raw_real')), help='the raw folder')
+    a = p.parse_args()
+    if a.what == 'prepare': return prepare(a.data, a.raw)
+    if unknown := set(a.names) - STEPS.keys(): p.error(f"{', '.join(unknown)}: expected some of {' '.join(STEPS)}")
+    if a.what == 'run': return run_all(a.names or list(STEPS))
+    for name in a.names: step(name)
+
+if __name__ == '__main__': main()

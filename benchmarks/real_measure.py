@@ -1,0 +1,279 @@
+"""What the real run came to: figures, samples and a card, kept in results/real_small/.
+
+    SCCLM_SCALE=small SCCLM_RAW=DIR python benchmarks/real_measure.py
+
+Reads what real.py left under SCCLM_RUNS. A part that is measured already is kept (delete its file to measure again).
+No weights and no rows of the data go to the results but the questions asked and the answers given."""
+import hashlib
+import json
+import random
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+
+import pyarrow.parquet as pq
+from ngram import CharNgram
+from real import IE_EPOCHS, IE_STARTS, done_steps
+from report import RESULTS, machine
+
+from scclm.chat import ChatBot
+from scclm.chat_exam import in_circles
+from scclm.dataset import columns, read_pairs
+from scclm.duplicates import normal_form
+from scclm.evaluation import EvaluateCfg, distinct, evaluate, repeats
+from scclm.model import load_model, n_params
+from scclm.runlog import read_log
+from scclm.runs import raw_dir, read_json, run_path, write_json
+from scclm.scores import bits_per_char, ratio_score, scored, share_score
+from scclm.triple_files import Rejects, parse_triples, read_duie
+
+OUT = RESULTS/'real_small'
+STAGES = ('pretrain', 'sft', 'dpo')
+DRAWN, SHOWN, SEED = 200, 50, 2026 # questions asked, those of them that are printed and judged, the draw
+KINDS = dict(A='instructions', B='medicine', C='instructions', D='knowledge', E='reading', J='law') # of mixed.parquet
+
+def kept(make:Callable[[], dict], name:str)->dict:
+    "What is in results/real_small/<name>.json, else what `make` gives, written there."
+    path = OUT/f'{name}.json'
+    if not path.exists(): write_json(path, make())
+    return read_json(path)
+
+# ---- text
+
+def key(prompt:str, response:str)->tuple[str, str]:
+    "What is left of a row whatever cleaning did to its marks: the beginnings of both normal forms."
+    return normal_form(prompt)[:12], normal_form(response)[:12]
+
+def named_rows()->Iterator[tuple[tuple[str, str], str]]:
+    "The key and the kind of every row of the two large files."
+    for path in sorted(raw_dir().rglob('*.parquet')):
+        table = pq.read_table(path)
+        if 'source' not in table.column_names: continue
+        for row in table.to_pylist():
+            yield key(row['prompt'], row['response']), KINDS.get(row['source'][0], 'counselling')
+
+def by_source(pairs:list)->dict[str, list]:
+    "Held-out rows by the kind of text; `other` where the row is in neither file."
+    kinds, found = dict(named_rows()), defaultdict(list)
+    for pair in pairs: found[kinds.get(key(*pair), 'other')].append(pair)
+    return {kind: rows for kind, rows in sorted(found.items()) if len(rows) >= 20}
+
+def bits()->dict:
+    "Bits per character of held-out answers: the model after each stage, and what counting knows; in all and by kind."
+    test = read_pairs(run_path('data', 'test.parquet'), 4000)
+    groups = dict(all=test) | by_source(test)
+    found = {kind: dict(rows=len(rows)) for kind, rows in groups.items()}
+    train = [response for _, response in read_pairs(run_path('data', 'train.parquet'))]
+    for order, name in ((1, 'unigram'), (2, 'bigram'), (5, 'ngram5')):
+        counted = CharNgram(train, order)
+        for kind, rows in groups.items(): found[kind][name] = counted.bits(columns(rows)[1])
+    for stage in ('pretrain_tiny', *STAGES):
+        model, tok = load_model(run_path(stage, 'model'))
+        for kind, rows in groups.items(): found[kind][stage] = bits_per_char(model.eval(), tok, rows, 257)
+    return found
+
+def curve(stage:str)->dict:
+    "Validation loss over tokens, parameters and what the run took."
+    log, figures = read_log(run_path(stage, 'log.jsonl')), read_json(run_path(stage, 'figures.json'))
+    seen, points = 0, []
+    for entry in log:
+        seen = entry.get('real_tok', seen)
+        if 'loss_valid' in entry: points.append(dict(step=entry['step'], real_tok=seen, loss=entry['loss_valid']))
+    last = points[-1]['loss']
+    per_nat = figures['bits_per_char_valid'] / last # bits per character for a nat per token: the same all along
+    for p in points: p['bits_per_char'] = p['loss'] * per_nat
+    model, _ = load_model(run_path(stage, 'model'))
+    return dict(points=points, parameters=n_params(model), seconds=figures['seconds'], real_tok=figures['real_tok'])
+
+def curves()->dict:
+    "Of every training on pairs."
+    return {stage: curve(stage) for stage in ('pretrain_tiny', 'pretrain', 'sft')}
+
+# ---- answers
+
+def drawn_questions()->list[tuple[str, str]]:
+    "Held-out rows drawn at random before any was seen."
+    return random.Random(SEED).sample(read_pairs(run_path('data', 'test.parquet')), DRAWN)
+
+def answers_of(stage:str)->dict:
+    "The chat's own answers with its default decoding, and what can be counted in them."
+    asked, wanted = columns(drawn_questions())
+    said = ChatBot.from_dir(run_path(stage, 'model')).answer(list(asked))
+    thrice = [max(Counter(t[k:k + 4] for k in range(len(t) - 3)).values(), default=0) >= 3 for t in said]
+    pieces = [repeats(t) for t in said]
+    circles = sum(map(in_circles, said))
+    measures = dict(
+        repetition=share_score(sum(thrice), DRAWN), in_circles=share_score(circles, DRAWN),
+        pieces_again=ratio_score([p.again for p in pieces], [p.pieces for p in pieces]),
+        length_ratio=ratio_score([len(t) for t in said], [len(t) for t in wanted]),
+        distinct1=scored(distinct(said, 1)), distinct2=scored(distinct(said, 2)))
+    return dict(measures=measures, answers=said)
+
+def samples()->dict:
+    "Every stage's answers to the same questions; the first 50 are printed whole, in the order of the draw."
+    asked, wanted = columns(drawn_questions())
+    return dict(questions=list(asked), references=list(wanted)) | {stage: answers_of(stage) for stage in STAGES}
+
+def blind(found:dict)->dict:
+    "The first 50 questions with the stages' answers in an order that tells nothing; who wrote which is kept apart."
+    rng, sheet, who = random.Random(SEED + 1), [], []
+    for k, question in enumerate(found['questions'][:SHOWN]):
+        order = rng.sample(STAGES, len(STAGES))
+        sheet.append(dict(number=k + 1, question=question,
+                          answers={letter: found[s]['answers'][k] for letter, s in zip('ABC', order)}))
+        who.append(dict(zip('ABC', order)))
+    return dict(sheet=sheet, who=who)
+
+# ---- triples
+
+class Dictionary:
+    "Extraction without a network: triples seen in training, and what stood between subject and object."
+    def __init__(self, rows:list[tuple[str, list]]):
+        "Collect names and the words between them."
+        self.known, self.subjects, self.objects = set(), defaultdict(set), defaultdict(set)
+        between = defaultdict(Counter)
+        for text, triples in rows:
+            for s, p, o in triples:
+                self.known.add((s, p, o))
+                self.subjects[s].add(p)
+                self.objects[o].add(p)
+                if gap := self.gap(text, s, o): between[gap][p] += 1
+        self.means = {gap: {p for p, n in c.items() if n >= 2 and n > .5 * c.total()} for gap, c in between.items()}
+
+    @staticmethod
+    def gap(text:str, s:str, o:str)->str:
+        "What stands between the first subject and the next object, if it is short."
+        at = text.find(s)
+        end = text.find(o, at + len(s)) if at >= 0 else -1
+        return text[at + len(s):end] if 0 <= end - at - len(s) <= 8 else ''
+
+    def __call__(self, text:str)->list:
+        "The triples of a sentence."
+        pieces = {text[i:j] for i in range(len(text)) for j in range(i + 2, min(i + 16, len(text)) + 1)}
+        subjects, objects = (pieces & names.keys() for names in (self.subjects, self.objects))
+        found = []
+        for s in subjects:
+            for o in objects - {s}:
+                likely = self.means.get(self.gap(text, s, o), set())
+                found += [(s, p, o) for p in self.subjects[s] & self.objects[o]
+                          if (s, p, o) in self.known or p in likely]
+        return found
+
+def strict(pred:list[list], gold:list[list])->dict:
+    "Strict micro precision, recall and F1."
+    sets = [(set(p), set(g)) for p, g in zip(pred, gold)]
+    right, said, stated = (sum(n) for n in zip(*((len(p & g), len(p), len(g)) for p, g in sets)))
+    return dict(p=right / max(said, 1), r=right / max(stated, 1), f1=2 * right / max(said + stated, 1))
+
+def extracted(folder:str)->tuple[list[str], list[list], list[list]]:
+    "Sentences, what they state, what was extracted, as the stage wrote it down."
+    rows = pq.read_table(run_path(folder, 'extracted.parquet')).to_pydict()
+    stated, said = ([parse_triples(t)[0] for t in rows[name]] for name in ('stated', 'extracted'))
+    return rows['text'], stated, said
+
+def by_dictionary(texts:list[str])->dict[int, list[list]]:
+    "What the plain baseline extracts from the test, for each number of training rows."
+    found, tests = {}, dict.fromkeys(texts, 'leak')
+    train = read_duie(raw_dir()/'duie'/'duie_train.json', 'train', Rejects(), tests)
+    rows = [(s.text, s.triples) for s in train]
+    for n in IE_EPOCHS:
+        look = Dictionary(rows[:n])
+        found[n] = [look(t) for t in texts]
+    return found
+
+def relations(stated:list[list], said:list[list])->list[dict]:
+    "A row a relation: how often it is stated, precision, recall, F1; the commonest first."
+    count = Counter(p for row in stated for _, p, _ in row)
+    def only(rows:list[list], p:str)->list[list]:
+        "The triples of one relation."
+        return [[t for t in row if t[1] == p] for row in rows]
+    return [dict(relation=p, stated=n) | strict(only(said, p), only(stated, p)) for p, n in count.most_common()]
+
+def errors(texts:list[str], stated:list[list], said:list[list])->list[dict]:
+    "Ten sentences drawn at random from those with a mistake: what is missing, what is wrong."
+    wrong = [k for k in range(len(texts)) if set(stated[k]) != set(said[k])]
+    drawn = sorted(random.Random(SEED).sample(wrong, 10))
+    return [dict(text=texts[k], missing=sorted(set(stated[k]) - set(said[k])),
+                 wrong=sorted(set(said[k]) - set(stated[k]))) for k in drawn]
+
+def triples()->dict:
+    "The nine fine-tunings, the plain baseline, a table of relations, ten mistakes."
+    found = {}
+    for n in IE_EPOCHS:
+        for start in IE_STARTS:
+            f = read_json(run_path(f'ie_{n}_{start}', 'figures.json'))
+            name = next(k[3:] for k in f if k.startswith('f1_') and not k.endswith(('_ci95', '_n')))
+            found[f'{n}_{"pretrained" if start == "sft" else start}'] = dict(
+                f1=f[f'f1_{name}'], ci95=f[f'f1_{name}_ci95'], p=f[f'p_{name}'], r=f[f'r_{name}'], n=f[f'f1_{name}_n'],
+                raw=f[f'published_f1_{name}'], unreadable=f[f'unreadable_{name}'],
+                steps=f['steps'], seconds=f['seconds'])
+    texts, stated, said = extracted(f'ie_{max(IE_EPOCHS)}_sft')
+    plain = {n: strict(pred, stated) for n, pred in by_dictionary(texts).items()}
+    return dict(runs=found, dictionary=plain, relations=relations(stated, said), errors=errors(texts, stated, said))
+
+# ---- the whole
+
+def exams()->dict:
+    "CMMLU by the likelihood of the letter, for every stage. C-Eval is not among the files."
+    archive = next((raw_dir()/'eval').glob('cmmlu*'))
+    found = {}
+    for stage in STAGES:
+        cfg = EvaluateCfg(model=str(run_path(stage, 'model')), pairs=False, heldout=False, cmmlu=str(archive),
+                          shots=(0,), out=str(run_path('eval', stage)))
+        scores = evaluate(cfg)
+        found[stage] = scores['cmmlu']
+    return found
+
+def diary()->dict:
+    "How often each step was started and stopped, and how long it took in all, waiting between two starts left out."
+    entries = [json.loads(line) for line in run_path('diary.jsonl').read_text(encoding='utf-8').splitlines()]
+    found = {name: dict(starts=0, stops=0) for name in done_steps()}
+    for e in entries:
+        if e['step'] in found and e['what'] != 'end': found[e['step']][f"{e['what']}s"] += 1
+    for name, f in found.items():
+        figures = run_path(name, 'figures.json')
+        if figures.exists(): f['seconds'] = read_json(figures)['seconds']
+    return found
+
+def inputs()->dict[str, dict]:
+    "Size and SHA-256 of every file that was read."
+    root = raw_dir()
+    return {str(p.relative_to(root)): dict(bytes=p.stat().st_size, sha256=hashlib.sha256(p.read_bytes()).hexdigest())
+            for p in sorted(root.rglob('*')) if p.is_file()}
+
+def settings()->dict:
+    "The configuration of every stage, paths left out."
+    found = {}
+    for name in sorted(done_steps()):
+        path = run_path(name, 'config.json')
+        if not path.exists(): continue
+        found[name] = {k: v for k, v in read_json(path).items() if k not in ('out', 'data', 'files', 'pairs', 'base')}
+    return dict(machine=machine(), clean=read_json(run_path('data', 'report.json'))['splits'], stages=found)
+
+def card()->dict:
+    "The figures that are quoted, by the names of the report card."
+    b, s, t = (kept(make, name) for make, name in ((bits, 'bits'), (samples, 'samples'), (triples, 'triples')))
+    pretrain = dict(bits_per_char=b['all']['pretrain'], bits_per_char_unigram=b['all']['unigram'],
+                    bits_per_char_bigram=b['all']['bigram'], bits_per_char_ngram5=b['all']['ngram5'])
+    ie = {}
+    for name, f in t['runs'].items():
+        ie |= {f'f1_{name}': f['f1'], f'f1_{name}_ci95': f['ci95'], f'f1_{name}_raw': f['raw']}
+    for n, f in t['dictionary'].items(): ie[f'f1_{n}_dictionary'] = f['f1']
+    chat = {k: v['value'] for k, v in s['dpo']['measures'].items()}
+    chat |= {f'{k}_ci95': v['ci95'] for k, v in s['dpo']['measures'].items() if 'ci95' in v}
+    prefs = read_json(run_path('dpo', 'figures.json'))
+    dpo = {k: prefs[k] for k in ('pref_acc_before', 'pref_acc_after', 'pref_acc_before_n', 'pref_acc_by_source')}
+    return dict(scale='small', machine=machine(), pretrain=pretrain, ie=ie, chat=chat, dpo=dpo,
+                eval={f'cmmlu_{k}': v for k, v in kept(exams, 'exams').items()})
+
+def main():
+    "Measure what is missing; write the card last."
+    OUT.mkdir(parents=True, exist_ok=True)
+    for make in (inputs, settings, diary, curves, bits, samples, triples, exams): kept(make, make.__name__)
+    sheet = blind(read_json(OUT/'samples.json'))
+    write_json(run_path('blind_sheet.json'), sheet['sheet'])
+    write_json(run_path('blind_who.json'), sheet['who'])
+    shutil.copyfile(run_path('pretrain', 'samples.jsonl'), OUT/'along_the_way.jsonl')
+    write_json(OUT/'card.json', card())
+
+if __name__ == '__main__': main()

@@ -1,0 +1,152 @@
+"""Cleaning from a hundred thousand to ten million rows: rows per second and memory, part by part.
+
+    python benchmarks/scale.py --data FILE.parquet [FILE.parquet …] [--rows 100000 300000 1000000 3000000 10000000]
+
+FILEs hold prompt and response. More rows than they have are made by writing them again in other characters: each copy
+exchanges the Chinese characters of similar frequency among themselves, so that lengths, marks, exact and near
+duplicates stay as they are within a copy and no two copies resemble each other.
+`clean()` runs in a process of its own; the memory is what it and its workers hold, shared pages divided among them.
+Sizes that are measured already are kept; results/scale.json is written after each."""
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from report import RESULTS, write
+
+PARTS = ('fill_spool', 'mark_exact', 'mark_near', 'mark_sft_leaks', 'write_splits', 'write_rejects')
+PER_FILE = 250_000 # rows
+
+WATCHED = """
+import json, sys, time
+from scclm import data_cleaning
+def timed(name, inner):
+    def outer(*args, **named):
+        print(json.dumps(dict(part=name, what='start', at=time.time())), flush=True)
+        try: return inner(*args, **named)
+        finally: print(json.dumps(dict(part=name, what='end', at=time.time())), flush=True)
+    return outer
+for name in sys.argv[1].split():
+    if hasattr(data_cleaning, name): setattr(data_cleaning, name, timed(name, getattr(data_cleaning, name)))
+report = data_cleaning.clean()
+print(json.dumps(dict(report={k: report[k] for k in ('rows_in', 'kept', 'rejected', 'duplicates')})), flush=True)
+"""
+
+def bands(texts:list[str], size:int=64)->list[str]:
+    "Chinese characters in groups of similar frequency."
+    seen = Counter()
+    for t in texts: seen.update(t)
+    han = [c for c, _ in seen.most_common() if '\u4e00' <= c <= '\u9fff']
+    return [''.join(han[k:k + size]) for k in range(0, len(han), size)]
+
+def exchange(groups:list[str], copy:int)->dict[int, str]:
+    "Another order of every group; copy 0 changes nothing."
+    rng, table = np.random.default_rng(copy), {}
+    for group in groups if copy else []:
+        table |= str.maketrans(group, ''.join(rng.permutation(list(group))))
+    return table
+
+def copies(table:pa.Table, n:int)->Iterator[pa.Table]:
+    "`n` rows in tables of PER_FILE and less: the rows themselves, then the same in other characters."
+    texts = {name: table[name].to_pylist() for name in ('prompt', 'response')}
+    groups = bands(texts['response'][:100_000])
+    copy = 0
+    while n > 0:
+        change = exchange(groups, copy)
+        for start in range(0, min(n, table.num_rows), PER_FILE):
+            end = min(start + PER_FILE, n, table.num_rows)
+            yield pa.table({name: [t.translate(change) for t in column[start:end]] for name, column in texts.items()})
+        n -= table.num_rows
+        copy += 1
+
+def resident(pid:int)->int:
+    "Bytes that a process and its children hold; a page shared by two counts half in each."
+    total = 0
+    for p in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        try: total += p.memory_full_info().pss
+        except psutil.Error: continue
+    return total
+
+class Peaks:
+    "The most that a process tree held in each part of its work."
+    def __init__(self, pid:int):
+        "Begin to look, four times a second."
+        self.pid, self.part, self.most = pid, 'start', Counter()
+        threading.Thread(target=self.look, daemon=True).start()
+
+    def look(self):
+        "Until the process is gone."
+        while psutil.pid_exists(self.pid):
+            try: self.most[self.part] = max(self.most[self.part], resident(self.pid))
+            except psutil.Error: return
+            time.sleep(.25)
+
+def cleaned(raw:Path, runs:Path)->dict:
+    "One run of `clean()`: seconds and peak of every part, of the whole, and the report's counts."
+    env = os.environ | dict(SCCLM_RAW=str(raw), SCCLM_RUNS=str(runs), SCCLM_SCALE='base')
+    began = time.time()
+    command = [sys.executable, '-c', WATCHED, ' '.join(PARTS)]
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    peaks, seconds, found = Peaks(child.pid), {}, {}
+    for line in child.stdout:
+        if not line.startswith('{'): continue
+        said = json.loads(line)
+        if 'report' in said: found = said['report']
+        elif said['what'] == 'start': peaks.part, since = said['part'], said['at']
+        else: seconds[said['part']], peaks.part = said['at'] - since, 'between'
+    if child.wait(): sys.exit(f'clean() ended with {child.returncode}')
+    return found | dict(seconds=time.time() - began, parts=seconds, peak=dict(peaks.most))
+
+def measured(table:pa.Table, n:int, work:Path)->dict:
+    "Write `n` rows, clean them, remove everything."
+    raw, runs = work/'raw', work/'runs'
+    raw.mkdir(parents=True)
+    for k, part in enumerate(copies(table, n)): pq.write_table(part, raw/f'{k:03}.parquet')
+    size = sum(p.stat().st_size for p in raw.iterdir())
+    try: return cleaned(raw, runs) | dict(raw_bytes=size)
+    finally: shutil.rmtree(work)
+
+def rows_of(found:dict[str, dict])->list[dict]:
+    "Rows per second and memory of every size, against the smallest."
+    first = next(iter(found.values()))
+    def row(what:str, ours:float, baseline:float, unit:str, better:float)->dict:
+        "A result."
+        return dict(what=what, ours=ours, baseline=baseline, baseline_name='100,000 rows', unit=unit,
+                    ratio=better, runs=1)
+    rows, speed = [], first['rows_in'] / first['seconds']
+    for n, f in found.items():
+        mine = f['rows_in'] / f['seconds']
+        rows.append(row(f'clean, {int(n):,} rows', mine, speed, 'rows/s', mine / speed))
+        peak, least = (max(x['peak'].values()) / 2**20 for x in (f, first))
+        rows.append(row(f'clean, {int(n):,} rows, peak memory', peak, least, 'MiB', least / peak))
+    return rows
+
+def main():
+    "Measure what is missing."
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--data', type=Path, nargs='+', required=True, help='parquet with prompt and response')
+    p.add_argument('--rows', type=int, nargs='*', default=[100_000, 300_000, 1_000_000, 3_000_000, 10_000_000])
+    p.add_argument('--work', type=Path, default=Path(tempfile.gettempdir())/'scale_work', help='wants some 20 GB')
+    a = p.parse_args()
+    path = RESULTS/'scale.json'
+    found = json.loads(path.read_text(encoding='utf-8'))['config']['sizes'] if path.exists() else {}
+    table = pa.concat_tables([pq.read_table(f, columns=['prompt', 'response']) for f in a.data])
+    for n in a.rows:
+        if str(n) in found: continue
+        shutil.rmtree(a.work, ignore_errors=True)
+        found[str(n)] = measured(table, n, a.work)
+        write('scale', dict(sizes=found), rows_of(found))
+
+if __name__ == '__main__': main()
