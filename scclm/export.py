@@ -249,11 +249,16 @@ def export_card(
 _ASK = '''\
 "Ask the model of this folder: python ask.py QUESTION, or one question a line on standard input. Needs no PyTorch."
 import json
+import os
 import sys
 from pathlib import Path
 
 from ctranslate2 import Translator
 from tokenizers import Tokenizer
+
+cpu = Path('/proc/cpuinfo') # on some processors CTranslate2 uses AVX-512 only if it is told
+wide = {'avx512f', 'avx512cd', 'avx512bw', 'avx512dq', 'avx512vl'} <= set(cpu.read_text().split() if cpu.exists() else ())
+if wide: os.environ.setdefault('CT2_FORCE_CPU_ISA', 'AVX512')
 
 folder = Path(__file__).resolve().parent
 engine = Translator(str(folder), compute_type='int8')
