@@ -134,7 +134,8 @@ if os.name == 'posix':
     (['--port', '70000'], 'port=70000: expected 0 to 65535'), (['--answer-s', '0'], 'answer_s=0.0: expected >= 0.1'),
     (['--key-file', 'nowhere'], 'nowhere'), (['--model', 'nowhere', '--port', '0'], 'nowhere'),
     (['--host', '203.0.113.7', '--model', 'm'], 'cannot listen on 203.0.113.7:8812'),
-    (['--max-rows', '0'], 'max_rows=0'), (['--drain-s', 'nan'], 'drain_s=nan: expected >= 0'),
+    (['--max-rows', '0'], 'max_rows=0'), (['--prefill-tok', '0'], 'prefill_tok=0'),
+    (['--max-beside', '0'], 'max_beside=0: expected >= 1'), (['--drain-s', 'nan'], 'drain_s=nan: expected >= 0'),
     (['--max-new-tok', '30000'], 'batch_tok=24576: expected >= 30512')])
 def test_mistakes_are_one_sentence(options, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
