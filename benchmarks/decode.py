@@ -5,8 +5,8 @@
 A model of the scale's size with random weights writes a fixed number of tokens; what it says does not matter.
 Every measurement is a process of its own, the kinds take turns, all with the same threads; medians.
 `int8` is the engine alone, as the exported folder's ask.py uses it, without PyTorch; `int8 in ChatBot` goes through the
-course's loop; `int8, 8 rows` answers eight questions at once, as fp32 then does. Memory is what is resident at the end, PyTorch's own included; `... loading` is what opening the folder
-adds at its peak.
+course's loop; `int8, 8 rows` answers eight questions at once, as fp32 then does. Memory is what is resident at the
+end, PyTorch's own included; `... loading` is what opening the folder adds at its peak.
 """
 import argparse
 import json

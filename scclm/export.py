@@ -257,8 +257,9 @@ from ctranslate2 import Translator
 from tokenizers import Tokenizer
 
 cpu = Path('/proc/cpuinfo') # on some processors CTranslate2 uses AVX-512 only if it is told
-wide = {'avx512f', 'avx512cd', 'avx512bw', 'avx512dq', 'avx512vl'} <= set(cpu.read_text().split() if cpu.exists() else ())
-if wide: os.environ.setdefault('CT2_FORCE_CPU_ISA', 'AVX512')
+units = cpu.read_text().split() if cpu.exists() else ()
+wide = {'avx512f', 'avx512cd', 'avx512bw', 'avx512dq', 'avx512vl'}
+if wide <= set(units): os.environ.setdefault('CT2_FORCE_CPU_ISA', 'AVX512')
 
 folder = Path(__file__).resolve().parent
 engine = Translator(str(folder), compute_type='int8')

@@ -83,8 +83,8 @@ class ServeCfg(ChatCfg):
 
 # %% ../nbs/appendix/serve.ipynb #srv00009
 #| code-fold: true
-_LEAST = dict(port=0, max_prompt_tok=1, max_rows=1, max_queue=1, prefill_tok=1, max_beside=1, max_body=64, max_head=1024, max_connections=1,
-    head_s=.1, body_s=.1, answer_s=.1, drain_s=0)
+_LEAST = dict(port=0, max_prompt_tok=1, max_rows=1, max_queue=1, prefill_tok=1, max_beside=1, max_body=64,
+    max_head=1024, max_connections=1, head_s=.1, body_s=.1, answer_s=.1, drain_s=0)
 
 # %% ../nbs/appendix/serve.ipynb #srv00014
 class Keys:

@@ -76,7 +76,8 @@ from scclm.serve import ServeCfg, make_app
 def app(): return make_app(ServeCfg(model='model', max_new_tok=300, loop_copies=0))
 """
 UVICORN = [sys.executable, '-m', 'uvicorn', 'ours:app', '--factory', '--workers', '2', '--port', '0', '--http',
-    'scclm.serve:Protocol', '--no-access-log', '--timeout-graceful-shutdown', '60', '--timeout-worker-healthcheck', '120']
+    'scclm.serve:Protocol', '--no-access-log', '--timeout-graceful-shutdown', '60',
+    '--timeout-worker-healthcheck', '120']
 
 @pytest.fixture
 def workers(endless):
