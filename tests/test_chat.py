@@ -330,7 +330,7 @@ def test_widget_answers(bot):
     view.entry.value = '秋' # the text was here before Enter
     view.entry._handle_custom_msg(dict(event='submit'), [])
     deadline = time.monotonic() + 20
-    while len(view.messages) < 4 and time.monotonic() < deadline: time.sleep(.01)
+    while not (len(view.messages) == 4 and view.messages[3]['text']) and time.monotonic() < deadline: time.sleep(.01)
     assert view.wait(30)
     assert view.messages[2:] == [dict(role='user', text='秋'), dict(role='bot', text=bot.answer(['秋'])[0])]
     view.clear()
