@@ -215,7 +215,7 @@ async def honest(port:int, truth:dict[str, str], until:float, tally:Tally, seed:
         try: said = await asyncio.wait_for(talk_whole(port, request(path, question_body(path, question, stream))), 90)
         except (OSError, asyncio.TimeoutError) as e: said = repr(e).encode()
         text = answer_text(said, path, stream)
-        if text != truth[question]: tally.bad.append(said[:300])
+        if text != truth[question]: tally.bad.append((path, stream, question, text, said[:200], said[-600:]))
         else: tally.good[path, stream] += 1
 
 
