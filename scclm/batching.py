@@ -98,12 +98,10 @@ def __len__(self:Seats)->int: # rows
 
 # %% ../nbs/appendix/batching.ipynb #b9eb5db8
 @patch
-def parts(self:Seats,
-    first:int=0, # row
-)->tuple[Tensor, Tensor]: # written, asked
-    "What of the two rooms the rows from `first` on use."
-    n, longest, widest = len(self), max(self.n_written[first:], default=0), max(self.n_asked[first:], default=0)
-    return self.written[:, first:n, :, self.end - longest:self.end], self.asked[:, first:n, :, :widest]
+def parts(self:Seats)->tuple[Tensor, Tensor]: # written, asked
+    "What of the two rooms is in use."
+    n, longest, widest = len(self), max(self.n_written, default=0), max(self.n_asked, default=0)
+    return self.written[:, :n, :, self.end - longest:self.end], self.asked[:, :n, :, :widest]
 
 # %% ../nbs/appendix/batching.ipynb #73870ad2
 @patch
@@ -161,29 +159,24 @@ def free(self:Seats, row:int): # who gets up
 
 # %% ../nbs/appendix/batching.ipynb #425b844e
 @patch
-def cache(self:Seats,
-    first:int=0, # 0: every row; otherwise the newcomers', behind those who have written
-)->EncoderDecoderCache: # as the library's decoder takes it
-    "The part in use, with a free column for the next token; newcomers get the column at which the others end."
-    if not first:
-        self.fit()
-        self.end += 1
-    self.n_written[first:] = [n + 1 for n in self.n_written[first:]]
-    written, asked = self.parts(first)
+def cache(self:Seats)->EncoderDecoderCache: # as the library's decoder takes it
+    "The part in use, with a free column for the next token."
+    self.fit()
+    self.end += 1
+    self.n_written = [n + 1 for n in self.n_written]
+    written, asked = self.parts()
     own = [LastColumn(*pair) for pair in zip(written[::2], written[1::2])]
     cross = [_layer(*pair) for pair in zip(asked[::2], asked[1::2])]
     return EncoderDecoderCache(Cache(layers=own), Cache(layers=cross))
 
 # %% ../nbs/appendix/batching.ipynb #e93a6ebd
 @patch
-def masks(self:Seats,
-    first:int=0, # row
-)->tuple[Tensor, Tensor]: # (B, question), (B, columns): 1 where there is a token
-    "Questions stand on the left, answers on the right; of the rows from `first` on."
+def masks(self:Seats)->tuple[Tensor, Tensor]: # (B, question), (B, columns): 1 where there is a token
+    "Questions stand on the left, answers on the right."
     device = self.written.device
-    asked, written = (torch.tensor(n[first:], device=device)[:, None] for n in (self.n_asked, self.n_written))
-    columns = torch.arange(max(self.n_written[first:]), device=device)
-    left = torch.arange(max(self.n_asked[first:]), device=device) < asked
+    asked, written = (torch.tensor(n, device=device)[:, None] for n in (self.n_asked, self.n_written))
+    columns = torch.arange(max(self.n_written), device=device)
+    left = torch.arange(max(self.n_asked), device=device) < asked
     return left.long(), (columns >= len(columns) - written).long()
 
 # %% ../nbs/appendix/batching.ipynb #02888e51
@@ -259,47 +252,39 @@ class Batch:
 
 # %% ../nbs/appendix/batching.ipynb #91addd89
 @patch
-def _write(self:Batch, rows:list[Row], scores:Tensor):
+def _write(self:Batch, scores:Tensor):
     "Append a token to each row; one whose logits are not finite, or whose token has no name, is marked."
     finite = scores.sum(-1).isfinite().tolist()
     for i, ok in enumerate(finite):
         if not ok: scores[i] = 0.
-    for row, token, ok in zip(rows, next_ids(scores, rows, self.tok), finite):
+    for row, token, ok in zip(self.rows, next_ids(scores, self.rows, self.tok), finite):
         row.said.append(token)
         row.bad = not ok or token >= len(self.tok)
     self.n_steps += 1
-
-# %% ../nbs/appendix/batching.ipynb #b6f0aa15
-@patch
-@torch.no_grad()
-def _forward(self:Batch, first:int):
-    "One more token for the rows from `first` on."
-    model, rows = self.model, self.rows[first:]
-    cache = self.seats.cache(first)
-    asked, written = self.seats.masks(first)
-    shell = torch.zeros(1, 1, 1, device=model.device, dtype=model.dtype)
-    shell = shell.expand(len(rows), asked.shape[1], model.config.d_model)
-    last = torch.tensor([row.said[-1:] for row in rows], device=model.device)
-    out = model(encoder_outputs=BaseModelOutput(shell), attention_mask=asked, decoder_input_ids=last,
-        decoder_attention_mask=written, past_key_values=cache, use_cache=True)
-    self._write(rows, out.logits[:, -1].float())
 
 # %% ../nbs/appendix/batching.ipynb #1f09b2b8
 @patch
 def join(self:Batch,
     rows:list[Row], # newcomers, nothing written yet
 ):
-    "Read their questions, seat them beside the others and write their first tokens, in a pass of the newcomers alone."
-    prompts, first = [row.prompt for row in rows], len(self.rows)
+    "Read their questions and seat them beside the others."
+    prompts = [row.prompt for row in rows]
     self.seats.seat(read_questions(self.model, prompts), [len(p) for p in prompts])
     self.rows += rows
-    self._forward(first)
 
 # %% ../nbs/appendix/batching.ipynb #220a5420
 @patch
+@torch.no_grad()
 def step(self:Batch):
     "One more token for every row."
-    self._forward(0)
+    model, n = self.model, len(self.rows)
+    cache = self.seats.cache()
+    asked, written = self.seats.masks()
+    shell = torch.zeros(1, 1, 1, device=model.device, dtype=model.dtype).expand(n, asked.shape[1], model.config.d_model)
+    last = torch.tensor([row.said[-1:] for row in self.rows], device=model.device)
+    out = model(encoder_outputs=BaseModelOutput(shell), attention_mask=asked, decoder_input_ids=last,
+        decoder_attention_mask=written, past_key_values=cache, use_cache=True)
+    self._write(out.logits[:, -1].float())
 
 # %% ../nbs/appendix/batching.ipynb #129418ef
 @patch
@@ -648,26 +633,26 @@ def _newcomers(self:Engine)->list[_Job]|None:
 # %% ../nbs/appendix/batching.ipynb #f7dbea3b
 @patch
 def _turn(self:Engine)->bool: # False: all is done
-    "One round: some leave, some join and hear their first token at once, then everybody writes one."
+    "One round: some leave, some join, everybody writes a token."
     self._leave_given_up()
     new = self._newcomers()
     if new is None: return False
-    if new: self._advance(new, lambda: self._batch.join(new))
+    if new: self._run(lambda: self._batch.join(new), new)
     self._leave_given_up()
-    rows = list(self._batch.rows)
-    if rows: self._advance(rows, self._batch.step)
+    rows = sorted(self._batch.rows, key=lambda job: len(job.said)) # who waits for a first word hears it first
+    if rows and self._run(self._batch.step, rows): self._batch.leave({job for job in rows if self._is_over(job)})
     return True
 
 # %% ../nbs/appendix/batching.ipynb #8d469007
 @patch
-def _advance(self:Engine, jobs:list[_Job], work:Callable[[], None]):
-    "Let the model write a token for each and tell it. If it cannot, these rows fail; the others and the engine go on."
+def _run(self:Engine, work:Callable[[], None], jobs:list[_Job])->bool:
+    "Let the model work; whether it could. If not, these rows fail; the others and the engine go on."
     try: work()
     except Exception as e:
         for job in jobs: self._end(job, 'error', e)
-        gone = set(jobs)
-    else: gone = {job for job in jobs if self._is_over(job)}
-    self._batch.leave(gone)
+        self._batch.leave(set(jobs))
+        return False
+    return True
 
 # %% ../nbs/appendix/batching.ipynb #8e708499
 #| code-fold: true
