@@ -1,12 +1,12 @@
 """Greedy decoding on a CPU: int8 by CTranslate2 and bf16 by PyTorch against fp32 by PyTorch, speed and memory.
 
-    python benchmarks/decode.py [--scale base] [--tok 64] [--runs 5] [--threads 1] [--rows 1]
+    python benchmarks/decode.py [--scale base] [--tok 64] [--runs 5] [--threads 1]
 
 A model of the scale's size with random weights writes a fixed number of tokens; what it says does not matter.
 Every measurement is a process of its own, the kinds take turns, all with the same threads; medians.
 `int8` is the engine alone, as the exported folder's ask.py uses it, without PyTorch; `int8 in ChatBot` goes through the
-course's loop. Memory is what is resident at the end, PyTorch's own included; `... loading` is what opening the folder
-adds at its peak.
+course's loop; `int8, 8 rows` answers eight questions at once, as fp32 then does. Memory is what is resident at the
+end, PyTorch's own included; `... loading` is what opening the folder adds at its peak.
 """
 import argparse
 import json
@@ -22,7 +22,7 @@ from report import row, write
 
 QUESTION = '天地玄黄宇宙洪荒日月盈昃辰宿列张'
 KINDS = ('fp32', 'int8', 'int8 in ChatBot', 'bf16', 'fp16')
-SPECIALS = ('[PAD]', '[EOS]', '[SEP]', '[BOS]', '[CLS]', '[MASK]', '[UNK]')
+MANY = 8 # rows of the batch that fp32 and int8 are measured with besides
 
 
 def resident(
@@ -39,6 +39,8 @@ def make_tokenizer(
     "A vocabulary of the size that the scale has."
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
+
+    from scclm.tokenizer import SPECIALS
     codes = [*range(0x4e00, 0xa000), *range(0x3400, 0x4dc0), *range(0xac00, 0xd7a4)]
     ids = {token: i for i, token in enumerate([*SPECIALS, *map(chr, codes[:n - len(SPECIALS)])])}
     names = {f'{mark[1:-1].lower()}_token': mark for mark in SPECIALS}
@@ -50,9 +52,12 @@ def prepare(
     scale:str, # tiny, mini or base
     vocab:int, # tokens
 ):
-    "A random model that never says a special token, and its int8 export."
+    "A random model that never says a special token, and its int8 export; this process and its children use AVX-512."
     from scclm.export import ExportCfg, export
     from scclm.model import build_model, model_config, save_model
+    from scclm.runtimes import use_wide_units
+    from scclm.tokenizer import SPECIALS
+    use_wide_units() # as ask.py and ChatBot do
     model = build_model(model_config(scale, vocab))
     model.shared.weight.data[:len(SPECIALS)] = 0 # its logit is 0: another one is larger
     save_model(model, make_tokenizer(vocab), home/'model')
@@ -122,10 +127,11 @@ def fresh(
     kind:str, # one of `KINDS`
     home:Path, # from `prepare`
     args:argparse.Namespace, # as given
+    rows:int=1, # questions at once
 )->dict: # of `measure`
     "`measure` in a process of its own."
     command = [sys.executable, __file__, '--measure', kind, '--home', str(home), '--tok', str(args.tok),
-               '--threads', str(args.threads), '--rows', str(args.rows)]
+               '--threads', str(args.threads), '--rows', str(rows)]
     env = os.environ | dict(OMP_NUM_THREADS=str(args.threads))
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode: raise RuntimeError(f'{kind}: {done.stderr.strip()[-400:]}')
@@ -134,12 +140,14 @@ def fresh(
 
 def rows_of(
     found:dict[str, list[dict]], # kind -> its measurements, run by run
+    many:dict[str, list[dict]], # the same of fp32 and int8 with `MANY` rows
 )->list[dict]: # rows of the result
     "Speed, memory and loading of every kind against fp32."
     def column(kind:str, name:str)->list[float]:
         "One figure of all runs."
         return [m[name] for m in found[kind]]
-    rows = []
+    fast, slow = ([m['tok_per_s'] for m in many[kind]] for kind in ('int8', 'fp32'))
+    rows = [row(f'int8, {MANY} rows', fast, slow, f'fp32 PyTorch, {MANY} rows', 'tok/s')]
     for kind in (k for k in KINDS if k in found):
         rows.append(row(kind, column(kind, 'tok_per_s'), column('fp32', 'tok_per_s'), 'fp32 PyTorch', 'tok/s'))
         for what, name in (('memory', 'memory_mb'), ('loading', 'loading_mb')):
@@ -154,7 +162,7 @@ def main():
     parser.add_argument('--scale', default='base', choices=('tiny', 'mini', 'base'))
     parser.add_argument('--vocab', type=int, default=29298, help='tokens of the vocabulary')
     parser.add_argument('--tok', type=int, default=64, help='tokens of an answer')
-    parser.add_argument('--rows', type=int, default=1, help='questions at once')
+    parser.add_argument('--rows', type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument('--runs', type=int, default=5)
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--measure', choices=KINDS, help=argparse.SUPPRESS)
@@ -163,13 +171,14 @@ def main():
     if args.measure:
         print(json.dumps(measure(args.measure, args.home, args)))
         return
-    found = {kind: [] for kind in KINDS}
+    found, many = {kind: [] for kind in KINDS}, dict(fp32=[], int8=[])
     with tempfile.TemporaryDirectory() as home:
         prepare(Path(home), args.scale, args.vocab)
         for _ in range(args.runs):
             for kind in KINDS: found[kind].append(fresh(kind, Path(home), args))
-    config = {k: getattr(args, k) for k in ('scale', 'vocab', 'tok', 'rows', 'runs', 'threads')}
-    write('decode', config, rows_of(found))
+            for kind in many: many[kind].append(fresh(kind, Path(home), args, MANY))
+    config = {k: getattr(args, k) for k in ('scale', 'vocab', 'tok', 'runs', 'threads')}
+    write('decode', config, rows_of(found, many))
 
 
 if __name__ == '__main__': main()

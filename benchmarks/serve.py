@@ -54,10 +54,12 @@ def start(model:str, *options:str)->Served:
     return Served(process, int(port[1]))
 
 
-def stop(served:Served)->int:
-    "End it in order; its exit code."
+def stop(served:Served, seconds:float=60)->int:
+    "End it in order; its exit code. One that has not ended after some seconds is killed: -9."
     served.process.terminate()
-    return served.process.wait(60)
+    try: return served.process.wait(seconds)
+    except subprocess.TimeoutExpired: served.process.kill()
+    return served.process.wait()
 
 
 def request(path:str, body:bytes, key:str=KEY)->bytes:
@@ -213,7 +215,7 @@ async def honest(port:int, truth:dict[str, str], until:float, tally:Tally, seed:
         try: said = await asyncio.wait_for(talk_whole(port, request(path, question_body(path, question, stream))), 90)
         except (OSError, asyncio.TimeoutError) as e: said = repr(e).encode()
         text = answer_text(said, path, stream)
-        if text != truth[question]: tally.bad.append(said[:300])
+        if text != truth[question]: tally.bad.append((path, stream, question, text, said[:200], said[-600:]))
         else: tally.good[path, stream] += 1
 
 
@@ -268,16 +270,17 @@ def soak(args:argparse.Namespace, questions:list[str]):
     truth = dict(zip(questions, ChatBot.from_dir(args.model).answer(questions), strict=True))
     served = start(args.model)
     try: tally = asyncio.run(soak_clients(served, args, truth))
-    finally: code = stop(served)
+    finally: code = stop(served, 300)
     settled = [rss for seconds, rss in tally.rss if seconds >= min(60, 30*args.soak)]
     start_mb, end_mb = (statistics.median(part)/2**20 for part in (settled[:10], settled[-10:]))
-    print(f'{sum(tally.good.values())} honest answers {dict(tally.good)}, {len(tally.bad)} errors')
+    good = sum(tally.good.values())
+    print(f'{good} honest answers {dict(tally.good)}, {good/args.soak/60:.1f} a second, {len(tally.bad)} errors')
     print(f'rude: {dict(tally.rude)}')
     print(f'resident: {start_mb:.1f} MB after the first minute, {end_mb:.1f} MB at the end, most '
         f'{max(settled)/2**20:.1f} MB; exit code {code}')
     for said in tally.bad[:5]: print('ERROR', said)
-    config = dict(soak=dict(minutes=args.soak, clients=args.clients, honest=sum(tally.good.values()),
-        errors=len(tally.bad), rude=dict(tally.rude), start_mb=start_mb, end_mb=end_mb))
+    config = dict(soak=dict(minutes=args.soak, clients=args.clients, honest=good,
+        errors=len(tally.bad), rude=dict(tally.rude), start_mb=start_mb, end_mb=end_mb, most_mb=max(settled)/2**20))
     write('serve', config, [], merge=True)
     sys.exit(bool(tally.bad) or end_mb > 1.05*start_mb or code != 0)
 

@@ -6,7 +6,7 @@
 __all__ = ['Decoding', 'processors', 'plot_probs', 'loop_closers', 'token_chars', 'LoopGuard', 'row_rngs', 'pick', 'find_model',
            'chooser', 'rows_each', 'token_steps', 'beam_cfg', 'beam_search', 'beam_ids', 'settled_text', 'text_pieces',
            'read_typed', 'check_text', 'encode_prompts', 'ChatBot', 'answer_ids', 'live_ids', 'chat_widget', 'ChatCfg',
-           'pick_device', 'say', 'chat_terminal']
+           'pick_device', 'say', 'open_bot', 'chat_terminal']
 
 # %% ../nbs/08_chat.ipynb #c5868170
 #| code-fold: true
@@ -34,7 +34,7 @@ from .contrastive import contrastive_tokens
 from .dataset import alike, decode, encode as encode_texts, pad
 from .model import end_id, load_model, write_tokens
 from .plots import new_axes
-from .runs import chat_models
+from .runs import chat_models, first_line
 from .runtimes import is_export, open_export
 
 # %% ../nbs/08_chat.ipynb #d62bb1e2
@@ -401,15 +401,22 @@ def read_typed(
 #| code-fold: true
 _UNSEEN = ('Zs', 'Zl', 'Zp', 'Cc', 'Cf', 'Mn') # categories of characters that nobody sees
 
+def _bad(error:str, note:str)->ValueError:
+    "An error for programs with a note for the person who typed: what is wrong and what to do."
+    e = ValueError(error)
+    e.add_note(note)
+    return e
+
 def check_text(
     text:str, # what a user typed
     n:int=0, # its place in the list
 )->str: # `text`
     "Raises ValueError for a text that is blank or holds half a character."
     if not isinstance(text, str) or not any(unicodedata.category(c) not in _UNSEEN for c in text):
-        raise ValueError(f"prompt {n} is {text!r}: expected a text that is not blank")
+        raise _bad(f"prompt {n} is {text!r}: expected a text that is not blank", '问题是空的，请写一句话。')
     if re.search(r'[\ud800-\udfff]', text):
-        raise ValueError(f"prompt {n} holds half a character (a lone surrogate): expected valid Unicode")
+        raise _bad(f"prompt {n} holds half a character (a lone surrogate): expected valid Unicode",
+            '问题里有半个字符，请重新输入。')
     return text
 
 # %% ../nbs/08_chat.ipynb #d673e525
@@ -425,8 +432,9 @@ def encode_prompts(
     out = encode_texts([check_text(t, n) for n, t in enumerate(texts)], tok, eos=eos)
     for n, ids in enumerate(out):
         if len(ids) <= max_prompt_tok: continue
-        raise ValueError(f"prompt {n} has {len(ids)} tokens with its end mark: "
-            f"expected at most max_prompt_tok={max_prompt_tok}")
+        raise _bad(f"prompt {n} has {len(ids)} tokens with its end mark: "
+            f"expected at most max_prompt_tok={max_prompt_tok}",
+            f'问题太长：{len(ids)} 个词元，最多 {max_prompt_tok} 个。请删短一些，或分成几句来问。')
     return out
 
 # %% ../nbs/08_chat.ipynb #1e385d00
@@ -570,6 +578,19 @@ def stream(self:ChatBot,
     ids = live_ids(self.model, prompt, decoding or self.decoding, self.tok, stop)
     return _speak(text_pieces(ids, self.tok), self.fallback, stop)
 
+# %% ../nbs/08_chat.ipynb #exc00001
+#| code-fold: true
+@patch
+def excuse(self:ChatBot,
+    e:Exception, # what stopped an answer
+)->str: # for the person who asked, in Chinese: what is wrong and what to do
+    "The error's own note if it has one."
+    notes = getattr(e, '__notes__', [])
+    if notes: return '\n'.join(notes)
+    if isinstance(e, MemoryError) or 'out of memory' in str(e).lower():
+        return '内存不够，这句没有答完。请把 max_new_tok 调小，或者关掉别的程序再问。'
+    return f'写回答时出错了，请再问一次；还是这样，就重新打开模型。（{type(e).__name__}: {first_line(e)}）'
+
 # %% ../nbs/08_chat.ipynb #61de7729
 #| code-fold: true
 def chat_widget(
@@ -648,7 +669,7 @@ def say(
     except KeyboardInterrupt:
         print('（已停止）', flush=True)
         return False
-    except ValueError as e: print(e, file=sys.stderr, flush=True)
+    except ValueError as e: print(bot.excuse(e), file=sys.stderr, flush=True)
     return True
 
 # %% ../nbs/08_chat.ipynb #62022642
@@ -657,10 +678,13 @@ def _drop_stdout():
     "Nobody reads on: the flush at exit goes nowhere instead of complaining."
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-def _open_bot(cfg:ChatCfg)->ChatBot:
-    "The bot that a configuration describes."
+def open_bot(
+    cfg:ChatCfg, # model, dtype, device, decoding
+    **limits:int, # more of `ChatBot`'s own, such as batch_tok
+)->ChatBot: # who answers
+    "The bot that a configuration describes. Raises FileNotFoundError that says how to make a model."
     dtype, device = getattr(torch, cfg.dtype), pick_device(cfg.device)
-    return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg, max_prompt_tok=cfg.max_prompt_tok)
+    return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg, max_prompt_tok=cfg.max_prompt_tok, **limits)
 
 # %% ../nbs/08_chat.ipynb #7bc7bd77
 #| code-fold: true
@@ -669,7 +693,7 @@ def chat_terminal(
 )->int: # questions answered
     """Chat until `exit` or the end of input; `cls` clears the screen. Reads a pipe line by line.
     Raises FileNotFoundError without a model."""
-    bot = _open_bot(cfg)
+    bot = open_bot(cfg)
     for out in (sys.stdout, sys.stderr):
         out.reconfigure(errors='replace', encoding=None if out.isatty() else 'utf-8')
     read, told = _reader(), set()

@@ -188,7 +188,7 @@ def _write(view:ChatView, text:str, dec:object):
             msg['text'] += piece
             if time.monotonic() - shown > .05: shown = view.refresh()
         if view.halt.is_set(): msg['text'] += '（已停止）'
-    except Exception as e: msg.update(role='error', text=str(e)) # seen in the chat, not in a lost log
+    except Exception as e: msg.update(role='error', text=view.bot.excuse(e)) # seen in the chat, not in a lost log
     view.refresh()
     view.set_writer(None)
 

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .chat import ChatBot, find_model, token_chars
 from .model import bias_bucket, end_ids, load_model, n_params
 from .page_rules import reading_table
-from .runs import fingerprint, folder_aside, run_path
+from .runs import check_out, fingerprint, folder_aside, run_path
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00007
 def quantise_rows(
@@ -244,8 +244,7 @@ def page(
     Raises FileNotFoundError that says how to make a model, ValueError for a model that the page cannot hold."""
     source = find_model(cfg.model)
     out = Path(cfg.out or run_path('page'))
-    if out.exists() and not (out/'manifest.js').exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"out={out} holds other files: expected a new folder, an empty one or an earlier page")
+    check_out(out, source, 'page', (out/'manifest.js').exists())
     model, tok = load_model(source)
     with folder_aside(out) as folder:
         total = _write_files(folder, model, tok, source, cfg.weights)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'STAGES', 'scale_name', 'checkout_root', 'run_path', 'raw_dir', 'writer_lives', 'write_aside',
-           'recover_folder', 'folder_aside', 'write_json', 'read_json', 'first_line', 'fingerprint', 'Stage', 'require',
-           'training_folders', 'stage_of', 'chat_models']
+           'recover_folder', 'folder_aside', 'check_out', 'write_json', 'read_json', 'first_line', 'fingerprint',
+           'Stage', 'require', 'training_folders', 'stage_of', 'chat_models']
 
 # %% ../nbs/appendix/runs.ipynb #044502e3
 import ctypes
@@ -144,6 +144,21 @@ def folder_aside(
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
+
+# %% ../nbs/appendix/runs.ipynb #rnsout01
+def check_out(
+    out:Path, # folder that `folder_aside` will replace
+    source:Path, # folder that it is made from
+    kind:str, # what is made, for the error: export, page
+    ours:bool, # whether `out` holds an earlier one
+):
+    "Raises ValueError for a folder that holds something else: it would be lost."
+    out, source = out.absolute(), source.absolute()
+    if out == source or out in source.parents or source in out.parents:
+        raise ValueError(f'out={out} and the model {source} lie in one another: expected a folder of its own')
+    if not out.exists() or ours or out.is_dir() and not any(out.iterdir()): return
+    raise ValueError(f'out={out} holds something that is no {kind}: expected a new folder, an empty one '
+        f'or an earlier {kind}')
 
 # %% ../nbs/appendix/runs.ipynb #34a267f1
 def write_json(

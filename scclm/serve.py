@@ -9,8 +9,8 @@ __all__ = ['Stop', 'ONE_TURN', 'log', 'OPEN_WHILE_STOPPING', 'END', 'WANTED_KEY'
            'check_head', 'Visit', 'Gate', 'Meter', 'Service', 'pieces', 'admit', 'spoken', 'cut_off', 'unless_gone',
            'left', 'whole', 'event', 'Events', 'api_events', 'usage', 'chat_head', 'chat_events', 'with_key',
            'flat_schema', 'described', 'check_question', 'api_chat', 'chat_completions', 'question_of', 'models',
-           'healthz', 'metrics', 'hashes', 'page_policy', 'page', 'open_bot', 'make_app', 'lost', 'Protocol',
-           'plain_response', 'Server', 'make_server', 'listen_on', 'serve']
+           'healthz', 'metrics', 'hashes', 'page_policy', 'page', 'make_app', 'lost', 'Protocol', 'plain_response',
+           'Server', 'make_server', 'listen_on', 'serve']
 
 # %% ../nbs/appendix/serve.ipynb #srv00002
 #| code-fold: true
@@ -35,7 +35,6 @@ from threading import Thread
 from types import FrameType
 from typing import Annotated, Literal
 
-import torch
 import uvicorn
 from fastcore.basics import patch
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response, Security
@@ -47,7 +46,7 @@ from pydantic import BaseModel, Field, ValidationError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .batching import Engine, QueueFull, Ticket
-from .chat import ChatBot, ChatCfg, Decoding, check_text, find_model, pick_device
+from .chat import ChatBot, ChatCfg, Decoding, check_text, find_model, open_bot
 
 # %% ../nbs/appendix/serve.ipynb #srv00008
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ class ServeCfg(ChatCfg):
     max_rows:int=32 # answers written at the same time
     batch_tok:int=24_576 # padded tokens, questions and longest answers, of all these together: memory
     max_queue:int=256 # questions that may wait for a row; one more gets 429
+    prefill_tok:int=256 # padded tokens of questions read between two tokens of the answers: who writes waits as long
+    max_beside:int=2 # answers written beside the batch (beam search, contrastive search) at the same time
     max_body:int=65_536 # longest body of a request, bytes
     max_head:int=16_384 # longest request line with its headers, bytes
     max_connections:int=512 # open at the same time
@@ -82,8 +83,8 @@ class ServeCfg(ChatCfg):
 
 # %% ../nbs/appendix/serve.ipynb #srv00009
 #| code-fold: true
-_LEAST = dict(port=0, max_prompt_tok=1, max_rows=1, max_queue=1, max_body=64, max_head=1024, max_connections=1,
-    head_s=.1, body_s=.1, answer_s=.1, drain_s=0)
+_LEAST = dict(port=0, max_prompt_tok=1, max_rows=1, max_queue=1, prefill_tok=1, max_beside=1, max_body=64,
+    max_head=1024, max_connections=1, head_s=.1, body_s=.1, answer_s=.1, drain_s=0)
 
 # %% ../nbs/appendix/serve.ipynb #srv00014
 class Keys:
@@ -477,7 +478,7 @@ class Service:
         self.cfg = cfg
         self.keys = Keys(keys)
         self.decoding = Decoding(**{f.name: getattr(cfg, f.name) for f in fields(Decoding)})
-        self.engine = Engine(bot, cfg.max_rows, cfg.max_queue)
+        self.engine = Engine(bot, cfg.max_rows, cfg.max_queue, cfg.prefill_tok, cfg.max_beside)
         self.meter = Meter(self.engine)
         self.stopping = False # True: no new questions
 
@@ -854,16 +855,6 @@ async def page()->HTMLResponse: # the chat page
         'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-cache'}
     return HTMLResponse(html, headers=safe)
 
-# %% ../nbs/appendix/serve.ipynb #srv00119
-#| code-fold: true
-def open_bot(
-    cfg:ServeCfg, # model, dtype, device
-)->ChatBot: # who answers
-    "The model that the server asks. Raises FileNotFoundError that says how to make one."
-    dtype, device = getattr(torch, cfg.dtype), pick_device(cfg.device)
-    limits = dict(max_prompt_tok=cfg.max_prompt_tok, batch_tok=cfg.batch_tok)
-    return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg, **limits)
-
 # %% ../nbs/appendix/serve.ipynb #srv00120
 def make_app(
     cfg:ServeCfg=ServeCfg(), # model, limits
@@ -871,7 +862,7 @@ def make_app(
     bot:ChatBot|None=None, # who answers; None: the model of `cfg`
 )->FastAPI: # an ASGI application, for any server
     "The application. Raises ValueError without a key."
-    service = Service(bot or open_bot(cfg), cfg, keys or read_keys(cfg))
+    service = Service(bot or open_bot(cfg, batch_tok=cfg.batch_tok), cfg, keys or read_keys(cfg))
     @asynccontextmanager
     async def lifespan(app:FastAPI)->AsyncIterator[None]:
         "At the end the engine's thread ends."

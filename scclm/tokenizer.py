@@ -29,7 +29,6 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import rjieba
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -41,6 +40,7 @@ def cut(
     text:str, # any text
 )->list[str]: # its words; ''.join(words) == text
     "The words of jieba's dictionary mode (`HMM=False`), cut by rjieba in Rust."
+    import rjieba # 30 MB of dictionary: only who counts words loads it, no chat does
     return rjieba.cut(text, hmm=False)
 
 # %% ../nbs/01_tokenizer.ipynb #c018d7b7

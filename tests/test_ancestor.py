@@ -474,8 +474,8 @@ def test_its_code_never_runs_whatever_it_is_named_for(folder, tmp_path, monkeypa
 
 def test_the_terminal_takes_it(folder):
     "One argument: the folder."
-    from scclm.chat import _open_bot
-    assert type(_open_bot(ChatCfg(model=str(folder), strategy='contrastive', device='cpu')).model) is TextToTextModel
+    from scclm.chat import open_bot
+    assert type(open_bot(ChatCfg(model=str(folder), strategy='contrastive', device='cpu')).model) is TextToTextModel
 
 
 @pytest.mark.parametrize('search_type', ['greedy', 'contrastive'])

@@ -349,14 +349,17 @@ def test_admission_against_its_rule(bot, seed):
 
 
 def test_first_come_first_served(endless):
+    "All five wait and are listened to before the first of them may join; they take turns on two or three seats."
     order, dec = [], Decoding(max_new_tok=3)
-    with Engine(endless, max_rows=2) as engine:
-        first = engine.submit('你好', Decoding(max_new_tok=50))
+    with Engine(endless, max_rows=3) as engine, gated(endless) as gate:
+        first = engine.submit('你好', Decoding(max_new_tok=7))
+        gate.come()
         tickets = [engine.submit('秋'*n, dec) for n in (1, 30, 2, 25, 3)]
         for n, ticket in enumerate(tickets): ticket.listen(lambda piece, n=n: order.append(n))
+        assert engine.waiting == 5 and not order
+        gate.free()
         for ticket in (first, *tickets): ticket.result(WAIT_S)
-    starts = list(dict.fromkeys(order))
-    assert starts == sorted(starts)
+    assert list(dict.fromkeys(order)) == [0, 1, 2, 3, 4]
 
 
 BAD = [(dict(question=' '), 'not blank'), (dict(question='\ud800'), 'surrogate'), (dict(question=7), 'not blank'),

@@ -228,7 +228,19 @@ def test_long_question(bot):
     bot = ChatBot(bot.model, bot.tok, max_prompt_tok=10)
     assert len(bot.answer(['好'*9], GREEDY)) == 1
     wanted = 'prompt 0 has 11 tokens with its end mark: expected at most max_prompt_tok=10'
-    with pytest.raises(ValueError, match=wanted): bot.answer(['好'*10])
+    with pytest.raises(ValueError, match=wanted) as e: bot.answer(['好'*10])
+    assert bot.excuse(e.value) == '问题太长：11 个词元，最多 10 个。请删短一些，或分成几句来问。'
+
+def test_whoever_asks_is_told_what_to_do(bot):
+    "In Chinese: a question's own note, a word on memory, or what it was and what to try."
+    said = {}
+    for bad in (' ', '好\ud83d'):
+        try: bot.answer([bad])
+        except ValueError as e: said[bad] = bot.excuse(e)
+    assert said == {' ': '问题是空的，请写一句话。', '好\ud83d': '问题里有半个字符，请重新输入。'}
+    for e in (MemoryError(), RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')):
+        assert '内存不够' in bot.excuse(e) and 'max_new_tok' in bot.excuse(e)
+    assert bot.excuse(KeyError('x')).endswith("（KeyError: 'x'）") and '请再问一次' in bot.excuse(KeyError('x'))
 
 def test_typed_control_marks_are_text(bytes_bot):
     ids, = bytes_bot.encode(['a[EOS]b[PAD]'])
@@ -318,7 +330,7 @@ def test_widget_answers(bot):
     view.entry.value = '秋' # the text was here before Enter
     view.entry._handle_custom_msg(dict(event='submit'), [])
     deadline = time.monotonic() + 20
-    while len(view.messages) < 4 and time.monotonic() < deadline: time.sleep(.01)
+    while not (len(view.messages) == 4 and view.messages[3]['text']) and time.monotonic() < deadline: time.sleep(.01)
     assert view.wait(30)
     assert view.messages[2:] == [dict(role='user', text='秋'), dict(role='bot', text=bot.answer(['秋'])[0])]
     view.clear()
@@ -368,7 +380,8 @@ def test_widget_shows_errors_and_never_reads_html(bot):
     view.submit(evil)
     assert view.wait(30) and evil not in ''.join(bubbles(view)) and '&lt;script&gt;' in bubbles(view)[0]
     view.submit('好'*31)
-    assert view.wait(30) and view.messages[-1]['role'] == 'error' and 'max_prompt_tok=30' in view.messages[-1]['text']
+    want = dict(role='error', text='问题太长：32 个词元，最多 30 个。请删短一些，或分成几句来问。')
+    assert view.wait(30) and view.messages[-1] == want
     page = transcript_html([dict(role='user', text=evil), dict(role='bot', text="a\n<img src=x onerror='y'>")])
     assert '<script' not in page and '<img' not in page and page.count('<div') == page.count('</div')
 
@@ -419,7 +432,7 @@ def test_pipe(folder, bot):
     err = run.stderr.decode()
     assert run.returncode == 0, err
     assert run.stdout.decode().splitlines() == bot.answer(['你好', '你是谁？'])
-    assert 'line 4 of stdin is not UTF-8' in err and 'max_prompt_tok=512' in err and 'Traceback' not in err
+    assert 'line 4 of stdin is not UTF-8' in err and '最多 512 个' in err and 'Traceback' not in err
 
 def test_pipe_ends_without_exit(folder, bot):
     run = chat(folder, '\ufeff秋\r\n你好'.encode()) # a byte order mark is no question

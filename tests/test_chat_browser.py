@@ -1,16 +1,8 @@
 "The chat widget in a real browser: JupyterLab on localhost, a headless Chromium that types, reads and clicks."
-import os
-import socket
-import subprocess
-import sys
-import time
-from urllib.error import URLError
-from urllib.request import urlopen
-
-import nbformat
 import pytest
 from browser_toys import open_browser
 from chat_toys import CHARS, char_tok, save_toy, toy_model
+from lab_toys import LabChat, jupyterlab, write_notebook
 from playwright.sync_api import expect
 from processes import gone_afterwards
 
@@ -34,39 +26,13 @@ def nothing_stays():
 def folder(tmp_path_factory):
     root, tok = tmp_path_factory.mktemp('lab'), char_tok(CHARS)
     save_toy(root/'model', tok, toy_model(len(tok), endless=True))
-    for name, n in dict(short=12, long=100_000).items():
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL.format(n=n).strip())])
-        nb.metadata.kernelspec = dict(name='python3', display_name='Python 3', language='python')
-        nbformat.write(nb, root/f'{name}.ipynb')
+    for name, n in dict(short=12, long=100_000).items(): write_notebook(root/f'{name}.ipynb', CELL.format(n=n))
     return root
 
 
 @pytest.fixture(scope='module')
 def lab(folder):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    own = dict(JUPYTER_CONFIG_DIR='config', JUPYTER_RUNTIME_DIR='runtime', JUPYTERLAB_WORKSPACES_DIR='ws',
-               JUPYTERLAB_SETTINGS_DIR='settings')
-    env = os.environ | {k: str(folder/v) for k, v in own.items()}
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}',
-        f'--ServerApp.root_dir={folder}', '--IdentityProvider.token=', '--LabApp.news_url=',
-        '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
-    with open(folder/'lab.log', 'w') as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    try:
-        _wait_for(f'http://127.0.0.1:{port}/api', server, folder/'lab.log')
-        yield f'http://127.0.0.1:{port}/doc/tree'
-    finally:
-        server.terminate()
-        server.wait(60)
-
-def _wait_for(url, server, log, seconds=90):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and server.poll() is None:
-        try: return urlopen(url, timeout=5).read()
-        except (URLError, OSError): time.sleep(.3)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
+    with jupyterlab(folder) as url: yield url
 
 
 @pytest.fixture(scope='module')
@@ -74,39 +40,11 @@ def browser():
     with open_browser() as b: yield b
 
 
-class Page:
-    "A notebook with the chat, run and ready."
-    def __init__(self, browser, url):
-        self.page = browser.new_page(viewport=dict(width=1100, height=900))
-        self.page.goto(url)
-        self.page.locator('.jp-CodeCell .cm-content').first.click(timeout=120_000)
-        expect(self.page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')).to_be_attached(timeout=120_000)
-        self.run_cell()
-        self.entry = self.page.get_by_placeholder('输入问题，按 Enter 发送')
-        expect(self.entry).to_be_visible(timeout=240_000)
-
-    def run_cell(self):
-        "Control+Enter until the cell says that it runs: JupyterLab drops the key while its kernel is still connecting."
-        prompt = self.page.locator('.jp-CodeCell .jp-InputPrompt').first
-        for _ in range(10):
-            self.page.locator('.jp-CodeCell .cm-content').first.click()
-            self.page.keyboard.press('Control+Enter')
-            self.page.wait_for_timeout(2000)
-            if prompt.inner_text().strip() not in ('[ ]:', '[]:', ''): return
-
-    def button(self, name): return self.page.get_by_role('button', name=name, exact=True)
-    def bubbles(self, role): return self.page.locator(f'.scclm-{role}')
-    def ask(self, text):
-        self.entry.click()
-        self.page.keyboard.type(text)
-        self.page.keyboard.press('Enter')
-
-
 @pytest.fixture
 def open_page(browser, lab):
     pages = []
     def go(name):
-        pages.append(Page(browser, f'{lab}/{name}.ipynb'))
+        pages.append(LabChat(browser, f'{lab}/{name}.ipynb'))
         return pages[-1]
     yield go
     for p in pages: p.page.close()
@@ -127,9 +65,12 @@ def test_ask_by_enter_and_by_button(open_page, folder):
     expect(chat.bubbles('user').nth(1)).to_have_text('<b onmouseover=alert(1)>秋</b>', timeout=60_000)
     expect(chat.bubbles('bot')).to_have_count(2)
     assert chat.page.locator('.scclm-user b').count() == 0
-    if shot := os.environ.get('SCCLM_SHOT'): chat.page.screenshot(path=shot)
     chat.button('清空').click()
     expect(chat.bubbles('user')).to_have_count(0)
+    chat.entry.fill('秋'*600)
+    chat.button('发送').click()
+    expect(chat.bubbles('error')).to_have_text(['问题太长：601 个词元，最多 512 个。请删短一些，或分成几句来问。'], timeout=60_000)
+    expect(chat.button('发送')).to_be_enabled()
 
 
 def test_streams_and_stops(open_page):

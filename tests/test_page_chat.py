@@ -296,6 +296,15 @@ def test_top_five_and_the_choice(js):
     assert js.call(choose, logits, dict(temperature=1, topP=1), 0)['id'] == 1
     assert len(js.call(choose, [1, 2], dict(temperature=0, topP=1), 0)['top']) == 2
 
+def test_the_best_five_are_the_first_of_all_in_order(js):
+    "With ties: the lower id comes first in both."
+    rng = random.Random(3)
+    rows = [[rng.choice([0, .1, .2, rng.random()]) for _ in range(rng.randint(1, 40))] for _ in range(500)]
+    for n in (1, 5):
+        got = js.call('(rows, n) => rows.map((row) => best(row, n))', rows, n)
+        assert got == [sorted(range(len(row)), key=lambda i: (-row[i], i))[:n] for row in rows]
+        assert got == js.call('(rows, n) => rows.map((row) => inOrder(row).slice(0, n))', rows, n)
+
 # ---- what a person sees
 
 class Person:
@@ -510,9 +519,9 @@ def test_old_scripts_with_new_weights_are_a_sentence(browser, copy):
 def test_a_folder_of_other_things_is_left_alone(toy, tmp_path):
     (tmp_path/'home').mkdir()
     (tmp_path/'home'/'letter.txt').write_text('dear')
-    with pytest.raises(ValueError, match='home holds other files: expected a new folder'):
+    with pytest.raises(ValueError, match='home holds something that is no page: expected a new folder'):
         page(PageCfg(model=toy/'model', out=tmp_path/'home'))
-    with pytest.raises(ValueError, match='letter.txt holds other files'):
+    with pytest.raises(ValueError, match='letter.txt holds something that is no page'):
         page(PageCfg(model=toy/'model', out=tmp_path/'home'/'letter.txt'))
     assert (tmp_path/'home'/'letter.txt').read_text() == 'dear'
     (tmp_path/'empty').mkdir()

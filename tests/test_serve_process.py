@@ -1,4 +1,5 @@
 "`scclm serve` as a process: what it prints, how it ends, a user's mistakes."
+import json
 import os
 import re
 import signal
@@ -9,9 +10,11 @@ import threading
 import time
 
 import httpx
+import psutil
 import pytest
 from chat_toys import CHARS, char_tok, save_toy, toy_model
 
+from scclm.chat import ChatBot, Decoding
 from scclm.cli import main
 
 SCCLM = [sys.executable, '-c', 'import sys; from scclm.cli import main; sys.exit(main())', 'serve']
@@ -68,13 +71,72 @@ if os.name == 'posix':
         assert len([line for line in reader.lines if line]) == 401 and key not in out + err
         assert '/api/chat 200: ' in err and '你好' not in err
 
+OURS = """
+from scclm.serve import ServeCfg, make_app
+def app(): return make_app(ServeCfg(model='model', max_new_tok=300, loop_copies=0))
+"""
+UVICORN = [sys.executable, '-m', 'uvicorn', 'ours:app', '--factory', '--workers', '2', '--port', '0', '--http',
+    'scclm.serve:Protocol', '--no-access-log', '--timeout-graceful-shutdown', '60',
+    '--timeout-worker-healthcheck', '120']
+
+@pytest.fixture
+def workers(endless):
+    "The appendix's `uvicorn --workers 2`: the process, the pids of its workers, its port, the lines it printed."
+    (endless.parent/'ours.py').write_text(OURS, encoding='utf-8')
+    env = os.environ | dict(OMP_NUM_THREADS='1', SCCLM_API_KEY='one-key-for-all')
+    run = subprocess.Popen(UVICORN, env=env, cwd=endless.parent, stderr=subprocess.PIPE, text=True)
+    lines = []
+    try:
+        while sum('startup complete' in line for line in lines) < 2:
+            lines.append(run.stderr.readline())
+            assert lines[-1], lines
+        pids = [int(pid) for pid in re.findall(r'Started server process \[(\d+)\]', ''.join(lines))]
+        yield run, pids, int(re.search(r'127\.0\.0\.1:(\d+)', ''.join(lines))[1]), lines
+    finally:
+        for process in (*psutil.Process(run.pid).children(), run) if run.poll() is None else (): process.kill()
+
+if os.name == 'posix':
+    def test_two_workers_answer_alike_and_stop_in_order(endless, workers):
+        "One key; each answers as ChatBot does while the other is held; SIGTERM lets a running answer finish, exit 0."
+        run, pids, port, _ = workers
+        asked = ['你好', '天地玄黄', '秋收冬藏？']
+        bot = ChatBot.from_dir(endless, decoding=Decoding(max_new_tok=300, loop_copies=0))
+        want = bot.answer(asked)
+        assert len(set(pids)) == 2 and len(set(want)) == 3
+        url, key = f'http://127.0.0.1:{port}/api/chat', dict(Authorization='Bearer one-key-for-all')
+        for held in pids:
+            os.kill(held, signal.SIGSTOP)
+            said = [httpx.post(url, json=dict(input_txt=q), headers=key, timeout=60) for q in asked]
+            refused = httpx.post(url, json=dict(input_txt='你好'), headers=dict(Authorization='Bearer another'))
+            os.kill(held, signal.SIGCONT)
+            assert [r.json()['response'] for r in said] == want and refused.status_code == 401
+        reader = Reader(port, 'one-key-for-all')
+        assert reader.begun.wait(60)
+        run.send_signal(signal.SIGTERM)
+        out = run.communicate(timeout=90)[1]
+        reader.join(30)
+        assert run.returncode == 0 and reader.lines[-2] == 'data: [DONE]' and 'Traceback' not in out
+        told = [json.loads(line[6:])['response'] for line in reader.lines if line.startswith('data: {')]
+        assert ''.join(told) == want[0]
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+        with pytest.raises(httpx.ConnectError): httpx.get(f'http://127.0.0.1:{port}/healthz')
+
+    def test_workers_without_a_key_do_not_start(endless):
+        "Each would make its own: the application refuses, and uvicorn ends."
+        (endless.parent/'ours.py').write_text(OURS, encoding='utf-8')
+        env = {k: v for k, v in os.environ.items() if k != 'SCCLM_API_KEY'}
+        command = [*UVICORN[:5], *UVICORN[7:]] # one worker: the supervisor of several starts them again and again
+        run = subprocess.run(command, env=env, cwd=endless.parent, capture_output=True, text=True, timeout=120)
+        assert run.returncode and 'there is no key: expected SCCLM_API_KEY or a key file' in run.stderr
+
 # A user's mistakes
 
 @pytest.mark.parametrize('options, words', [
     (['--port', '70000'], 'port=70000: expected 0 to 65535'), (['--answer-s', '0'], 'answer_s=0.0: expected >= 0.1'),
     (['--key-file', 'nowhere'], 'nowhere'), (['--model', 'nowhere', '--port', '0'], 'nowhere'),
     (['--host', '203.0.113.7', '--model', 'm'], 'cannot listen on 203.0.113.7:8812'),
-    (['--max-rows', '0'], 'max_rows=0'), (['--drain-s', 'nan'], 'drain_s=nan: expected >= 0'),
+    (['--max-rows', '0'], 'max_rows=0'), (['--prefill-tok', '0'], 'prefill_tok=0'),
+    (['--max-beside', '0'], 'max_beside=0: expected >= 1'), (['--drain-s', 'nan'], 'drain_s=nan: expected >= 0'),
     (['--max-new-tok', '30000'], 'batch_tok=24576: expected >= 30512')])
 def test_mistakes_are_one_sentence(options, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

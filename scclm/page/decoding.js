@@ -30,16 +30,34 @@ function guardLoops(logits, said, chars, end, copies = 3) {
 
 // Probabilities of all tokens. A temperature of 0 is the greedy choice; the numbers shown are then those of 1.
 function probabilities(logits, temperature) {
-  const scaled = Float64Array.from(logits, (v) => v / (temperature || 1));
-  const top = scaled.reduce((a, b) => Math.max(a, b), -Infinity);
-  const powers = scaled.map((v) => Math.exp(v - top));
-  const sum = powers.reduce((a, b) => a + b, 0);
-  return powers.map((v) => v / sum);
+  const probs = new Float64Array(logits.length);
+  let top = -Infinity, sum = 0;
+  for (let i = 0; i < probs.length; i++) top = Math.max(top, probs[i] = logits[i] / (temperature || 1));
+  for (let i = 0; i < probs.length; i++) sum += probs[i] = Math.exp(probs[i] - top);
+  for (let i = 0; i < probs.length; i++) probs[i] /= sum;
+  return probs;
+}
+
+// The n most likely tokens, in order: one pass over thousands of numbers, where sorting them all takes a dozen.
+function best(probs, n) {
+  const order = [];
+  for (let id = 0; id < probs.length; id++) {
+    if (order.length === n && !(probs[id] > probs[order[n - 1]])) continue;
+    let at = order.length;
+    while (at > 0 && probs[id] > probs[order[at - 1]]) at--;
+    order.splice(at, 0, id);
+    order.length = Math.min(order.length, n);
+  }
+  return order;
+}
+
+// All tokens, the most likely first.
+function inOrder(probs) {
+  return Array.from(probs.keys()).sort((a, b) => probs[b] - probs[a] || a - b);
 }
 
 // The smallest set of tokens, the most likely first, whose probabilities reach `topP`.
-function likeliest(probs, topP) {
-  const order = Array.from(probs.keys()).sort((a, b) => probs[b] - probs[a] || a - b);
+function likeliest(probs, topP, order = inOrder(probs)) {
   const enough = topP < 1 ? topP : Infinity; // 1 is off: the sum may reach 1 before the last small ones
   let reached = 0, kept = 0;
   while (kept < order.length && reached < enough) reached += probs[order[kept++]];
@@ -49,7 +67,7 @@ function likeliest(probs, topP) {
 // The next token: the most likely one, or a draw among those that top-p leaves; `random()` is in [0, 1).
 function choose(logits, { temperature, topP }, random) {
   const probs = probabilities(logits, temperature);
-  const { order, kept, reached } = likeliest(probs, topP);
+  const { order, kept, reached } = likeliest(probs, topP, temperature > 0 ? inOrder(probs) : best(probs, 5));
   let id = order[0];
   if (temperature > 0) {
     let left = random() * reached;

@@ -41,7 +41,7 @@ const CODE = {
   "t5.js": ["makeModel"],
   "tokenizer.js": ["makeTokenizer"],
   "reader.js": ["makeReader"],
-  "decoding.js": ["loopClosers", "guardLoops", "probabilities", "likeliest", "choose", "seeded"],
+  "decoding.js": ["loopClosers", "guardLoops", "probabilities", "best", "inOrder", "likeliest", "choose", "seeded"],
   "unpack.js": ["bytesOf", "fromHalf", "floatsOf", "readTensors"],
   "worker.js": ["work"],
 };

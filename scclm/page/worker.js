@@ -43,7 +43,8 @@ function work() {
 
   // The mean over heads and layers of how much a token looks at every token of the question.
   function meanLook(looks) {
-    const sums = looks[0].map((_, j) => looks.reduce((sum, share) => sum + share[j], 0));
+    const sums = new Array(looks[0].length).fill(0);
+    for (const shares of looks) for (let j = 0; j < sums.length; j++) sums[j] += shares[j];
     return sums.map((sum) => sum / looks.length);
   }
 
