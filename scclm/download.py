@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import ssl
 import stat
 import tarfile
 import time
@@ -19,6 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
@@ -149,7 +151,7 @@ def _refuse_body(r:httpx2.Response, remote:Remote):
 def part_path(
     target:Path, # the final file
 )->Path: # beside it, hidden
-    "Where half a file waits for its rest; the file of that name + .json says what it is half of."
+    "Where half a file waits for its rest; the file of that name + .of says what it is half of."
     return target.with_name(f'.{target.name}.part')
 
 # %% ../nbs/appendix/download.ipynb #dwnld0029
@@ -160,7 +162,7 @@ def _n_bytes(path:Path)->int:
 # %% ../nbs/appendix/download.ipynb #dwnld0030
 def _facts_path(part:Path)->Path:
     "What half a file is half of."
-    return part.with_name(part.name + '.json')
+    return part.with_name(part.name + '.of')
 
 # %% ../nbs/appendix/download.ipynb #dwnld0031
 def _facts_of(r:httpx2.Response, url:str)->dict:
@@ -236,9 +238,9 @@ def _write_body(r:httpx2.Response, part:Path, at:int, total:int|None, patience:P
         try:
             for chunk in _steady(r.iter_raw(), patience.timeout_s):
                 f.write(chunk)
+                f.flush() # a kill loses nothing that came
                 bar.update(len(chunk))
         finally:
-            f.flush()
             os.fsync(f.fileno())
     have = _n_bytes(part)
     if total is not None and have > total: _drop(part)
@@ -267,6 +269,12 @@ def _receive(client:httpx2.Client, remote:Remote, part:Path, patience:Patience):
     except (httpx2.InvalidURL, httpx2.RequestError) as e: raise OSError(f'{remote.url}: {first_line(e)}') from None
 
 # %% ../nbs/appendix/download.ipynb #dwnld0043
+@cache
+def _tls()->ssl.SSLContext:
+    "What this process knows of trustworthy servers; it takes a while to read."
+    return httpx2.create_ssl_context()
+
+# %% ../nbs/appendix/download.ipynb #dwnld0044
 def download(
     remote:Remote, # what to get
     target:Path, # where it goes; its folder exists
@@ -275,7 +283,7 @@ def download(
     """Get a file, or the rest of one that was begun, check it, and only then give it its name.
     Raises OSError if it cannot be had, ValueError if what came is not what was published; it is removed then."""
     part = part_path(target)
-    with httpx2.Client(follow_redirects=True, timeout=patience.timeout_s) as client:
+    with httpx2.Client(verify=_tls(), follow_redirects=True, timeout=patience.timeout_s) as client:
         patiently(lambda: _receive(client, remote, part, patience), patience, lambda: _n_bytes(part))
     try: check_file(part, remote)
     except ValueError as e:
@@ -284,7 +292,7 @@ def download(
     os.replace(part, target)
     _facts_path(part).unlink(missing_ok=True)
 
-# %% ../nbs/appendix/download.ipynb #dwnld0051
+# %% ../nbs/appendix/download.ipynb #dwnld0052
 def inner_path(
     folder:Path, # where an archive is unpacked
     name:str, # of a file in the archive
@@ -295,14 +303,14 @@ def inner_path(
     if leads_out: raise ValueError(f'an archive holds {name!r}: expected a name inside it')
     return folder.joinpath(*parts)
 
-# %% ../nbs/appendix/download.ipynb #dwnld0053
+# %% ../nbs/appendix/download.ipynb #dwnld0054
 class _Entry(NamedTuple):
     "A file in an archive."
     name:str # as the archive has it, decoded
     size:int # bytes that it claims to unpack to
     open:Callable[[], BinaryIO] # its content
 
-# %% ../nbs/appendix/download.ipynb #dwnld0054
+# %% ../nbs/appendix/download.ipynb #dwnld0055
 def _zip_entries(path:Path, archive:zipfile.ZipFile)->Iterator[_Entry]:
     "The files of a zip archive but the hidden ones."
     inside = archive.infolist()
@@ -314,33 +322,33 @@ def _zip_entries(path:Path, archive:zipfile.ZipFile)->Iterator[_Entry]:
         if m.flag_bits & 1: raise ValueError(f'{path.name} holds {part.name!r} under a password: unpack it by hand')
         yield _Entry(part.name, m.file_size, lambda m=m: archive.open(m))
 
-# %% ../nbs/appendix/download.ipynb #dwnld0055
+# %% ../nbs/appendix/download.ipynb #dwnld0056
 def _tar_entries(path:Path, archive:tarfile.TarFile)->Iterator[_Entry]:
-    "The files of a tar archive, packed or not, but the hidden ones."
+    "The files of a tar archive, packed or not."
     for m in archive.getmembers():
         if m.isdir(): continue
         if not m.isreg(): raise ValueError(f'{path.name} holds {m.name!r}, no regular file')
-        if PurePosixPath(m.name).name.startswith('.'): continue
         yield _Entry(m.name, m.size, lambda m=m: archive.extractfile(m))
 
-# %% ../nbs/appendix/download.ipynb #dwnld0056
+# %% ../nbs/appendix/download.ipynb #dwnld0057
 def _write_entries(entries:list[_Entry], folder:Path):
-    "Write the files. Raises ValueError for two of one name, OSError if the disk has no room for what they claim to be."
+    "Write all but hidden files. Raises ValueError for two of a name, OSError where the disk has no room for them."
     places = [inner_path(folder, e.name) for e in entries]
     _room(folder, sum(e.size for e in entries))
     for place, entry in zip(places, entries):
+        if place.name.startswith('.'): continue
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists(): raise ValueError(f'an archive holds {entry.name!r} twice: expected one file of a name')
         with entry.open() as source, open(place, 'xb') as f: shutil.copyfileobj(source, f, 2**20)
 
-# %% ../nbs/appendix/download.ipynb #dwnld0057
+# %% ../nbs/appendix/download.ipynb #dwnld0058
 def is_archive(
     path:Path, # a file
 )->bool: # whether `unpack` can open it
     "Is this a zip or a tar archive, by its content?"
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
-# %% ../nbs/appendix/download.ipynb #dwnld0058
+# %% ../nbs/appendix/download.ipynb #dwnld0059
 def unpack(
     path:Path, # .zip, .tar, .tar.gz, .tar.xz …
     folder:Path, # where to

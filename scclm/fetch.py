@@ -150,7 +150,7 @@ ITEMS = {item.name: item for item in (*_PRETRAIN, *_BELLE, *_PREFS, *_TESTS)}
 @dataclass(frozen=True)
 class FetchCfg:
     "What to get, from where, and how patiently."
-    names:Annotated[Positional[tuple[str, ...]], arg(metavar='[NAME ...]')]=() # sources; none: list all, with their state
+    names:Annotated[Positional[tuple[str, ...]], arg(metavar='[NAME ...]')]=() # sources; none: list all and their state
     all:str='' # base: every source that the 0.2B model uses
     to:str='' # folder of raw files; none: SCCLM_RAW, else raw/ in the checkout
     url:str='' # another address for the one source named, such as a copy of your own
@@ -223,7 +223,7 @@ class Ledger:
     ):
         "Read it; an empty one if there is none."
         self.home = home
-        self.path = home/'.fetch.json'
+        self.path = home/'.fetched'
         found = read_json(self.path)
         self.files = found.get('files', {}) # path below home -> size, sha256, url, day
         self.revision = found.get('revision', '') # commit on the hub
