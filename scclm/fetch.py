@@ -31,10 +31,11 @@ from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError,
     LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
+from huggingface_hub.utils import disable_progress_bars
 from tyro.conf import Positional, arg
 
-from scclm.download import (Again, Patience, Remote, check_file, digest_of, download, is_archive, patiently,
-    unpack)
+from .download import (Again, Patience, Remote, check_file, digest_of, download, inner_path, is_archive,
+    patiently, retry_after, unpack)
 from .readers import Schema, file_parts, sniff, walk_files
 from .runs import checkout_root, first_line, folder_aside, raw_dir, read_json, write_aside, write_json
 
@@ -225,6 +226,7 @@ class Ledger:
         self.home = home
         self.path = home/'.fetched'
         found = read_json(self.path)
+        if not isinstance(found.get('files', {}), dict): raise ValueError(f'{self.path}: files: expected an object')
         self.files = found.get('files', {}) # path below home -> size, sha256, url, day
         self.revision = found.get('revision', '') # commit on the hub
         self.whole = found.get('whole', False) # everything of the source is there
@@ -290,7 +292,7 @@ def _get_http(item:Item, ledger:Ledger, cfg:FetchCfg):
     "The files of a plain download. An archive is unpacked, unless a chapter reads it as it is."
     for remote in _remotes(item, cfg):
         if item.unpack or (cfg.url and item.columns): _get_packed(remote, ledger, cfg)
-        else: _get_file(remote, ledger.home/remote.path, ledger, cfg)
+        else: _get_file(remote, inner_path(ledger.home, remote.path), ledger, cfg)
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0045
 def _stem(name:str)->str:
@@ -341,8 +343,7 @@ def _hub(call:Callable[[], Any], item:Item)->Any:
     except HfHubHTTPError as e:
         status = e.response.status_code if e.response is not None else 0
         wait = e.response.headers.get('retry-after', '') if status else ''
-        if status in (408, 429) or status >= 500:
-            raise Again(f'{page}: {status}', float(wait) if wait.isdigit() else None) from None
+        if status in (408, 429) or status >= 500: raise Again(f'{page}: {status}', retry_after(wait)) from None
         raise OSError(f'{page}: {first_line(e)}') from None
     except httpx2.TransportError as e: raise Again(f'{page}: {first_line(e)}') from None
 
@@ -383,19 +384,27 @@ def link_file(
         except OSError: shutil.copyfile(source, tmp)
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0054
+def _forget(ledger:Ledger, kept:set[str]):
+    "Remove the recorded files that the source no longer has: `clean` would read them beside the new ones."
+    for name in ledger.files.keys() - kept:
+        inner_path(ledger.home, name).unlink(missing_ok=True)
+        del ledger.files[name]
+
+# %% ../nbs/appendix/fetch.ipynb #fetch0055
 def _get_hub(item:Item, ledger:Ledger, cfg:FetchCfg):
     "The files of a repository on the hub, by way of its cache."
     patience = _patience(cfg)
     revision, remotes = hub_files(item, '' if cfg.renew else ledger.revision, patience)
     ledger.revision = revision
+    _forget(ledger, {r.path for r in remotes})
     for remote in remotes:
-        target = ledger.home/remote.path
+        target = inner_path(ledger.home, remote.path)
         if _same_size(target, ledger.files.get(remote.path)) and not cfg.renew: continue
         link_file(_from_cache(item, remote, revision, patience), target)
         ledger.files[remote.path] = _note(target, remote.url)
         ledger.save()
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0055
+# %% ../nbs/appendix/fetch.ipynb #fetch0056
 def _from_cache(item:Item, remote:Remote, revision:str, patience:Patience)->Path:
     "A file in the cache, downloaded if it is not there, checked. A wrong one is removed from the cache."
     def get()->str:
@@ -411,7 +420,7 @@ def _from_cache(item:Item, remote:Remote, revision:str, patience:Patience)->Path
         raise ValueError(f'{item.where}: {e}; it is removed, run it again') from None
     return cached
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0057
+# %% ../nbs/appendix/fetch.ipynb #fetch0058
 def sum_of(
     listing:str, # a file of checksums: digits, spaces, name
     name:str, # such as zhwiki-latest-pages-articles.xml.bz2
@@ -421,7 +430,7 @@ def sum_of(
     found = re.search(rf'^([0-9a-f]{{40}})\s+\*?{wanted}\s*$', listing, re.M)
     return f'sha1:{found[1]}' if found else ''
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0059
+# %% ../nbs/appendix/fetch.ipynb #fetch0060
 def _wiki_remote(cfg:FetchCfg, home:Path)->Remote:
     "The dump, with its published hash."
     if not re.fullmatch(r'latest|\d{8}', cfg.wiki):
@@ -436,7 +445,7 @@ def _wiki_remote(cfg:FetchCfg, home:Path)->Remote:
     if not digest: raise ValueError(f'{base} publishes no hash of {name}: expected one; try --wiki DATE')
     return Remote(name, base + name, digest=digest)
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0060
+# %% ../nbs/appendix/fetch.ipynb #fetch0061
 def extract_wiki(
     dump:Path, # pages-articles.xml.bz2
     folder:Path, # an empty one
@@ -451,7 +460,7 @@ def extract_wiki(
     if not any(p.stat().st_size for p in walk_files(folder)):
         raise ValueError(f'{dump.name}: WikiExtractor found no article')
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0061
+# %% ../nbs/appendix/fetch.ipynb #fetch0062
 def _get_wiki(item:Item, ledger:Ledger, cfg:FetchCfg):
     "The dump, then its articles."
     if not find_spec('wikiextractor'): raise ModuleNotFoundError("No module named 'wikiextractor'")
@@ -463,28 +472,30 @@ def _get_wiki(item:Item, ledger:Ledger, cfg:FetchCfg):
     _note_folder(folder, remote.url, ledger)
     if not cfg.keep: dump.unlink()
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0063
+# %% ../nbs/appendix/fetch.ipynb #fetch0064
 def _own_files(home:Path)->list[Path]:
     "The files of a source that are to be seen."
     found = [p for p in walk_files(home) if p.is_file()] if home.is_dir() else []
     return [p for p in found if not any(step.startswith('.') for step in p.relative_to(home).parts)]
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0064
+# %% ../nbs/appendix/fetch.ipynb #fetch0065
 def _by_hand(item:Item, home:Path)->str:
     "What a person has to do."
     return f'{item.where}: {item.hand}; put it into {home}'
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0065
+# %% ../nbs/appendix/fetch.ipynb #fetch0066
 def _get_hand(item:Item, ledger:Ledger, cfg:FetchCfg):
     "Record what a person has put there. Raises OSError that says what to do if there is nothing."
     if cfg.url: return _get_http(item, ledger, cfg)
     found = _own_files(ledger.home)
     if not found: raise OSError(_by_hand(item, ledger.home))
+    before, ledger.files = ledger.files, {}
     for p in found:
         name = p.relative_to(ledger.home).as_posix()
-        if not _same_size(p, ledger.files.get(name)): ledger.files[name] = _note(p, item.where)
+        known = _same_size(p, before.get(name)) and not cfg.renew
+        ledger.files[name] = before[name] if known else _note(p, item.where)
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0067
+# %% ../nbs/appendix/fetch.ipynb #fetch0068
 def _look(item:Item, home:Path):
     "Raises ValueError if no file has the columns of its source."
     if not item.columns: return
@@ -495,14 +506,14 @@ def _look(item:Item, home:Path):
     names = ', '.join(p.name for p in files[:5]) or 'no file'
     raise ValueError(f"{home} holds {names}: expected {item.form} with {', '.join(item.columns)}")
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0068
+# %% ../nbs/appendix/fetch.ipynb #fetch0069
 def visible_files(
     ledger:Ledger, # of a source
 )->dict[str, dict]: # path below its folder -> note
     "The recorded files that `clean` sees; an archive that was unpacked is not one."
     return {name: note for name, note in ledger.files.items() if not PurePosixPath(name).name.startswith('.')}
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0069
+# %% ../nbs/appendix/fetch.ipynb #fetch0070
 def is_there(
     item:Item, # a source
     root:Path, # of raw files
@@ -514,7 +525,7 @@ def is_there(
     same = all(_same_size(folder/name, note) for folder in folders for name, note in seen.items())
     return bool(ledger.whole and seen and same)
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0070
+# %% ../nbs/appendix/fetch.ipynb #fetch0071
 @contextmanager
 def _alone(home:Path, name:str)->Iterator[None]:
     "Hold the lock of a source; the system gives it up when its process ends, however it ends."
@@ -526,10 +537,10 @@ def _alone(home:Path, name:str)->Iterator[None]:
     try: yield
     finally: lock.release()
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0071
+# %% ../nbs/appendix/fetch.ipynb #fetch0072
 _GET = dict(http=_get_http, hub=_get_hub, wiki=_get_wiki, hand=_get_hand)
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0072
+# %% ../nbs/appendix/fetch.ipynb #fetch0073
 def fetch_item(
     item:Item, # a source
     root:Path, # of raw files
@@ -550,7 +561,7 @@ def fetch_item(
         ledger.whole = True
         ledger.save()
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0073
+# %% ../nbs/appendix/fetch.ipynb #fetch0074
 def check_item(
     item:Item, # a source that is there
     root:Path, # of raw files
@@ -560,7 +571,7 @@ def check_item(
     found = {name: f"sha256:{note['sha256']}" for name, note in visible_files(ledger).items()}
     return [name for name, sha256 in found.items() if digest_of(ledger.home/name) != sha256]
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0075
+# %% ../nbs/appendix/fetch.ipynb #fetch0076
 def _human(n:float)->str:
     "Bytes as people say them."
     if n < 1000: return f'{n:.0f} B'
@@ -569,14 +580,14 @@ def _human(n:float)->str:
         if n < 1000: return f'{n:.1f} {unit}'
     return f'{n/1000:.1f} TB'
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0076
+# %% ../nbs/appendix/fetch.ipynb #fetch0077
 def _on_disk(ledger:Ledger)->int:
     "Bytes of a source that have come: whole files and half ones."
     halves = ledger.home.rglob('.*.part') if ledger.home.is_dir() else ()
     whole = [ledger.home/name for name in ledger.files]
     return sum(p.stat().st_size for p in (*whole, *halves) if p.is_file())
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0077
+# %% ../nbs/appendix/fetch.ipynb #fetch0078
 def state_of(
     item:Item, # a source
     root:Path, # of raw files
@@ -589,13 +600,13 @@ def state_of(
     if _on_disk(ledger): return f'begun, {have}'
     return 'by hand' if item.how == 'hand' else 'not there'
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0078
+# %% ../nbs/appendix/fetch.ipynb #fetch0079
 class Fetched(NamedTuple):
     "What there is to say at the end."
     items:list[Item] # that were asked for, or all
     root:Path # of raw files
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0079
+# %% ../nbs/appendix/fetch.ipynb #fetch0080
 def fetch_table(
     fetched:Fetched, # from `fetch`
 )->pd.DataFrame: # a row per source
@@ -604,7 +615,7 @@ def fetch_table(
         folder=x.folder, state=state_of(x, fetched.root)) for x in fetched.items]
     return pd.DataFrame(rows).set_index('source')
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0082
+# %% ../nbs/appendix/fetch.ipynb #fetch0083
 def _try_item(item:Item, root:Path, cfg:FetchCfg)->str:
     "Get one source and say so; what went wrong, or ''."
     try:
@@ -616,14 +627,14 @@ def _try_item(item:Item, root:Path, cfg:FetchCfg)->str:
     print(f'{item.name}: {state_of(item, root)}', flush=True)
     return ''
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0083
+# %% ../nbs/appendix/fetch.ipynb #fetch0084
 def _waits(item:Item, root:Path, cfg:FetchCfg)->bool:
     "Whether a source of `--all` waits for a person; then it is said what to do."
     if item.how != 'hand' or not cfg.all or _own_files(root/item.folder): return False
     print(f'{item.name}, by hand: {_by_hand(item, root/item.folder)}', flush=True)
     return True
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0084
+# %% ../nbs/appendix/fetch.ipynb #fetch0085
 def fetch(
     cfg:FetchCfg|None=None, # None: list the catalogue
     items:Mapping[str, Item]=ITEMS, # the catalogue
@@ -634,6 +645,7 @@ def fetch(
     root = raw_root(cfg.to)
     asked = pick_items(cfg, items)
     _patience(cfg)
+    if not cfg.progress: disable_progress_bars() # of the hub's library
     if not asked: return Fetched(list(items.values()), root)
     said = [_try_item(item, root, cfg) for item in asked if not _waits(item, root, cfg)]
     wrong = [line for line in said if line]

@@ -155,6 +155,10 @@ def test_a_part_that_does_not_fit_starts_over(shop, tmp_path, mood):
     shop.moods['/a'] = [Mood(stop=700), mood, Mood()]
     assert get(shop, tmp_path) == DATA and shop.ranges('/a') == ['', 'bytes=700-', '']
 
+def test_a_part_that_nobody_asked_for(shop, tmp_path):
+    shop.moods['/a'] = [Mood(206, DATA[5:], headers=(('Content-Range', f'bytes 5-{len(DATA) - 1}/{len(DATA)}'),)), Mood()]
+    assert get(shop, tmp_path) == DATA
+
 def test_bodies_that_are_no_file(shop, tmp_path):
     shop.moods['/a'] = [Mood(headers=(('Content-Type', 'text/html; charset=utf-8'),))]
     fails(shop, tmp_path, ValueError, 'a web page, not a file')

@@ -185,6 +185,13 @@ def test_a_hostile_archive_leaves_nothing(world):
     assert not list(world.raw.rglob('evil')) and state(world, 'webtext2019zh').startswith('begun')
     assert not list(world.raw.rglob('*.json')) 
 
+def test_an_archive_from_a_browser(world):
+    home = world.raw/'webtext2019zh'
+    home.mkdir(parents=True)
+    (home/'.webtext2019zh.zip').write_bytes(world.files['/webtext2019zh.zip'])
+    get(world, 'webtext2019zh')
+    assert world.log == [] and len(find_sources(world.raw)[0]) == 1
+
 def test_a_wrong_hash_is_not_taken(world):
     world.files['/m.csv'] = MEDICAL.replace('两天', '三天').encode('gb18030')
     with pytest.raises(OSError, match='its hash is git:.*expected git:.*removed'): get(world, 'Chinese-medical-dialogue')
@@ -300,6 +307,19 @@ def test_the_recorded_commit_stays(world):
 def test_a_repository_without_such_files(world):
     world.repos['BelleGroup/train_1M_CN'] = {'README.md': b'moved'}
     with pytest.raises(OSError, match=r'has no file like \*.json, \*.jsonl: it has README.md'): get(world, 'Belle_open_source_1M')
+
+def test_a_hub_that_names_files_elsewhere(world, tmp_path):
+    world.repos['BelleGroup/train_1M_CN'] = {'../../../evil.json': belle(1)}
+    with pytest.raises(OSError, match='expected a name inside it|evil'): get(world, 'Belle_open_source_1M')
+    assert not [p for p in tmp_path.rglob('evil*') if tmp_path/'cache' not in p.parents]
+
+def test_files_that_the_hub_no_longer_has_go(world):
+    get(world, 'Zhihu-KOL')
+    repo = world.repos['wangrui6/Zhihu-KOL']
+    repo['data/train-00000-of-00001.parquet'] = repo.pop('data/train-00000-of-00002.parquet')
+    del repo['data/train-00001-of-00002.parquet']
+    get(world, 'Zhihu-KOL', renew=True)
+    assert [p.name for p in world.raw.rglob('*.parquet')] == ['train-00000-of-00001.parquet']
 
 def test_a_copy_where_no_second_name_can_be(tmp_path):
     "Another file system: /dev/shm where there is one."
