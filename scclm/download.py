@@ -174,12 +174,15 @@ def _facts_of(r:httpx2.Response, url:str)->dict:
         etag=r.headers.get('etag', ''), modified=r.headers.get('last-modified', ''))
 
 # %% ../nbs/appendix/download.ipynb #dwnld0032
+_WHO = 'scclm-fetch (https://github.com/sccl-model/sccl-model)' # Wikimedia asks who is asking
+
+# %% ../nbs/appendix/download.ipynb #dwnld0033
 def resume_headers(
     facts:dict, # of the file that was begun: etag, modified; {}: none was
     have:int, # bytes on disk
 )->dict[str, str]: # to send
     "Ask for the rest only, and only if the file is still the same one."
-    headers = {'Accept-Encoding': 'identity', 'User-Agent': 'scclm-fetch'}
+    headers = {'Accept-Encoding': 'identity', 'User-Agent': _WHO}
     etag, modified = facts.get('etag', ''), facts.get('modified', '')
     if not have or not (etag or modified): return headers
     headers['Range'] = f'bytes={have}-'
@@ -187,7 +190,7 @@ def resume_headers(
     if condition: headers['If-Range'] = condition
     return headers
 
-# %% ../nbs/appendix/download.ipynb #dwnld0035
+# %% ../nbs/appendix/download.ipynb #dwnld0036
 def _goes_on(r:httpx2.Response, facts:dict, have:int)->bool:
     "Whether a part that a server gives is the rest of the file that was begun."
     found = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', r.headers.get('content-range', '').strip())
@@ -197,13 +200,13 @@ def _goes_on(r:httpx2.Response, facts:dict, have:int)->bool:
     told = {k: tag for k, tag in tags.items() if tag}
     return bool(told) and all(facts.get(k) == tag for k, tag in told.items())
 
-# %% ../nbs/appendix/download.ipynb #dwnld0036
+# %% ../nbs/appendix/download.ipynb #dwnld0037
 def _drop(part:Path):
     "Forget half a file."
     part.unlink(missing_ok=True)
     _facts_path(part).unlink(missing_ok=True)
 
-# %% ../nbs/appendix/download.ipynb #dwnld0037
+# %% ../nbs/appendix/download.ipynb #dwnld0038
 def _begun(part:Path, url:str)->tuple[dict, int]:
     "What half a file is half of, and its size. Half of something else is dropped."
     facts = read_json(_facts_path(part))
@@ -212,7 +215,7 @@ def _begun(part:Path, url:str)->tuple[dict, int]:
         return {}, 0
     return facts, _n_bytes(part)
 
-# %% ../nbs/appendix/download.ipynb #dwnld0039
+# %% ../nbs/appendix/download.ipynb #dwnld0040
 def _steady(chunks:Iterator[bytes], timeout_s:float)->Iterator[bytes]:
     "The chunks. Raises `Again` when they trickle."
     since, got = time.monotonic(), 0
@@ -224,13 +227,13 @@ def _steady(chunks:Iterator[bytes], timeout_s:float)->Iterator[bytes]:
         if got < ENOUGH: raise Again(f'only {got} bytes in {seconds:.0f} s')
         since, got = time.monotonic(), 0
 
-# %% ../nbs/appendix/download.ipynb #dwnld0040
+# %% ../nbs/appendix/download.ipynb #dwnld0041
 def _room(folder:Path, needed:int):
     "Raises OSError if the disk has no room for so many bytes."
     free = shutil.disk_usage(folder).free
     if needed > free: raise OSError(f'{folder}: {needed} bytes to come, {free} free on the disk: make room first')
 
-# %% ../nbs/appendix/download.ipynb #dwnld0041
+# %% ../nbs/appendix/download.ipynb #dwnld0042
 def _write_body(r:httpx2.Response, part:Path, at:int, total:int|None, patience:Patience):
     "Write the body behind the first `at` bytes, and down to the disk. Raises `Again` if it is cut short."
     bar = tqdm(total=total, initial=at, unit='B', unit_scale=True, desc=part.name.removeprefix('.'),
@@ -248,7 +251,7 @@ def _write_body(r:httpx2.Response, part:Path, at:int, total:int|None, patience:P
     if total is not None and have > total: _drop(part)
     if total not in (None, have): raise Again(f'{have} of {total} bytes came')
 
-# %% ../nbs/appendix/download.ipynb #dwnld0042
+# %% ../nbs/appendix/download.ipynb #dwnld0043
 def _receive(client:httpx2.Client, remote:Remote, part:Path, patience:Patience):
     "One try: ask for what is missing and write it. Raises `Again` if another may bring more."
     facts, have = _begun(part, remote.url)
@@ -270,13 +273,13 @@ def _receive(client:httpx2.Client, remote:Remote, part:Path, patience:Patience):
     except httpx2.TransportError as e: raise Again(f'{remote.url}: {first_line(e)}') from None
     except (httpx2.InvalidURL, httpx2.RequestError) as e: raise OSError(f'{remote.url}: {first_line(e)}') from None
 
-# %% ../nbs/appendix/download.ipynb #dwnld0043
+# %% ../nbs/appendix/download.ipynb #dwnld0044
 @cache
 def _tls()->ssl.SSLContext:
     "What this process knows of trustworthy servers; it takes a while to read."
     return httpx2.create_ssl_context()
 
-# %% ../nbs/appendix/download.ipynb #dwnld0044
+# %% ../nbs/appendix/download.ipynb #dwnld0045
 def download(
     remote:Remote, # what to get
     target:Path, # where it goes; its folder exists
@@ -294,7 +297,7 @@ def download(
     os.replace(part, target)
     _facts_path(part).unlink(missing_ok=True)
 
-# %% ../nbs/appendix/download.ipynb #dwnld0052
+# %% ../nbs/appendix/download.ipynb #dwnld0053
 def inner_path(
     folder:Path, # where an archive is unpacked
     name:str, # of a file in the archive
@@ -305,14 +308,14 @@ def inner_path(
     if leads_out: raise ValueError(f'an archive holds {name!r}: expected a name inside it')
     return folder.joinpath(*parts)
 
-# %% ../nbs/appendix/download.ipynb #dwnld0054
+# %% ../nbs/appendix/download.ipynb #dwnld0055
 class _Entry(NamedTuple):
     "A file in an archive."
     name:str # as the archive has it, decoded
     size:int # bytes that it claims to unpack to
     open:Callable[[], BinaryIO] # its content
 
-# %% ../nbs/appendix/download.ipynb #dwnld0055
+# %% ../nbs/appendix/download.ipynb #dwnld0056
 def _zip_entries(path:Path, archive:zipfile.ZipFile)->Iterator[_Entry]:
     "The files of a zip archive but the hidden ones."
     inside = archive.infolist()
@@ -324,7 +327,7 @@ def _zip_entries(path:Path, archive:zipfile.ZipFile)->Iterator[_Entry]:
         if m.flag_bits & 1: raise ValueError(f'{path.name} holds {part.name!r} under a password: unpack it by hand')
         yield _Entry(part.name, m.file_size, lambda m=m: archive.open(m))
 
-# %% ../nbs/appendix/download.ipynb #dwnld0056
+# %% ../nbs/appendix/download.ipynb #dwnld0057
 def _tar_entries(path:Path, archive:tarfile.TarFile)->Iterator[_Entry]:
     "The files of a tar archive, packed or not."
     for m in archive.getmembers():
@@ -332,7 +335,7 @@ def _tar_entries(path:Path, archive:tarfile.TarFile)->Iterator[_Entry]:
         if not m.isreg(): raise ValueError(f'{path.name} holds {m.name!r}, no regular file')
         yield _Entry(m.name, m.size, lambda m=m: archive.extractfile(m))
 
-# %% ../nbs/appendix/download.ipynb #dwnld0057
+# %% ../nbs/appendix/download.ipynb #dwnld0058
 def _write_entries(entries:list[_Entry], folder:Path):
     "Write all but hidden files. Raises ValueError for two of a name, OSError where the disk has no room for them."
     places = [inner_path(folder, e.name) for e in entries]
@@ -343,14 +346,14 @@ def _write_entries(entries:list[_Entry], folder:Path):
         if place.exists(): raise ValueError(f'an archive holds {entry.name!r} twice: expected one file of a name')
         with entry.open() as source, open(place, 'xb') as f: shutil.copyfileobj(source, f, 2**20)
 
-# %% ../nbs/appendix/download.ipynb #dwnld0058
+# %% ../nbs/appendix/download.ipynb #dwnld0059
 def is_archive(
     path:Path, # a file
 )->bool: # whether `unpack` can open it
     "Is this a zip or a tar archive, by its content?"
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
-# %% ../nbs/appendix/download.ipynb #dwnld0059
+# %% ../nbs/appendix/download.ipynb #dwnld0060
 def unpack(
     path:Path, # .zip, .tar, .tar.gz, .tar.xz …
     folder:Path, # where to

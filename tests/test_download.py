@@ -129,8 +129,9 @@ def test_nobody_answers(tmp_path):
 
 OTHER = bytes(reversed(DATA)) # as long
 
-@pytest.mark.parametrize('tags', [dict(), dict(judge=False), dict(etag='W/"1"', modified=DAY), dict(etag=None, modified=DAY),
-    dict(etag=None)], ids=['strong', 'unconditional', 'weak', 'date', 'none'])
+TAGS = [dict(), dict(judge=False), dict(etag='W/"1"', modified=DAY), dict(etag=None, modified=DAY), dict(etag=None)]
+
+@pytest.mark.parametrize('tags', TAGS, ids=['strong', 'unconditional', 'weak', 'date', 'none'])
 def test_a_file_that_changed_between_two_tries_is_not_glued(shop, tmp_path, tags):
     shop.moods['/a'] = [Mood(stop=700, **tags), Mood(503)]
     fails(shop, tmp_path, OSError, 'gave up')
@@ -156,7 +157,8 @@ def test_a_part_that_does_not_fit_starts_over(shop, tmp_path, mood):
     assert get(shop, tmp_path) == DATA and shop.ranges('/a') == ['', 'bytes=700-', '']
 
 def test_a_part_that_nobody_asked_for(shop, tmp_path):
-    shop.moods['/a'] = [Mood(206, DATA[5:], headers=(('Content-Range', f'bytes 5-{len(DATA) - 1}/{len(DATA)}'),)), Mood()]
+    claim = (('Content-Range', f'bytes 5-{len(DATA) - 1}/{len(DATA)}'),)
+    shop.moods['/a'] = [Mood(206, DATA[5:], headers=claim), Mood()]
     assert get(shop, tmp_path) == DATA
 
 def test_bodies_that_are_no_file(shop, tmp_path):
@@ -184,8 +186,8 @@ def test_a_disk_too_small_is_said_before(shop, tmp_path):
     shop.moods['/a'] = [Mood(length=10**17)]
     assert fails(shop, tmp_path, OSError, '100000000000000000 bytes to come, .* make room first') == 0
 
-MOODS = st.builds(lambda **fields: Mood(**fields), stop=st.none() | st.integers(0, len(DATA)), ranges=st.booleans(), judge=st.booleans(),
-    chunked=st.booleans(), etag=st.sampled_from(['by content', None]), shift=st.sampled_from([0, 0, 0, 1]),
+MOODS = st.builds(lambda **fields: Mood(**fields), stop=st.none() | st.integers(0, len(DATA)),
+    ranges=st.booleans(), judge=st.booleans(), chunked=st.booleans(), etag=st.sampled_from(['by content', None]), shift=st.sampled_from([0, 0, 0, 1]),
     status=st.sampled_from([200, 200, 200, 503, 416]))
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -247,7 +249,8 @@ if os.name == 'posix':
 @pytest.mark.parametrize('data', [b'', b'hello\n', DATA])
 def test_hashes_are_those_of_the_tools(data, tmp_path):
     (tmp_path/'x').write_bytes(data)
-    by_git = subprocess.run(['git', 'hash-object', tmp_path/'x'], capture_output=True, text=True, check=True).stdout.strip()
+    command = ['git', 'hash-object', tmp_path/'x']
+    by_git = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert digest_of(tmp_path/'x', 'git') == f'git:{by_git}'
     for kind in ('sha256', 'sha1', 'md5'):
         assert digest_of(tmp_path/'x', kind) == f'{kind}:{hashlib.new(kind, data).hexdigest()}'
@@ -272,7 +275,8 @@ def test_unpacked_as_packed(name, tmp_path):
     archive = packed(tmp_path/name)
     assert is_archive(archive)
     unpack(archive, tmp_path/'out')
-    found = {p.relative_to(tmp_path/'out').as_posix(): p.read_bytes() for p in (tmp_path/'out').rglob('*') if p.is_file()}
+    files = [p for p in (tmp_path/'out').rglob('*') if p.is_file()]
+    found = {p.relative_to(tmp_path/'out').as_posix(): p.read_bytes() for p in files}
     assert found == FILES
 
 @pytest.mark.parametrize('name', ['a.zip', 'a.tar.gz', 'a.tar.xz'])
@@ -290,7 +294,7 @@ def test_names_that_lead_out(name, tmp_path):
         entry = tarfile.TarInfo(name)
         t.addfile(entry)
     with pytest.raises(ValueError, match='expected a name inside it'): unpack(tmp_path/'a.tar', tmp_path/'in'/'out')
-    with suppress(ValueError): unpack(tmp_path/'a.zip', tmp_path/'in'/'out') # '/evil' is read as a name inside, as unzip does
+    with suppress(ValueError): unpack(tmp_path/'a.zip', tmp_path/'in'/'out') # '/evil': a name inside, as for unzip
     assert not [p for p in tmp_path.rglob('*evil') if (tmp_path/'in'/'out') not in p.parents]
     assert not Path('/evil').exists() and (name == '/evil' or not list(tmp_path.rglob('*evil')))
 
