@@ -187,7 +187,8 @@ def test_a_disk_too_small_is_said_before(shop, tmp_path):
     assert fails(shop, tmp_path, OSError, '100000000000000000 bytes to come, .* make room first') == 0
 
 MOODS = st.builds(lambda **fields: Mood(**fields), stop=st.none() | st.integers(0, len(DATA)),
-    ranges=st.booleans(), judge=st.booleans(), chunked=st.booleans(), etag=st.sampled_from(['by content', None]), shift=st.sampled_from([0, 0, 0, 1]),
+    ranges=st.booleans(), judge=st.booleans(), chunked=st.booleans(),
+    etag=st.sampled_from(['by content', None]), shift=st.sampled_from([0, 0, 0, 1]),
     status=st.sampled_from([200, 200, 200, 503, 416]))
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

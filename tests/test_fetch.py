@@ -431,9 +431,9 @@ def test_the_catalogue():
         top = x.folder.split('/')[0]
         assert (top in ('prefs', 'duie', 'eval')) == (x.chapter in ('07', '09', 'evaluate'))
         if x.chapter == '06': assert top == 'sft'
-    spec = '''webtext2019zh baike_qa2019 Chinese-medical-dialogue Zhihu-KOL Belle_open_source_1M train_2M_CN train_3.5M_CN
-        generated_chat_0.4M train_0.5M_CN zhwiki alpaca-gpt4-data-zh huozi_rlhf rlhf-reward-single-round-trans_chinese
-        DuIE1.0 DuIE2.0 C-Eval CMMLU'''
+    spec = '''webtext2019zh baike_qa2019 Chinese-medical-dialogue Zhihu-KOL Belle_open_source_1M train_2M_CN
+        train_3.5M_CN generated_chat_0.4M train_0.5M_CN zhwiki alpaca-gpt4-data-zh huozi_rlhf
+        rlhf-reward-single-round-trans_chinese DuIE1.0 DuIE2.0 C-Eval CMMLU'''
     assert sorted(ITEMS) == sorted(spec.split())
 
 def test_a_listing_asks_nobody(world, monkeypatch, capsys):
@@ -443,7 +443,8 @@ def test_a_listing_asks_nobody(world, monkeypatch, capsys):
     assert all(name in said for name in ITEMS) and 'not there' in said and 'by hand' in said and '1.7 GB zip' in said
     assert world.log == [] and not world.raw.exists()
 
-MISTAKES = [(['webtxt2019'], "'webtxt2019' is not a source: expected webtext2019zh, baike_qa2019"), (['--all', 'tiny'], 'expected base'), (['--all', 'base', 'CMMLU'], 'expected one or the other'),
+MISTAKES = [(['webtxt2019'], "'webtxt2019' is not a source: expected webtext2019zh, baike_qa2019"),
+    (['--all', 'tiny'], 'expected base'), (['--all', 'base', 'CMMLU'], 'expected one or the other'),
     (['CMMLU', '--tries', '0'], 'tries=0'), (['CMMLU', '--timeout-s', '-1'], 'timeout_s=-1.0: expected > 0'),
     (['zhwiki', '--mirror', 'here'], "mirror='here'"), (['DuIE1.0'], 'DuIE1.0: https://ai.baidu.com'),
     (['--url', 'http://x/y'], 'expected one source')]
