@@ -259,7 +259,7 @@ def _explain_change(e:ValueError, remote:Remote, note:dict|None)->ValueError:
     return ValueError(f"{e}; recorded on {note['day']}: it has changed at its source; --renew accepts that")
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0040
-def _own_remote(item:Item, url:str)->Remote:
+def _own_remote(url:str)->Remote:
     "The one file at an address of the user's own. Nothing is published about it."
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if urlsplit(url).scheme not in ('http', 'https') or not name or name.startswith('.'):
@@ -269,7 +269,7 @@ def _own_remote(item:Item, url:str)->Remote:
 # %% ../nbs/appendix/fetch.ipynb #fetch0041
 def _remotes(item:Item, cfg:FetchCfg)->list[Remote]:
     "The files of a source and where to ask for them."
-    if cfg.url: return [_own_remote(item, cfg.url)]
+    if cfg.url: return [_own_remote(cfg.url)]
     return [r._replace(url=mirrored(r.url, cfg.mirror)) for r in item.files]
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0042
@@ -435,9 +435,9 @@ def _wiki_remote(cfg:FetchCfg, home:Path)->Remote:
     "The dump, with its published hash."
     if not re.fullmatch(r'latest|\d{8}', cfg.wiki):
         raise ValueError(f'wiki={cfg.wiki!r}: expected latest or a date such as 20260901')
+    if cfg.url: return _own_remote(cfg.url)
     base = mirrored(f'https://dumps.wikimedia.org/zhwiki/{cfg.wiki}/', cfg.mirror)
     name = f'zhwiki-{cfg.wiki}-pages-articles.xml.bz2'
-    if cfg.url: return _own_remote(ITEMS['zhwiki'], cfg.url)
     sums = home/'.sha1sums.txt'
     sums.unlink(missing_ok=True)
     download(Remote(sums.name, f'{base}zhwiki-{cfg.wiki}-sha1sums.txt'), sums, _patience(cfg))
