@@ -270,6 +270,7 @@ def _receive(client:httpx2.Client, remote:Remote, part:Path, patience:Patience):
                 write_json(_facts_path(part), facts)
             _room(part.parent, (facts['total'] or have) - have)
             _write_body(r, part, have, facts['total'], patience)
+    except httpx2.UnsupportedProtocol as e: raise ValueError(f'{remote.url}: {first_line(e)}') from None
     except httpx2.TransportError as e: raise Again(f'{remote.url}: {first_line(e)}') from None
     except (httpx2.InvalidURL, httpx2.RequestError) as e: raise OSError(f'{remote.url}: {first_line(e)}') from None
 

@@ -331,9 +331,16 @@ def _note_folder(folder:Path, url:str, ledger:Ledger):
     ledger.save()
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0050
+def _endpoint()->str:
+    "Where the hub is. Raises ValueError for what is no address."
+    place = (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')
+    if not place.startswith(('https://', 'http://')): raise ValueError(f'HF_ENDPOINT={place!r}: expected https://…')
+    return place
+
+# %% ../nbs/appendix/fetch.ipynb #fetch0051
 def _hub(call:Callable[[], Any], item:Item)->Any:
     "Ask the hub. Raises `Again` for what may pass, OSError for what will not."
-    page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/datasets/{item.where}"
+    page = f'{_endpoint()}/datasets/{item.where}'
     try: return call()
     except GatedRepoError: raise OSError(f'{page} wants a login: agree to its terms, then hf auth login') from None
     except RevisionNotFoundError: raise OSError(f'{page} has lost the recorded commit: expected --renew') from None
@@ -347,13 +354,13 @@ def _hub(call:Callable[[], Any], item:Item)->Any:
         raise OSError(f'{page}: {first_line(e)}') from None
     except httpx2.TransportError as e: raise Again(f'{page}: {first_line(e)}') from None
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0051
+# %% ../nbs/appendix/fetch.ipynb #fetch0052
 def _published(sibling:Any)->str:
     "The hash that the hub gives for a file."
     if sibling.lfs: return f'sha256:{sibling.lfs.sha256}'
     return f'git:{sibling.blob_id}' if sibling.blob_id else ''
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0052
+# %% ../nbs/appendix/fetch.ipynb #fetch0053
 def hub_files(
     item:Item, # a source on the hub
     revision:str, # commit; '': the newest
@@ -362,7 +369,7 @@ def hub_files(
     "The files of a source on the hub. Raises ValueError if the repository has none like them."
     def ask()->Any:
         "What the hub knows about the repository."
-        api = HfApi(endpoint=os.environ.get('HF_ENDPOINT') or None)
+        api = HfApi(endpoint=_endpoint())
         return api.dataset_info(item.where, revision=revision or None, files_metadata=True)
 
     info = patiently(lambda: _hub(ask, item), patience)
@@ -373,7 +380,7 @@ def hub_files(
         raise ValueError(f"{item.where} has no file like {', '.join(item.files)}: it has {has}")
     return info.sha, [Remote(s.rfilename, f'{item.where}@{info.sha}', s.size or 0, _published(s)) for s in found]
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0053
+# %% ../nbs/appendix/fetch.ipynb #fetch0054
 def link_file(
     source:Path, # a file, or a link to one
     target:Path, # its second name
@@ -383,14 +390,14 @@ def link_file(
         try: os.link(os.path.realpath(source), tmp)
         except OSError: shutil.copyfile(source, tmp)
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0054
+# %% ../nbs/appendix/fetch.ipynb #fetch0055
 def _forget(ledger:Ledger, kept:set[str]):
     "Remove the recorded files that the source no longer has: `clean` would read them beside the new ones."
     for name in ledger.files.keys() - kept:
         inner_path(ledger.home, name).unlink(missing_ok=True)
         del ledger.files[name]
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0055
+# %% ../nbs/appendix/fetch.ipynb #fetch0056
 def _get_hub(item:Item, ledger:Ledger, cfg:FetchCfg):
     "The files of a repository on the hub, by way of its cache."
     patience = _patience(cfg)
@@ -404,13 +411,13 @@ def _get_hub(item:Item, ledger:Ledger, cfg:FetchCfg):
         ledger.files[remote.path] = _note(target, remote.url)
         ledger.save()
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0056
+# %% ../nbs/appendix/fetch.ipynb #fetch0057
 def _from_cache(item:Item, remote:Remote, revision:str, patience:Patience)->Path:
     "A file in the cache, downloaded if it is not there, checked. A wrong one is removed from the cache."
     def get()->str:
         "Its path."
         return hf_hub_download(item.where, remote.path, repo_type='dataset', revision=revision,
-            endpoint=os.environ.get('HF_ENDPOINT') or None, cache_dir=os.environ.get('HF_HUB_CACHE') or None)
+            endpoint=_endpoint(), cache_dir=os.environ.get('HF_HUB_CACHE') or None)
 
     cached = Path(patiently(lambda: _hub(get, item), patience))
     try: check_file(cached, remote)
@@ -420,7 +427,7 @@ def _from_cache(item:Item, remote:Remote, revision:str, patience:Patience)->Path
         raise ValueError(f'{item.where}: {e}; it is removed, run it again') from None
     return cached
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0058
+# %% ../nbs/appendix/fetch.ipynb #fetch0059
 def sum_of(
     listing:str, # a file of checksums: digits, spaces, name
     name:str, # such as zhwiki-latest-pages-articles.xml.bz2
@@ -430,7 +437,7 @@ def sum_of(
     found = re.search(rf'^([0-9a-f]{{40}})\s+\*?{wanted}\s*$', listing, re.M)
     return f'sha1:{found[1]}' if found else ''
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0060
+# %% ../nbs/appendix/fetch.ipynb #fetch0061
 def _wiki_remote(cfg:FetchCfg, home:Path)->Remote:
     "The dump, with its published hash."
     if not re.fullmatch(r'latest|\d{8}', cfg.wiki):
@@ -445,7 +452,7 @@ def _wiki_remote(cfg:FetchCfg, home:Path)->Remote:
     if not digest: raise ValueError(f'{base} publishes no hash of {name}: expected one; try --wiki DATE')
     return Remote(name, base + name, digest=digest)
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0061
+# %% ../nbs/appendix/fetch.ipynb #fetch0062
 def extract_wiki(
     dump:Path, # pages-articles.xml.bz2
     folder:Path, # an empty one
@@ -460,7 +467,7 @@ def extract_wiki(
     if not any(p.stat().st_size for p in walk_files(folder)):
         raise ValueError(f'{dump.name}: WikiExtractor found no article')
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0062
+# %% ../nbs/appendix/fetch.ipynb #fetch0063
 def _get_wiki(item:Item, ledger:Ledger, cfg:FetchCfg):
     "The dump, then its articles."
     if not find_spec('wikiextractor'): raise ModuleNotFoundError("No module named 'wikiextractor'")
@@ -472,18 +479,18 @@ def _get_wiki(item:Item, ledger:Ledger, cfg:FetchCfg):
     _note_folder(folder, remote.url, ledger)
     if not cfg.keep: dump.unlink()
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0064
+# %% ../nbs/appendix/fetch.ipynb #fetch0065
 def _own_files(home:Path)->list[Path]:
     "The files of a source that are to be seen."
     found = [p for p in walk_files(home) if p.is_file()] if home.is_dir() else []
     return [p for p in found if not any(step.startswith('.') for step in p.relative_to(home).parts)]
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0065
+# %% ../nbs/appendix/fetch.ipynb #fetch0066
 def _by_hand(item:Item, home:Path)->str:
     "What a person has to do."
     return f'{item.where}: {item.hand}; put it into {home}'
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0066
+# %% ../nbs/appendix/fetch.ipynb #fetch0067
 def _get_hand(item:Item, ledger:Ledger, cfg:FetchCfg):
     "Record what a person has put there. Raises OSError that says what to do if there is nothing."
     if cfg.url: return _get_http(item, ledger, cfg)
@@ -495,7 +502,7 @@ def _get_hand(item:Item, ledger:Ledger, cfg:FetchCfg):
         known = _same_size(p, before.get(name)) and not cfg.renew
         ledger.files[name] = before[name] if known else _note(p, item.where)
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0068
+# %% ../nbs/appendix/fetch.ipynb #fetch0069
 def _look(item:Item, home:Path):
     "Raises ValueError if no file has the columns of its source."
     if not item.columns: return
@@ -506,14 +513,14 @@ def _look(item:Item, home:Path):
     names = ', '.join(p.name for p in files[:5]) or 'no file'
     raise ValueError(f"{home} holds {names}: expected {item.form} with {', '.join(item.columns)}")
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0069
+# %% ../nbs/appendix/fetch.ipynb #fetch0070
 def visible_files(
     ledger:Ledger, # of a source
 )->dict[str, dict]: # path below its folder -> note
     "The recorded files that `clean` sees; an archive that was unpacked is not one."
     return {name: note for name, note in ledger.files.items() if not PurePosixPath(name).name.startswith('.')}
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0070
+# %% ../nbs/appendix/fetch.ipynb #fetch0071
 def is_there(
     item:Item, # a source
     root:Path, # of raw files
@@ -525,7 +532,7 @@ def is_there(
     same = all(_same_size(folder/name, note) for folder in folders for name, note in seen.items())
     return bool(ledger.whole and seen and same)
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0071
+# %% ../nbs/appendix/fetch.ipynb #fetch0072
 @contextmanager
 def _alone(home:Path, name:str)->Iterator[None]:
     "Hold the lock of a source; the system gives it up when its process ends, however it ends."
@@ -537,10 +544,10 @@ def _alone(home:Path, name:str)->Iterator[None]:
     try: yield
     finally: lock.release()
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0072
+# %% ../nbs/appendix/fetch.ipynb #fetch0073
 _GET = dict(http=_get_http, hub=_get_hub, wiki=_get_wiki, hand=_get_hand)
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0073
+# %% ../nbs/appendix/fetch.ipynb #fetch0074
 def fetch_item(
     item:Item, # a source
     root:Path, # of raw files
@@ -561,7 +568,7 @@ def fetch_item(
         ledger.whole = True
         ledger.save()
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0074
+# %% ../nbs/appendix/fetch.ipynb #fetch0075
 def check_item(
     item:Item, # a source that is there
     root:Path, # of raw files
@@ -571,7 +578,7 @@ def check_item(
     found = {name: f"sha256:{note['sha256']}" for name, note in visible_files(ledger).items()}
     return [name for name, sha256 in found.items() if digest_of(ledger.home/name) != sha256]
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0076
+# %% ../nbs/appendix/fetch.ipynb #fetch0077
 def _human(n:float)->str:
     "Bytes as people say them."
     if n < 1000: return f'{n:.0f} B'
@@ -580,14 +587,14 @@ def _human(n:float)->str:
         if n < 1000: return f'{n:.1f} {unit}'
     return f'{n/1000:.1f} TB'
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0077
+# %% ../nbs/appendix/fetch.ipynb #fetch0078
 def _on_disk(ledger:Ledger)->int:
     "Bytes of a source that have come: whole files and half ones."
     halves = ledger.home.rglob('.*.part') if ledger.home.is_dir() else ()
     whole = [ledger.home/name for name in ledger.files]
     return sum(p.stat().st_size for p in (*whole, *halves) if p.is_file())
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0078
+# %% ../nbs/appendix/fetch.ipynb #fetch0079
 def state_of(
     item:Item, # a source
     root:Path, # of raw files
@@ -600,13 +607,13 @@ def state_of(
     if _on_disk(ledger): return f'begun, {have}'
     return 'by hand' if item.how == 'hand' else 'not there'
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0079
+# %% ../nbs/appendix/fetch.ipynb #fetch0080
 class Fetched(NamedTuple):
     "What there is to say at the end."
     items:list[Item] # that were asked for, or all
     root:Path # of raw files
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0080
+# %% ../nbs/appendix/fetch.ipynb #fetch0081
 def fetch_table(
     fetched:Fetched, # from `fetch`
 )->pd.DataFrame: # a row per source
@@ -615,7 +622,7 @@ def fetch_table(
         folder=x.folder, state=state_of(x, fetched.root)) for x in fetched.items]
     return pd.DataFrame(rows).set_index('source')
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0083
+# %% ../nbs/appendix/fetch.ipynb #fetch0084
 def _try_item(item:Item, root:Path, cfg:FetchCfg)->str:
     "Get one source and say so; what went wrong, or ''."
     try:
@@ -627,14 +634,14 @@ def _try_item(item:Item, root:Path, cfg:FetchCfg)->str:
     print(f'{item.name}: {state_of(item, root)}', flush=True)
     return ''
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0084
+# %% ../nbs/appendix/fetch.ipynb #fetch0085
 def _waits(item:Item, root:Path, cfg:FetchCfg)->bool:
     "Whether a source of `--all` waits for a person; then it is said what to do."
     if item.how != 'hand' or not cfg.all or _own_files(root/item.folder): return False
     print(f'{item.name}, by hand: {_by_hand(item, root/item.folder)}', flush=True)
     return True
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0085
+# %% ../nbs/appendix/fetch.ipynb #fetch0086
 def fetch(
     cfg:FetchCfg|None=None, # None: list the catalogue
     items:Mapping[str, Item]=ITEMS, # the catalogue

@@ -182,6 +182,11 @@ def test_redirects(shop, tmp_path):
     (tmp_path/'a').unlink()
     fails(shop, tmp_path, OSError, 'redirects')
 
+def test_no_address(tmp_path):
+    for url in ('ftp://x/a', '/a', 'http://'):
+        with pytest.raises((OSError, ValueError)): download(Remote('a', url), tmp_path/'a', QUICK)
+    assert list(tmp_path.iterdir()) == []
+
 def test_a_disk_too_small_is_said_before(shop, tmp_path):
     shop.moods['/a'] = [Mood(length=10**17)]
     assert fails(shop, tmp_path, OSError, '100000000000000000 bytes to come, .* make room first') == 0

@@ -314,6 +314,12 @@ def test_the_recorded_commit_stays(world):
     get(world, 'Belle_open_source_1M', renew=True)
     assert file.read_bytes() == belle(9) and Ledger(file.parent).revision != before
 
+def test_a_mirror_of_the_hub(world, monkeypatch):
+    monkeypatch.setenv('HF_ENDPOINT', world.url + '/')
+    get(world, 'huozi_rlhf')
+    monkeypatch.setenv('HF_ENDPOINT', 'hf-mirror.example')
+    with pytest.raises(OSError, match="HF_ENDPOINT='hf-mirror.example': expected https://"): get(world, 'CMMLU')
+
 def test_a_repository_without_such_files(world):
     world.repos['BelleGroup/train_1M_CN'] = {'README.md': b'moved'}
     with pytest.raises(OSError, match=r'has no file like \*.json, \*.jsonl: it has README.md'):
