@@ -237,6 +237,8 @@ class Stage(NamedTuple):
 
 # %% ../nbs/appendix/runs.ipynb #229fcdc8
 _TABLE = (
+    Stage('fetch', 'appendix/fetch', 'fetch', 'FetchCfg', 'fetch',
+          'get the real data sets, or list them with what is there', tell='fetch_table'),
     Stage('clean', '00_data_cleaning', 'data_cleaning', 'clean_cfg', 'clean',
           'raw files -> train, test, valid and SFT parquet', 'data', tell='report_table'),
     Stage('tokenizer', '01_tokenizer', 'tokenizer', 'tokenizer_cfg', 'train_tokenizer',

@@ -90,7 +90,7 @@ def _passed_over(path:Path, root:Path)->str:
     folders = path.relative_to(root).parts[:-1]
     if path.is_dir(): return 'a folder that is read under another name, or cannot be opened'
     if folders and folders[0] in LATER: return f'for another chapter: {folders[0]}/'
-    if path.name.startswith('.'): return 'a hidden file'
+    if any(step.startswith('.') for step in (*folders, path.name)): return 'a hidden file'
     return '' if path.is_file() else 'a broken link, or no regular file'
 
 # %% ../nbs/appendix/sources.ipynb #3d6bfd97

@@ -60,7 +60,7 @@ def test_help_loads_no_pytorch():
 
 def test_unknown_stage_and_option(capsys):
     assert main(['sfft']) == 2
-    assert "'sfft' is not a stage: expected one of clean, tokenizer" in capsys.readouterr().err
+    assert "'sfft' is not a stage: expected one of fetch, clean, tokenizer" in capsys.readouterr().err
     with pytest.raises(SystemExit) as e: main(['sft', '--steqs', '3'])
     assert e.value.code == 2 and 'steqs' in capsys.readouterr().err
 

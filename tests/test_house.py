@@ -85,7 +85,9 @@ ROOMS = {
     'page_rules': 'text_rules',
     'page_chat': 'runs model chat page_rules',
     'export': 'runs tokenizer model runtimes chat scores report_card model_card stage adapters',
-    'reproduce': 'runs pretrain sft dpo ie_finetune planner'}
+    'reproduce': 'runs pretrain sft dpo ie_finetune planner',
+    'download': 'runs readers',
+    'fetch': 'runs readers download'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')
@@ -341,7 +343,7 @@ def settings()->dict:
     return cfg['DEFAULT']
 
 def test_constraints_pin_every_requirement():
-    lists = ('requirements', 'serve_requirements', 'export_requirements', 'dev_requirements')
+    lists = ('requirements', 'serve_requirements', 'export_requirements', 'fetch_requirements', 'dev_requirements')
     asked = [Requirement(r) for k in lists for r in settings()[k].split()]
     pinned = [line for line in source(ROOT/'constraints.txt').split('\n') if '==' in line and not line.startswith('#')]
     pins = {Requirement(line).name: line.split('==')[1] for line in pinned}
