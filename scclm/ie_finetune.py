@@ -164,7 +164,7 @@ TINY_REAL = dict(max_len=257, max_new_tok=256) # tiny on real text: mixed-in row
 def ie_cfg(
     scale:str|None=None, # tiny, small, mini or base; None reads SCCLM_SCALE
 )->IeCfg: # the scale's preset
-    """The preset of a scale. At base: 5 epochs at the ancestor's 5e-5, from scratch 1e-4.
+    """The preset of a scale. At base: 5 epochs at ChatLM-mini-Chinese's 5e-5, from scratch 1e-4.
     With real raw files (`SCCLM_RAW`) tiny gets longer texts."""
     scale = scale_name(scale)
     if scale == 'tiny' and raw_dir(): return replace(PRESETS[scale], **TINY_REAL)
