@@ -81,7 +81,8 @@ def jaccard(
     b:set, # n-grams
 )->float: # 0 … 1
     "Shared part of two sets: |A∩B| / |A∪B|."
-    return len(a & b)/(len(a) + len(b) - len(a & b))
+    shared = len(a & b)
+    return shared/(len(a) + len(b) - shared)
 
 # %% ../nbs/appendix/duplicates.ipynb #ad676d8a
 def same_text(
