@@ -773,10 +773,20 @@ def put_back(text:str, sign:str, held:list[str])->str:
     return ''.join(out)
 
 
+def could_be_code(text:str)->bool:
+    "Is there what a line of code always has? $100/晚 has none of it."
+    if any(is_latin(a) and is_latin(b) for a, b in zip(text, text[1:])): return True
+    if any(c in '=&`~|;{}' for c in text) or '//' in text or '/*' in text: return True
+    if any(piece.lstrip(' \t').startswith(':') for piece in text.split('"')[1:]): return True
+    for line in text.split('\n'):
+        body = line.lstrip(' \t')
+        if line[:1] in ('#', '$', '>') or (body != line and body[:1] in ('/', '\\')): return True
+    return False
+
+
 def is_code(text:str)->bool:
     "Does a row hold a line of code?"
-    text = without_inline(text)
-    return any(sign.search(text) for sign in SIGNS)
+    return could_be_code(text) and any(sign.search(without_inline(text)) for sign in SIGNS)
 
 
 QUESTIONS = ('是什么', '是啥', '分别', '表示', '代表', '怎么', '如何', '连用', '叫', '有什么', '有么', '有何', '的区别', '的用法', '的作用', '的意思', '的含义',
