@@ -85,7 +85,8 @@ ROOMS = {
     'page_rules': 'text_rules',
     'page_chat': 'runs model chat page_rules',
     'export': 'runs tokenizer model runtimes chat scores report_card model_card stage adapters',
-    'reproduce': 'runs pretrain sft dpo ie_finetune planner'}
+    'reproduce': 'runs pretrain sft dpo ie_finetune planner',
+    'leaks': 'runs readers duplicates triple_files evaluation'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')
