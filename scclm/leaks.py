@@ -55,7 +55,8 @@ def _pair_items(path:Path)->Iterator[Item]:
         if column not in table.column_names:
             raise ValueError(f"{path} has no column {column!r}: found {', '.join(table.column_names)}")
     columns = (table[name].to_pylist() for name in ('prompt', 'response'))
-    for k, (ask, answer) in enumerate(zip(*columns), 1): yield Item(path.stem, str(k), ask or '', answer or '')
+    for k, (ask, answer) in enumerate(zip(*columns), 1):
+        if ask or answer: yield Item(path.stem, str(k), ask or '', answer or '')
 
 # %% ../nbs/appendix/leaks.ipynb #lks00011
 def _choice_items(path:Path)->Iterator[Item]:
