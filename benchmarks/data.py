@@ -167,8 +167,9 @@ def near_row(texts:list[str], one_by_one:bool, pool:ProcessPoolExecutor, args:ar
         "Pairs found by datasketch."
         got['baseline'] = near_pairs_datasketch(texts, one_by_one)
     seconds = alternate(ours, baseline, args.runs)
-    return row('near duplicates' + ', one call an n-gram'*one_by_one, len(texts), seconds, 'datasketch, 256 permutations',
-               'docs/s', args.runs, workers=args.workers, pairs_ours=len(got['ours']),
+    what = 'near duplicates' + ', one call an n-gram'*one_by_one
+    return row(what, len(texts), seconds, 'datasketch, 256 permutations', 'docs/s', args.runs,
+               workers=args.workers, pairs_ours=len(got['ours']),
                pairs_baseline=len(got['baseline']), pairs_both=len(got['ours'] & got['baseline']))
 
 

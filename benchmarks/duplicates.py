@@ -65,7 +65,9 @@ def similarity(a:str, b:str)->float:
 
 def say_the_same(a:Row, b:Row)->bool:
     "The rule of the chapter, from its text: equal or, where both are long, alike; for the question and the answer."
-    def one(x:str, y:str)->bool: return x == y or (min(len(x), len(y)) >= SHORT and similarity(x, y) >= ALIKE)
+    def one(x:str, y:str)->bool:
+        "The same of one part."
+        return x == y or (min(len(x), len(y)) >= SHORT and similarity(x, y) >= ALIKE)
     return one(a.ask, b.ask) and one(a.answer, b.answer)
 
 
@@ -136,8 +138,9 @@ def curve(truth:Truth)->list[dict]:
     for low, n, found in zip(BINS, truth.pairs.tolist(), truth.compared.tolist()):
         middle = min(1., float(low) + .025)
         formula = 1 - (1 - middle**BAND_ROWS)**BANDS
-        if n: rows.append(dict(what=f'compared at similarity {low:.2f}', ours=round(found/n, 4), baseline=round(formula, 4),
-                               baseline_name='formula', unit='share', ratio=None, runs=1, pairs=n))
+        what = f'compared at similarity {low:.2f}'
+        if n: rows.append(dict(what=what, ours=round(found/n, 4), baseline=round(formula, 4), baseline_name='formula',
+                               unit='share', ratio=None, runs=1, pairs=n))
     return rows
 
 
@@ -153,8 +156,9 @@ def scores(rows:list[Row], truth:Truth)->list[dict]:
     found = len(should & set(gone))
     def score(what:str, part:int, whole:int)->dict:
         "One share of the rows."
-        return dict(what=what, ours=round(part/whole, 5), baseline=1., baseline_name='brute-force Jaccard', unit='share',
-                    ratio=round(part/whole, 5), runs=1, rows=whole)
+        share = round(part/whole, 5)
+        return dict(what=what, ours=share, baseline=1., baseline_name='brute-force Jaccard', unit='share', ratio=share,
+                    runs=1, rows=whole)
     return [score('near duplicates, recall', found, len(should)), score('near duplicates, precision', right, len(gone))]
 
 

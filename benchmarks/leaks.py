@@ -17,7 +17,8 @@ def counted(leaks:list[Leak], exam:str, rows:int)->list[dict]:
     held, items = len({x.row for x in mine}), len({x.place for x in mine})
     def one(what:str, n:int, of:int, unit:str)->dict:
         "A count beside what it is a part of."
-        return dict(what=f'{exam}: {what}', ours=n, baseline=of, baseline_name='rows read', unit=unit, ratio=None, runs=1)
+        return dict(what=f'{exam}: {what}', ours=n, baseline=of, baseline_name='rows read', unit=unit, ratio=None,
+                    runs=1)
     return [one('rows that hold a question', held, rows, 'rows'), one('questions held', items, rows, 'questions')]
 
 

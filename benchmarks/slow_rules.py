@@ -674,8 +674,9 @@ def no_lead(text:str)->str:
 
 # Lines of code. One sign a pattern, tried one after the other, so that a row shows which one it has; \w is ASCII here.
 
-COMMANDS = ('sudo git pip pip3 apt apt-get yum npm npx yarn docker kubectl conda brew ssh scp curl wget chmod chown mkdir '
-            'cd ls rm cp mv cat echo grep sed awk export python python3 node tar gcc java javac ping vi vim').split()
+COMMANDS = ('sudo git pip pip3 apt apt-get yum npm npx yarn docker kubectl conda brew ssh scp curl wget chmod chown '
+            'mkdir cd ls rm cp mv cat echo grep sed awk export python python3 node tar gcc java javac ping vi '
+            'vim').split()
 TYPES = 'int char float double void bool boolean long var let const auto string String'.split()
 FLOW = 'for while if elif with try except else finally async match case default'.split()
 HAN_RANGE = '\u3400-\u4dbf\u4e00-\u9fff'
@@ -717,7 +718,8 @@ SIGNS = [
     # single lines of other languages
     r'\b(raise|throw) (new )?[A-Za-z_][\w.]*\(', r'^[ \t]*(assert|yield|raise|del) [A-Za-z_][\w.]*[ (\[=<>!,]',
     r'^[ \t]*(puts|print|return|say|die|warn|put|p|write|writeln|fputs) ?["\']',
-    r'\b(?i:msgbox|inputbox|debug\.print|response\.write|write-host|write-output) ?[("\'$]', r'\bDim \w+ As\b', r'#\{\w',
+    r'\b(?i:msgbox|inputbox|debug\.print|response\.write|write-host|write-output) ?[("\'$]',
+    r'\bDim \w+ As\b', r'#\{\w',
     r'[$@][A-Za-z_]\w* ?\.?= ?(["\']|\[["\'\]])', r'[$@][A-Za-z_]\w*->', r'[$@][A-Za-z_]\w*\[["\']', r'<\?php',
     r'\b(my|our) [$@%]\w', r'^[ \t]*[\w.$]+ ?<- ?["\'\w(]', r'\b[a-z_]+!\([\w"\'&]',
     r'^[ \t]*\w+(\.\w+)*\([^\n]*\)[ \t]*(#|//)', r'["\'];[ \t]*((#|//|--)[^\n]*)?$',

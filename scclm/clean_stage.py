@@ -116,6 +116,7 @@ def _places(spool:Spool, ids:np.ndarray)->list[str]:
         places[at] = [f'{spool.blocks[c].file}:{line}' for line in lines.to_pylist()]
     return places.tolist()
 
+# %% ../nbs/appendix/clean_stage.ipynb #57e96f6x
 def _late_rejects(spool:Spool, k:int, fates:Fates)->pa.Table:
     "Duplicates and leaks of one chunk as rejects, each with the place of the row that it repeats."
     chunk, start, block = spool.chunks[k], spool.starts[k], spool.blocks[k]

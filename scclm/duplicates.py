@@ -144,6 +144,7 @@ def same_texts(
         elif sets[i] and sets[j]: found[k] = jaccard(sets[i], sets[j]) >= bar
     return found
 
+# %% ../nbs/appendix/duplicates.ipynb #dupver0x
 def _split(values:list, starts:list[int])->Iterator[list]:
     "The pieces of a list between places."
     return (values[a:b] for a, b in zip(starts, starts[1:]))
@@ -272,6 +273,7 @@ class Fates(NamedTuple):
         self.status[rows] = status
         self.repeats[rows] = repeats
 
+# %% ../nbs/appendix/duplicates.ipynb #dupfat0x
 def new_fates(
     rows:int, # how many
 )->Fates: # all kept
@@ -468,6 +470,7 @@ def _root(parent:list[int], k:int)->int:
         k = parent[k]
     return k
 
+# %% ../nbs/appendix/duplicates.ipynb #dupuni0x
 def clusters(
     pairs:np.ndarray, # (pairs, 2) row numbers
 )->tuple[np.ndarray, np.ndarray]: # the rows in them, and the first row of the cluster of each

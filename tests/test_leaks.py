@@ -124,7 +124,8 @@ def test_again_after_a_stop_between_the_two_files(folder, monkeypatch):
     check_leaks(cfg_of(folder, remove=True))
     first = pd.read_parquet(folder/'train.leaks.parquet')
     assert check_leaks(cfg_of(folder, remove=True)) == [] and len(first) == 4
-    assert pd.read_parquet(folder/'train.leaks.parquet').equals(first) and len(pq.read_table(folder/'train.parquet')) == 5
+    assert pd.read_parquet(folder/'train.leaks.parquet').equals(first)
+    assert len(pq.read_table(folder/'train.parquet')) == 5
 
 
 def test_faults_are_named(tmp_path, folder):
