@@ -48,7 +48,7 @@ class Item(NamedTuple):
     ask:str # what it asks
     rest:str='' # its options, or its answer
 
-# %% ../nbs/appendix/leaks.ipynb #lks000a0
+# %% ../nbs/appendix/leaks.ipynb #lks00010a
 def _pair_items(path:Path)->Iterator[Item]:
     "The rows of a parquet file of pairs."
     table = pq.read_table(path)
@@ -68,7 +68,7 @@ def _choice_items(path:Path)->Iterator[Item]:
         for k, q in enumerate(read_questions(*file), 2):
             yield Item(exam, f'{paper.split}/{paper.subject}:{k}', q.ask, '\n'.join(q.options))
 
-# %% ../nbs/appendix/leaks.ipynb #lks000a1
+# %% ../nbs/appendix/leaks.ipynb #lks00011a
 def _sentence_items(path:Path)->Iterator[Item]:
     "The sentences of a DuIE file."
     for row in read_file(Source(path, *sniff(path, DUIE))):
@@ -97,7 +97,7 @@ class Index(NamedTuple):
     asks:list[str] # what each asks
     cfg:LeakCfg # how they are compared
 
-# %% ../nbs/appendix/leaks.ipynb #lks000a5
+# %% ../nbs/appendix/leaks.ipynb #lks00015a
 def index_items(
     asks:Sequence[str], # normal forms of the questions
     rests:Sequence[str], # of their options or answers
@@ -114,7 +114,7 @@ def index_items(
     sizes = np.bincount(owner, minlength=len(forms))
     return Index(grams, owner, sizes, np.where(is_short, text_keys(forms), np.uint64(0)), list(asks), cfg)
 
-# %% ../nbs/appendix/leaks.ipynb #lks000b5
+# %% ../nbs/appendix/leaks.ipynb #lks00015b
 def _once(grams:np.ndarray, owner:np.ndarray)->tuple[np.ndarray, np.ndarray]:
     "Every n-gram of every owner once, sorted by n-gram."
     order = np.lexsort((owner, grams))
@@ -130,7 +130,7 @@ class Overlaps(NamedTuple):
     items:np.ndarray # (k,) item numbers
     shares:np.ndarray # (k,) of the item's n-grams that the row holds
 
-# %% ../nbs/appendix/leaks.ipynb #lks000a6
+# %% ../nbs/appendix/leaks.ipynb #lks00016a
 def _held_grams(index:Index, forms:Sequence[str])->Overlaps:
     "Long items of whose n-grams a row holds the share wanted."
     grams, starts = ngram_hashes(forms, index.cfg.ngram)
@@ -171,7 +171,7 @@ def _equal_items(index:Index, texts:Sequence[str])->Overlaps:
     place = np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
     return Overlaps(np.repeat(np.arange(len(keys)), n), order[place], np.ones(n.sum()))
 
-# %% ../nbs/appendix/leaks.ipynb #lks000a7
+# %% ../nbs/appendix/leaks.ipynb #lks00017a
 def overlaps(
     index:Index, # of the exam items
     asks:Sequence[str], # normal forms of the questions
@@ -190,7 +190,7 @@ def overlaps(
 # %% ../nbs/appendix/leaks.ipynb #lks00022
 _ARRAYS = ('grams', 'owner', 'sizes', 'keys')
 
-# %% ../nbs/appendix/leaks.ipynb #lks000a2
+# %% ../nbs/appendix/leaks.ipynb #lks00022a
 @lru_cache(1)
 def _load_index(folder:str)->Index:
     "The table, as a worker reads it."
@@ -198,14 +198,14 @@ def _load_index(folder:str)->Index:
     arrays = [np.load(Path(folder)/f'{name}.npy') for name in _ARRAYS]
     return Index(*arrays, rest['asks'], LeakCfg(**rest['cfg']))
 
-# %% ../nbs/appendix/leaks.ipynb #lks000b2
+# %% ../nbs/appendix/leaks.ipynb #lks00022b
 def _save_index(index:Index, folder:Path):
     "What workers read."
     for name in _ARRAYS: np.save(folder/f'{name}.npy', getattr(index, name))
     cfg = {name: getattr(index.cfg, name) for name in ('ngram', 'share', 'short')}
     (folder/'rest.json').write_text(json.dumps(dict(asks=index.asks, cfg=cfg)), encoding='utf-8')
 
-# %% ../nbs/appendix/leaks.ipynb #lks000c2
+# %% ../nbs/appendix/leaks.ipynb #lks00022c
 def scan_group(
     folder:str, # of the table
     file:str, # parquet
@@ -225,7 +225,7 @@ class Leak(NamedTuple):
     place:str # which question
     share:float # of its n-grams that the row holds
 
-# %% ../nbs/appendix/leaks.ipynb #lks000a3
+# %% ../nbs/appendix/leaks.ipynb #lks00023a
 def _leaks_of(file:Path, items:list[Item], folder:str, cfg:LeakCfg)->list[Leak]:
     "The leaks of one file."
     meta = pq.ParquetFile(file).metadata
@@ -241,12 +241,12 @@ def _own_exams()->list[Path]:
     "The exams that every course has."
     return [p for name in ('test', 'valid', 'heldout') if (p := run_path('data', f'{name}.parquet')).exists()]
 
-# %% ../nbs/appendix/leaks.ipynb #lks000a4
+# %% ../nbs/appendix/leaks.ipynb #lks00024a
 def _own_files()->list[Path]:
     "The training rows of this scale."
     return [p for name in ('train', 'sft_train') if (p := run_path('data', f'{name}.parquet')).exists()]
 
-# %% ../nbs/appendix/leaks.ipynb #lks000b4
+# %% ../nbs/appendix/leaks.ipynb #lks00024b
 def find_leaks(
     cfg:LeakCfg|None=None, # what to compare
 )->list[Leak]: # row after row
@@ -273,7 +273,7 @@ def _reject_leaks(file:Path, leaks:list[Leak], table:pa.Table)->pa.Table:
                for leak, text in zip(first.values(), texts)]
     return rejects_table(rejects)
 
-# %% ../nbs/appendix/leaks.ipynb #lks000a6
+# %% ../nbs/appendix/leaks.ipynb #lks00026a
 def drop_leaks(
     file:Path, # parquet
     leaks:list[Leak], # those of this file
@@ -292,7 +292,7 @@ def drop_leaks(
         pq.write_table(table.filter(pa.array(keep)), tmp, row_group_size=group, compression='zstd')
     return int((~keep).sum())
 
-# %% ../nbs/appendix/leaks.ipynb #lks000b6
+# %% ../nbs/appendix/leaks.ipynb #lks00026b
 def _joined(old:pa.Table, new:pa.Table)->pa.Table:
     "Old rejects and those that are not among them yet."
     have = {(r['text'], r['repeats']) for r in old.to_pylist()}
@@ -307,7 +307,7 @@ def leak_table(
     table = pd.DataFrame(leaks, columns=Leak._fields)
     return table.groupby(['file', 'exam']).agg(rows=('row', 'nunique'), items=('place', 'nunique')).reset_index()
 
-# %% ../nbs/appendix/leaks.ipynb #lks000a7
+# %% ../nbs/appendix/leaks.ipynb #lks00027a
 def check_leaks(
     cfg:LeakCfg|None=None, # what to compare, and whether to remove
 )->list[Leak]: # what was found
