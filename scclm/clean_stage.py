@@ -21,10 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from .duplicates import KEPT_ROW, STATUS, Chunk, Spool, normal_form, read_arrow, row_keys, write_arrow
+from .duplicates import KEPT_ROW, STATUS, Chunk, Fates, Spool, normal_forms, read_arrow, row_keys, write_arrow
 from .readers import REJECTS, Block, Reject, Row, Source, map_ordered, plan_blocks, read_block, rejects_table
 from .sources import KEPT, CleanCfg, Kept, judge_rows
-from .text_rules import on_joined
 
 # %% ../nbs/appendix/clean_stage.ipynb #58226db3
 CHUNK = 8192 # rows per group of spool files
@@ -43,10 +42,8 @@ def _kept_table(kept:list[Kept])->pa.Table:
 
 # %% ../nbs/appendix/clean_stage.ipynb #40a0935a
 def _keys_of(kept:list[Kept], ngram:int)->np.ndarray:
-    "Keys of cleaned rows. A text that is all punctuation stands for itself."
-    texts = [r.prompt for r in kept] + [r.response for r in kept]
-    forms = on_joined(normal_form, texts)
-    forms = [form or text for form, text in zip(forms, texts)]
+    "Keys of cleaned rows."
+    forms = normal_forms([r.prompt for r in kept] + [r.response for r in kept])
     return row_keys(forms[:len(kept)], forms[len(kept):], ngram)
 
 # %% ../nbs/appendix/clean_stage.ipynb #17491fd1
@@ -109,22 +106,34 @@ def raw_bytes(
     return sum(s.path.stat().st_size for s in sources)
 
 # %% ../nbs/appendix/clean_stage.ipynb #57e96f69
-def _late_rejects(spool:Spool, k:int, status:np.ndarray)->pa.Table:
-    "Duplicates and leaks of one chunk as rejects."
+def _places(spool:Spool, ids:np.ndarray)->list[str]:
+    "file:line of some rows."
+    places = np.empty(len(ids), object)
+    chunk_of = np.searchsorted(spool.starts, ids, 'right') - 1
+    for c in np.unique(chunk_of):
+        at = np.flatnonzero(chunk_of == c)
+        lines = read_arrow(spool.folder/f'{spool.chunks[c].name}.kept')['line'].take(ids[at] - spool.starts[c])
+        places[at] = [f'{spool.blocks[c].file}:{line}' for line in lines.to_pylist()]
+    return places.tolist()
+
+# %% ../nbs/appendix/clean_stage.ipynb #57e96f6x
+def _late_rejects(spool:Spool, k:int, fates:Fates)->pa.Table:
+    "Duplicates and leaks of one chunk as rejects, each with the place of the row that it repeats."
     chunk, start, block = spool.chunks[k], spool.starts[k], spool.blocks[k]
-    mine = status[start:start + chunk.rows]
+    mine = fates.status[start:start + chunk.rows]
     at = np.flatnonzero(mine)
     rows = read_arrow(spool.folder/f'{chunk.name}.kept').take(at)
     texts = pc.binary_join_element_wise(rows['prompt'], rows['response'], '\n')
     source = pa.array([block.schema.name]*len(at), pa.string())
     file = pa.array([block.file]*len(at), pa.string())
     rules = pa.array([STATUS[s] for s in mine[at]], pa.string())
-    return pa.table([source, file, rows['line'], rules, texts], schema=REJECTS)
+    repeats = pa.array(_places(spool, fates.repeats[at + start]), pa.string())
+    return pa.table([source, file, rows['line'], rules, texts, repeats], schema=REJECTS)
 
 # %% ../nbs/appendix/clean_stage.ipynb #38f0a678
 def write_rejects(
     spool:Spool, # the rows
-    status:np.ndarray, # (rows,) uint8
+    fates:Fates, # of the rows
     unknown:dict[str, str], # files that were not recognised, and why
     path:Path, # the parquet file
 ):
@@ -134,7 +143,7 @@ def write_rejects(
         w.write_table(rejects_table(files))
         for k, chunk in enumerate(spool.chunks):
             early = read_arrow(spool.folder/f'{chunk.name}.rejects')
-            w.write_table(pa.concat_tables([early, _late_rejects(spool, k, status)]))
+            w.write_table(pa.concat_tables([early, _late_rejects(spool, k, fates)]))
 
 # %% ../nbs/appendix/clean_stage.ipynb #70fe05c7
 def count_rows(

@@ -16,7 +16,7 @@ import pandas as pd
 
 from scclm.clean_stage import (count_files, count_rows, fill_spool, make_report, n_workers, raw_bytes,
     write_rejects)
-from .duplicates import KEPT_ROW, ROLES, NearCfg, Spool, mark_exact, mark_near
+from .duplicates import KEPT_ROW, ROLES, Fates, NearCfg, Spool, mark_exact, mark_near, new_fates, settle
 from .plots import new_axes
 from .readers import explain, shown_name
 from .runs import folder_aside, raw_dir, run_path, scale_name, write_json
@@ -60,14 +60,15 @@ def mark_rows(
     spool:Spool, # the rows
     cfg:CleanCfg, # thresholds
     workers:int=1, # processes
-)->tuple[np.ndarray, Shares]: # status of every row (one byte each), shares of the splits
+)->tuple[Fates, Shares]: # what becomes of every row (five bytes each), shares of the splits
     "Leaks, duplicates and near duplicates of the whole set."
-    status = np.zeros(spool.starts[-1], np.uint8)
-    mark_exact(spool, status)
-    across = mark_near(spool, status, near_cfg(cfg), workers)
-    shares = _shares(spool, status, cfg)
-    mark_sft_leaks(spool, status, shares, across, cfg.seed)
-    return status, shares
+    fates = new_fates(spool.starts[-1])
+    mark_exact(spool, fates)
+    across = mark_near(spool, fates, near_cfg(cfg), workers)
+    shares = _shares(spool, fates.status, cfg)
+    mark_sft_leaks(spool, fates, shares, across, cfg.seed)
+    settle(fates)
+    return fates, shares
 
 # %% ../nbs/00_data_cleaning.ipynb #d5a94839
 #| code-fold: true
@@ -90,9 +91,10 @@ def clean(
     unknown = {shown_name(p.relative_to(raw)): f'{explain(p)}; expected {EXPECTED}' for p in others}
     with folder_aside(run_path('data')) as tmp:
         spool = fill_spool(sources, cfg, tmp/'spool')
-        status, shares = mark_rows(spool, cfg, n_workers(cfg, raw_bytes(sources)))
+        fates, shares = mark_rows(spool, cfg, n_workers(cfg, raw_bytes(sources)))
+        status = fates.status
         splits = write_splits(spool, status, shares, cfg.seed, tmp)
-        write_rejects(spool, status, unknown, tmp/'rejects.parquet')
+        write_rejects(spool, fates, unknown, tmp/'rejects.parquet')
         files = count_files(spool, status, sources, unknown | left_out(raw))
         report = make_report(count_rows(spool, status, unknown), splits, unknown, cfg, shares.own_sft, files)
         write_json(tmp/'report.json', report)

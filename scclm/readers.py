@@ -174,10 +174,11 @@ class Reject(NamedTuple):
     line:int # in it, from 1
     rule:str # that left it out
     text:str # the row as it stands in the file
+    repeats:str='' # file:line of the row that it repeats, if that is why
 
 # %% ../nbs/appendix/readers.ipynb #d908a44f
 REJECTS = pa.schema([('source', pa.string()), ('file', pa.string()), ('line', pa.int64()),
-                     ('rule', pa.string()), ('text', pa.string())])
+                     ('rule', pa.string()), ('text', pa.string()), ('repeats', pa.string())])
 
 _HALF = re.compile('[\ud800-\udfff]') # half of a character, which no file can hold
 

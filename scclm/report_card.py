@@ -100,7 +100,7 @@ def stage_scores(
 
 # %% ../nbs/appendix/report_card.ipynb #ac1e1351
 PACKAGES = ('scclm', 'torch', 'transformers', 'accelerate', 'datasets', 'tokenizers', 'trl', 'peft', 'jieba', 'rjieba',
-            'rensa', 'pyarrow', 'numpy', 'sacrebleu', 'matplotlib', 'ipywidgets', 'jupyterlab', 'nbdev')
+            'pyarrow', 'numpy', 'sacrebleu', 'matplotlib', 'ipywidgets', 'jupyterlab', 'nbdev')
 
 # %% ../nbs/appendix/report_card.ipynb #d4f65f63
 def versions(

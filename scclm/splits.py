@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .duplicates import KEPT_ROW, LEAK, Spool, mix, n_parts, read_arrow, row_roles, sorted_keys
+from .duplicates import KEPT_ROW, LEAK, Fates, Spool, mix, n_parts, read_arrow, row_roles, sorted_keys
 
 # %% ../nbs/appendix/splits.ipynb #35837eb5
 SPLITS = ('train', 'test', 'valid', 'sft_train', 'sft_valid', 'heldout')
@@ -47,22 +47,23 @@ def pretrain_split(
 # %% ../nbs/appendix/splits.ipynb #e962ae03
 def mark_sft_leaks(
     spool:Spool, # the rows
-    status:np.ndarray, # (rows,) uint8, changed
+    fates:Fates, # changed
     shares:Shares, # of the splits
     across:list[tuple[int, int]], # near pairs of a pretraining and an SFT row
     seed:int, # of the split
 ):
     "Mark SFT rows that ask what the test or validation split asks."
-    in_exam = np.zeros(len(status), bool) if across else None # one more byte a row, only when it is needed
+    in_exam = np.zeros(len(fates.status), bool) if across else None # one more byte a row, only when it is needed
     n = n_parts(spool)
     for part in range(n if shares.own_sft else 0):
-        keys, ids = sorted_keys(spool, status, 0, part, n)
+        keys, ids = sorted_keys(spool, fates.status, 0, part, n)
         roles = row_roles(spool, ids)
         exam = (roles == 1) & (pretrain_split(keys, shares, seed) > 0)
         if across: in_exam[ids[exam]] = True
-        status[ids[(roles == 2) & np.isin(keys, keys[exam])]] = LEAK
+        leak = (roles == 2) & np.isin(keys, keys[exam])
+        fates.drop(ids[leak], LEAK, ids[exam][np.searchsorted(keys[exam], keys[leak])])
     for i, j in across:
-        if in_exam[i]: status[j] = LEAK
+        if in_exam[i]: fates.drop(j, LEAK, i)
 
 # %% ../nbs/appendix/splits.ipynb #eaedbb26
 def destinations(

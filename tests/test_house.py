@@ -35,11 +35,11 @@ ROOMS = {
     'sample_corpus': 'runs plots sample_facts sample_typed sample_copying sample_unknown',
     'sample_prefs': 'runs sample_facts sample_typed sample_copying sample_unknown sample_corpus',
     'sample_triples': 'runs sample_copying sample_corpus',
-    'duplicates': 'readers',
-    'splits': 'duplicates',
     'text_rules': 'readers',
-    'sources': 'readers duplicates text_rules',
-    'clean_stage': 'readers duplicates text_rules sources',
+    'duplicates': 'readers text_rules',
+    'splits': 'duplicates',
+    'sources': 'readers text_rules duplicates',
+    'clean_stage': 'readers duplicates sources',
     'data_cleaning': 'runs plots readers sample_corpus duplicates splits sources clean_stage',
     'tokenizer': 'runs plots',
     'prefetch': '',
@@ -87,7 +87,8 @@ ROOMS = {
     'export': 'runs tokenizer model runtimes chat scores report_card model_card stage adapters',
     'reproduce': 'runs pretrain sft dpo ie_finetune planner',
     'download': 'runs readers',
-    'fetch': 'runs readers download'}
+    'fetch': 'runs readers download',
+    'leaks': 'runs readers duplicates triple_files evaluation'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(p.stem for p in (ROOT/'scclm').glob('*.py') if not p.stem.startswith('_'))
-LATE = {'rensa', 'pandas', 'datasets', 'trl', 'peft', 'matplotlib', 'ipywidgets'}   # imported where they are used
+LATE = {'pandas', 'datasets', 'trl', 'peft', 'matplotlib', 'ipywidgets'}   # imported where they are used
 
 def fresh(code, *args):
     "What `code` prints as its last line, read as JSON, in an interpreter that has imported nothing else."
