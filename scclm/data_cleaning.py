@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scclm.clean_stage import (count_files, count_rows, fill_spool, make_report, n_workers, raw_bytes,
-    write_rejects)
+from .clean_stage import (count_files, count_rows, fill_spool, make_report, n_workers, raw_bytes,
+    workplace, write_rejects)
 from .duplicates import KEPT_ROW, ROLES, Fates, NearCfg, Spool, mark_exact, mark_near, new_fates, settle
 from .plots import new_axes
 from .readers import explain, shown_name
@@ -84,13 +84,15 @@ def clean(
     cfg:CleanCfg|None=None, # None: the preset of the scale
 )->dict: # the report
     """From raw files to the parquet files of `run_path('data')`: read, clean, deduplicate, split, shuffle, report.
+    After a kill or on a full disk again: what was cleaned is not cleaned again.
     Raises FileNotFoundError or ValueError when the raw folder is absent or holds nothing readable."""
     cfg = cfg or clean_cfg()
     raw = _raw_of(cfg)
     sources, others = find_sources(raw)
     unknown = {shown_name(p.relative_to(raw)): f'{explain(p)}; expected {EXPECTED}' for p in others}
-    with folder_aside(run_path('data')) as tmp:
-        spool = fill_spool(sources, cfg, tmp/'spool')
+    data = run_path('data')
+    with workplace(data.with_name('.data.work')) as work, folder_aside(data) as tmp:
+        spool = fill_spool(sources, cfg, work/'spool')
         fates, shares = mark_rows(spool, cfg, n_workers(cfg, raw_bytes(sources)))
         status = fates.status
         splits = write_splits(spool, status, shares, cfg.seed, tmp)
@@ -98,7 +100,7 @@ def clean(
         files = count_files(spool, status, sources, unknown | left_out(raw))
         report = make_report(count_rows(spool, status, unknown), splits, unknown, cfg, shares.own_sft, files)
         write_json(tmp/'report.json', report)
-        for work in ('spool', 'buckets'): shutil.rmtree(tmp/work)
+        shutil.rmtree(tmp/'buckets')
     return report
 
 # %% ../nbs/00_data_cleaning.ipynb #61998f02

@@ -1,0 +1,132 @@
+"Cleaning that is killed, or finds the disk full, goes on with the blocks it has and ends with the same bytes."
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scclm.clean_stage import block_name, spool_block, workplace
+from scclm.readers import plan_blocks
+from scclm.sources import CleanCfg, find_sources
+
+WORDS = '春夏秋冬山水花鸟风雨云月江河湖海东西南北早晚远近高低红黄蓝绿'
+
+
+def write_raw(folder:Path, files:int=24, rows:int=400):
+    "Files of made-up rows; some rows stand in two files, and each file has a broken line."
+    folder.mkdir(parents=True)
+    rng = random.Random(5)
+    def text(n): return ''.join(rng.choices(WORDS, k=n))
+    shared = [dict(prompt=text(8) + '？', response=text(30) + '。') for _ in range(50)]
+    for k in range(files):
+        own = [dict(prompt=text(8) + '？', response=text(30) + '。') for _ in range(rows)]
+        lines = [json.dumps(r, ensure_ascii=False) for r in own + rng.sample(shared, 10)]
+        (folder/f'{k:02}.jsonl').write_text('\n'.join([*lines, '{"prompt": 坏']) + '\n', encoding='utf-8')
+
+
+def start(home:Path, runs:str, **more)->subprocess.Popen:
+    "`clean()` in a process of its own."
+    env = os.environ | dict(SCCLM_RUNS=str(home/runs), SCCLM_RAW=str(home/'raw'), SCCLM_SCALE='tiny')
+    code = 'from scclm.data_cleaning import clean, clean_cfg\nfrom dataclasses import replace\nclean(replace(clean_cfg(), workers=2))'
+    return subprocess.Popen([sys.executable, '-c', code], env=env, text=True, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, start_new_session=True, **more)
+
+
+def hashes(data:Path)->dict[str, str]:
+    "Every file of a finished data folder."
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(data.iterdir())}
+
+
+def finished_blocks(home:Path, runs:str)->set[str]:
+    "Blocks that a stopped run left behind whole."
+    return {p.name for p in (home/runs/'tiny'/'.data.work'/'spool').glob('*.json') if p.name != 'spool.json'}
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory)->Path:
+    "Raw files, and the folder that a run without any trouble makes of them."
+    home = tmp_path_factory.mktemp('clean')
+    write_raw(home/'raw')
+    whole = start(home, 'whole')
+    assert whole.wait(120) == 0, whole.stderr.read()
+    return home
+
+
+def test_twenty_kills_and_the_same_bytes(home):
+    rng, kept, kills = random.Random(1), set(), 0
+    while kills < 20:
+        run = start(home, 'killed')
+        before = len(finished_blocks(home, 'killed'))
+        enough = before + rng.randint(0, 2) # later blocks, duplicates, splits are hit too
+        end = time.monotonic() + 60
+        while len(finished_blocks(home, 'killed')) < min(24, enough) and run.poll() is None and time.monotonic() < end:
+            time.sleep(.002)
+        time.sleep(rng.uniform(0, .3))
+        if run.poll() == 0: break # it was done before the kill
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        kills += 1
+        assert not (home/'killed'/'tiny'/'data').exists(), 'nothing half-made under the final name'
+        now = finished_blocks(home, 'killed')
+        assert kept <= now, 'a finished block is never lost'
+        kept = now
+    last = start(home, 'killed')
+    assert last.wait(120) == 0, last.stderr.read()
+    assert kills >= 10 and hashes(home/'killed'/'tiny'/'data') == hashes(home/'whole'/'tiny'/'data')
+    assert not (home/'killed'/'tiny'/'.data.work').exists(), 'the work is removed at the end'
+
+
+def test_a_full_disk_leaves_what_was_cleaned(home):
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    full = start(home, 'full', preexec_fn=small_files)
+    said = full.communicate(timeout=120)[1]
+    assert full.returncode != 0 and 'OSError' in said and not (home/'full'/'tiny'/'data').exists()
+    left = finished_blocks(home, 'full')
+    again = start(home, 'full')
+    assert again.wait(120) == 0, again.stderr.read()
+    assert len(left) > 0 and hashes(home/'full'/'tiny'/'data') == hashes(home/'whole'/'tiny'/'data')
+
+
+def test_finished_blocks_are_not_cleaned_again(home, tmp_path):
+    sources, _ = find_sources(home/'raw')
+    block, cfg = next(plan_blocks(sources[0])), dict(progress=False)
+    name = block_name(block, CleanCfg(**cfg))
+    first = spool_block(name, block, cfg, str(tmp_path))
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert spool_block(name, block, cfg, str(tmp_path)) == first
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == files
+    (tmp_path/f'{name}.json').unlink() # as a kill before the end leaves it
+    assert spool_block(name, block, cfg, str(tmp_path)) == first
+
+
+def test_a_changed_file_setting_or_place_is_another_block(tmp_path):
+    write_raw(tmp_path/'raw', files=1, rows=50)
+    def name(**cfg): return block_name(next(plan_blocks(find_sources(tmp_path/'raw')[0][0])), CleanCfg(**cfg))
+    first, path = name(), tmp_path/'raw'/'00.jsonl'
+    assert name(workers=7, progress=False) == first != name(max_response=20)
+    text = path.read_text(encoding='utf-8')
+    time.sleep(.01)
+    path.write_text(text.replace('春', '夏'), encoding='utf-8') # as long as before
+    assert name() != first
+
+
+def test_two_at_once_is_one_too_many(tmp_path):
+    with workplace(tmp_path/'work'), pytest.raises(RuntimeError, match='another process is cleaning here'):
+        with workplace(tmp_path/'work'): pass
+    assert not (tmp_path/'work').exists()
+
+
+def test_work_stays_after_a_failure(tmp_path):
+    with pytest.raises(ValueError), workplace(tmp_path/'work') as folder:
+        (folder/'done').write_text('1')
+        raise ValueError
+    assert (tmp_path/'work'/'done').exists()
