@@ -32,10 +32,10 @@ def write_raw(folder:Path, files:int=24, rows:int=400):
 
 
 def start(home:Path, runs:str, **more)->subprocess.Popen:
-    "`clean()` in a process of its own."
+    "`scclm clean` in a process of its own."
     env = os.environ | dict(SCCLM_RUNS=str(home/runs), SCCLM_RAW=str(home/'raw'), SCCLM_SCALE='tiny')
-    code = 'from scclm.data_cleaning import clean, clean_cfg\nfrom dataclasses import replace\nclean(replace(clean_cfg(), workers=2))'
-    return subprocess.Popen([sys.executable, '-c', code], env=env, text=True, stdout=subprocess.DEVNULL,
+    command = [sys.executable, '-m', 'scclm.cli', 'clean', '--workers', '2']
+    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.DEVNULL,
                             stderr=subprocess.PIPE, start_new_session=True, **more)
 
 
@@ -89,7 +89,7 @@ def test_a_full_disk_leaves_what_was_cleaned(home):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     full = start(home, 'full', preexec_fn=small_files)
     said = full.communicate(timeout=120)[1]
-    assert full.returncode != 0 and 'OSError' in said and not (home/'full'/'tiny'/'data').exists()
+    assert full.returncode != 0 and 'scclm clean: ' in said and not (home/'full'/'tiny'/'data').exists()
     left = finished_blocks(home, 'full')
     again = start(home, 'full')
     assert again.wait(120) == 0, again.stderr.read()
