@@ -39,7 +39,7 @@ ROOMS = {
     'duplicates': 'readers text_rules',
     'splits': 'duplicates',
     'sources': 'readers text_rules duplicates',
-    'clean_stage': 'readers duplicates sources',
+    'clean_stage': 'runs readers duplicates sources',
     'data_cleaning': 'runs plots readers sample_corpus duplicates splits sources clean_stage',
     'tokenizer': 'runs plots',
     'prefetch': '',
