@@ -8,6 +8,7 @@ parser.read(Path(__file__).parent/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 serve = cfg['serve_requirements'].split()
 export = cfg['export_requirements'].split()
+ray = cfg['ray_requirements'].split()
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], license='Apache-2.0',
@@ -19,7 +20,8 @@ setup(
     include_package_data=True, zip_safe=False,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'serve': serve, 'export': export, 'dev': [*cfg['dev_requirements'].split(), *serve, *export]},
+    extras_require={'serve': serve, 'export': export, 'ray': ray,
+                    'dev': [*cfg['dev_requirements'].split(), *serve, *export, *ray]},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},

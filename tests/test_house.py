@@ -86,6 +86,7 @@ ROOMS = {
     'page_chat': 'runs model chat page_rules',
     'export': 'runs tokenizer model runtimes chat scores report_card model_card stage adapters',
     'reproduce': 'runs pretrain sft dpo ie_finetune planner',
+    'cluster': 'readers duplicates sources clean_stage data_cleaning cli',
     'leaks': 'runs readers duplicates triple_files evaluation'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
@@ -342,7 +343,7 @@ def settings()->dict:
     return cfg['DEFAULT']
 
 def test_constraints_pin_every_requirement():
-    lists = ('requirements', 'serve_requirements', 'export_requirements', 'dev_requirements')
+    lists = ('requirements', 'serve_requirements', 'export_requirements', 'ray_requirements', 'dev_requirements')
     asked = [Requirement(r) for k in lists for r in settings()[k].split()]
     pinned = [line for line in source(ROOT/'constraints.txt').split('\n') if '==' in line and not line.startswith('#')]
     pins = {Requirement(line).name: line.split('==')[1] for line in pinned}
@@ -359,7 +360,7 @@ def test_every_import_is_a_requirement():
     asked = {Requirement(r).name.replace('-', '_').lower() for r in settings()['requirements'].split()}
     served = {Requirement(r).name.replace('-', '_').lower() for r in settings()['serve_requirements'].split()}
     extra = {Requirement(r).name.replace('-', '_').lower() for r in settings()['export_requirements'].split()}
-    dev = {'website': {'nbdev', 'execnb'}, 'serve': served, 'export': extra, 'runtimes': extra} # extras
+    dev = {'website': {'nbdev', 'execnb'}, 'serve': served, 'export': extra, 'runtimes': extra, 'cluster': {'ray'}} # extras
     for p in MODULES:
         unknown = {t for t in third_parties(p) if t.lower() not in asked} - dev.get(p.stem, set())
         assert not unknown, f'{p.stem} imports {unknown}, which settings.ini does not list'
