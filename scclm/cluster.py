@@ -47,7 +47,8 @@ def ray_env()->Iterator[None]:
         (Path(folder)/'rfc3987_syntax.py').write_text("raise ImportError('not needed here')\n")
         path = os.environ.get('PYTHONPATH')
         new = dict(PYTHONPATH=os.pathsep.join([folder, path] if path else [folder]), RAY_USAGE_STATS_ENABLED='0',
-                   RAY_idle_worker_killing_time_threshold_ms='600000') # a new process costs seconds
+                   RAY_idle_worker_killing_time_threshold_ms='600000', # a new process costs seconds
+                   RAY_worker_niceness='0') # at 15, Ray's default, a busy machine starves them
         if 'RAY_AUTH_MODE' not in os.environ: new |= dict(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=_TOKEN)
         old = {name: os.environ.get(name) for name in new}
         os.environ |= new
