@@ -10,6 +10,7 @@ __all__ = ['ray_env', 'patient', 'ray_session', 'dataset', 'pairs_in_part', 'pai
 import json
 import logging
 import os
+import platform
 import secrets
 import sys
 from argparse import ArgumentParser
@@ -38,6 +39,8 @@ from .sources import CleanCfg
 _log = logging.getLogger('scclm.cluster')
 _TOKEN = secrets.token_hex(32) # what the processes of a Ray started from here show each other
 
+# %% ../nbs/appendix/cluster.ipynb #clu00042
+#| code-fold: true
 @contextmanager
 def ray_env()->Iterator[None]:
     """The environment of a Ray started from here: it reports to nobody, and its processes start fast.
@@ -79,6 +82,7 @@ def _ray()->ModuleType:
     except ModuleNotFoundError as e: raise ModuleNotFoundError(f"{e}: expected pip install 'scclm[ray]'") from e
     return ray
 
+# %% ../nbs/appendix/cluster.ipynb #clu00043
 @contextmanager
 def ray_session(
     address:str='', # of a cluster: auto, or host:port; '' starts a Ray on this machine alone
@@ -118,6 +122,7 @@ def pairs_in_part(
     key, row = (batch[name][order] for name in ('key', 'row'))
     return pair_columns(row[key_pairs(key[None])], parts)
 
+# %% ../nbs/appendix/cluster.ipynb #clu00041
 def pair_columns(
     pairs:np.ndarray, # (pairs, 2)
     parts:int, # groups
@@ -136,7 +141,8 @@ def clean_block(
     "Clean one block; its files appear whole or not at all. Runs anywhere, and may run twice."
     import ray
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f'{folder} is missing on {os.uname().nodename}: expected storage that all machines share')
+        here = platform.node()
+        raise FileNotFoundError(f'{folder} is missing on {here}: expected storage that all machines share')
     number = int(item['number'])
     with TemporaryDirectory(prefix='.block-', dir=folder) as aside:
         chunks = spool_block(number, plan[number], cfg, aside)
@@ -160,6 +166,7 @@ def fill_on_ray(
     _log.info('%d blocks cleaned by %d machines', len(plan), len({d['machine'] for d in done}))
     return _whole(Spool(folder, sum(found, []), [b for b, chunks in zip(plan, found) for _ in chunks]))
 
+# %% ../nbs/appendix/cluster.ipynb #clu00044
 def _chunk(name:str, rows:int, rejected:dict[str, int])->Chunk:
     "A chunk as JSON brought it."
     return Chunk(name, rows, Counter(rejected))
@@ -204,6 +211,7 @@ def _grouped(data:Any, work:Callable, parts:int)->Any:
     "What a function makes of every group of equal `part`."
     return data.groupby('part', num_partitions=parts).map_groups(work, batch_format='numpy')
 
+# %% ../nbs/appendix/cluster.ipynb #clu00045
 def _pairs(data:Any)->np.ndarray:
     "The pairs of a dataset, brought here: (pairs, 2)."
     batches = data.iter_batches(batch_size=None, batch_format='numpy')
@@ -242,6 +250,7 @@ def clean_on_ray(
         cpus = int(ray.cluster_resources()['CPU'])
         return clean(cfg, Passes(fill_on_ray, partial(_near_on, cpus)))
 
+# %% ../nbs/appendix/cluster.ipynb #clu00046
 def _near_on(cpus:int, spool:Spool, fates:Fates, cfg:NearCfg, workers:int)->list[tuple[int, int]]:
     "`near_on_ray` with a group for every processor of the cluster."
     return near_on_ray(spool, fates, cfg, cpus)

@@ -360,7 +360,8 @@ def test_every_import_is_a_requirement():
     asked = {Requirement(r).name.replace('-', '_').lower() for r in settings()['requirements'].split()}
     served = {Requirement(r).name.replace('-', '_').lower() for r in settings()['serve_requirements'].split()}
     extra = {Requirement(r).name.replace('-', '_').lower() for r in settings()['export_requirements'].split()}
-    dev = {'website': {'nbdev', 'execnb'}, 'serve': served, 'export': extra, 'runtimes': extra, 'cluster': {'ray'}} # extras
+    dev = {'website': {'nbdev', 'execnb'}, 'serve': served, 'export': extra, 'runtimes': extra, # extras
+           'cluster': {'ray'}}
     for p in MODULES:
         unknown = {t for t in third_parties(p) if t.lower() not in asked} - dev.get(p.stem, set())
         assert not unknown, f'{p.stem} imports {unknown}, which settings.ini does not list'
