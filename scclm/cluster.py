@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import secrets
+import socket
 import sys
 from argparse import ArgumentParser
 from collections import Counter
@@ -84,6 +85,14 @@ def _ray()->ModuleType:
     except ModuleNotFoundError as e: raise ModuleNotFoundError(f"{e}: expected pip install 'scclm[ray]'") from e
     return ray
 
+# %% ../nbs/appendix/cluster.ipynb #clu00049
+def _answers(address:str):
+    "ConnectionError at once where nobody listens: Ray itself would try for minutes."
+    host, _, port = address.rpartition(':')
+    if not host or not port.isdigit(): return # auto, or an address with a scheme
+    try: socket.create_connection((host.strip('[]'), int(port)), 5).close()
+    except OSError as e: raise ConnectionError(f'no Ray at {address}: {e}; expected host:port of ray start --head') from e
+
 # %% ../nbs/appendix/cluster.ipynb #clu00043
 @contextmanager
 def ray_session(
@@ -98,7 +107,9 @@ def ray_session(
         ray = _ray()
         where = dict(address=address) if address else dict(address='local', **here)
         own = not ray.is_initialized()
-        if own: patient(partial(ray.init, log_to_driver=False, logging_level=logging.WARNING, **where))
+        if own:
+            _answers(address)
+            patient(partial(ray.init, log_to_driver=False, logging_level=logging.WARNING, **where))
         try: yield ray
         finally:
             if own: ray.shutdown()

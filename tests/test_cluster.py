@@ -167,6 +167,12 @@ def test_a_folder_that_is_not_shared_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='expected storage that all machines share'):
         clean_block(dict(number=0), [], {}, str(tmp_path/'elsewhere'))
 
+def test_an_address_where_nobody_listens_is_said_at_once(tmp_path, monkeypatch, capsys):
+    put_lines(tmp_path/'raw'/'a.jsonl', [dict(prompt='一', response='二')])
+    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
+    assert main(['--address', '127.0.0.1:1', '--raw', str(tmp_path/'raw')]) == 2
+    assert 'scclm.cluster: no Ray at 127.0.0.1:1: ' in capsys.readouterr().err
+
 def test_bad_options(capsys):
     with pytest.raises(SystemExit) as e: main(['--no-such-option', '1'])
     assert e.value.code == 2
