@@ -91,7 +91,8 @@ def _answers(address:str):
     host, _, port = address.rpartition(':')
     if not host or not port.isdigit(): return # auto, or an address with a scheme
     try: socket.create_connection((host.strip('[]'), int(port)), 5).close()
-    except OSError as e: raise ConnectionError(f'no Ray at {address}: {e}; expected host:port of ray start --head') from e
+    except OSError as e:
+        raise ConnectionError(f'no Ray at {address}: {e}; expected host:port of ray start --head') from e
 
 # %% ../nbs/appendix/cluster.ipynb #clu00043
 @contextmanager
