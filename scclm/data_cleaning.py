@@ -92,11 +92,11 @@ def _raw_of(cfg:CleanCfg)->Path:
 # %% ../nbs/00_data_cleaning.ipynb #1285a33a
 def clean(
     cfg:CleanCfg|None=None, # None: the preset of the scale
-    passes:Passes=Passes(), # who does the work
+    passes:Passes|None=None, # who does the work; None: this machine
 )->dict: # the report
     """From raw files to the parquet files of `run_path('data')`: read, clean, deduplicate, split, shuffle, report.
     Raises FileNotFoundError or ValueError when the raw folder is absent or holds nothing readable."""
-    cfg = cfg or clean_cfg()
+    cfg, passes = cfg or clean_cfg(), passes or Passes()
     raw = _raw_of(cfg)
     sources, others = find_sources(raw)
     unknown = {shown_name(p.relative_to(raw)): f'{explain(p)}; expected {EXPECTED}' for p in others}
