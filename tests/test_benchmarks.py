@@ -38,7 +38,7 @@ def test_importing_a_script_does_no_work(path, monkeypatch, capfd):
     before, n = results(), torch.get_num_threads()
     module = load_benchmark(path.stem)
     assert capfd.readouterr().out == '' and results() == before and torch.get_num_threads() == n
-    if path.stem == 'report': return
+    if path.stem in ('report', 'ngram'): return # what other scripts import
     assert callable(module.main) and module.__doc__, 'a script says what it measures'
 
 
