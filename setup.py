@@ -9,6 +9,7 @@ cfg = parser['DEFAULT']
 serve = cfg['serve_requirements'].split()
 export = cfg['export_requirements'].split()
 fetch = cfg['fetch_requirements'].split()
+ray = cfg['ray_requirements'].split()
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], license='Apache-2.0',
@@ -20,8 +21,8 @@ setup(
     include_package_data=True, zip_safe=False,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'serve': serve, 'export': export, 'fetch': fetch,
-        'dev': [*cfg['dev_requirements'].split(), *serve, *export, *fetch]},
+    extras_require={'serve': serve, 'export': export, 'fetch': fetch, 'ray': ray,
+        'dev': [*cfg['dev_requirements'].split(), *serve, *export, *fetch, *ray]},
     entry_points={
         'console_scripts': cfg['console_scripts'].split(),
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},

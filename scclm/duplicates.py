@@ -7,7 +7,7 @@ __all__ = ['BANDS', 'BAND_ROWS', 'RANDOM_ROUNDS', 'ROLES', 'STATUS', 'KEPT_ROW',
            'normal_form', 'normal_forms', 'ngrams', 'jaccard', 'same_text', 'mix', 'ngram_hashes', 'same_texts',
            'minhash', 'band_keys', 'text_keys', 'row_keys', 'Chunk', 'Spool', 'write_arrow', 'read_arrow', 'Fates',
            'new_fates', 'row_roles', 'sorted_keys', 'n_parts', 'mark_exact', 'key_pairs', 'find_pairs', 'NearCfg',
-           'near_pairs', 'clusters', 'mark_near', 'settle']
+           'holding_pairs', 'near_pairs', 'clusters', 'unseen_pairs', 'keep_first', 'mark_near', 'settle']
 
 # %% ../nbs/appendix/duplicates.ipynb #66157a25
 import json
@@ -421,17 +421,13 @@ class NearCfg(NamedTuple):
     ngram:int=4 # characters per n-gram
     progress:bool=True # a bar, when a person is watching
 
-# %% ../nbs/appendix/duplicates.ipynb #91eeac30
-def near_pairs(
-    folder:str, # of the spool
-    part:int, # of the pairs
-    parts:int, # number of parts
+# %% ../nbs/appendix/duplicates.ipynb #clhold01
+def holding_pairs(
+    spool:Spool, # the rows
+    pairs:np.ndarray, # (pairs, 2) row numbers
     cfg:NearCfg, # thresholds
-)->str: # file of the pairs that hold
-    """Compare candidate pairs by their true n-grams: question with question and answer with answer.
-    Runs in a worker."""
-    spool, _ = _open_spool(folder)
-    pairs = _candidates(Path(folder), part, parts)
+)->np.ndarray: # (pairs, 2): those that hold
+    "Compare candidate pairs by their true n-grams: question with question and answer with answer."
     good = [np.zeros((0, 2), np.int64)]
     for chunk in np.array_split(pairs, 1 + len(pairs)//50_000):
         ids, places = np.unique(chunk, return_inverse=True)
@@ -443,8 +439,19 @@ def near_pairs(
             holds = same_texts(texts, places, alike, cfg.short, cfg.ngram)
             chunk, places, alike = chunk[holds], places[holds], alike[holds]
         good.append(chunk)
+    return np.concatenate(good)
+
+# %% ../nbs/appendix/duplicates.ipynb #91eeac30
+def near_pairs(
+    folder:str, # of the spool
+    part:int, # of the pairs
+    parts:int, # number of parts
+    cfg:NearCfg, # thresholds
+)->str: # file of the pairs that hold
+    "The pairs of one part that hold, in a file. Runs in a worker."
+    spool, _ = _open_spool(folder)
     out = Path(folder)/f'{part}.near'
-    np.concatenate(good).tofile(out)
+    holding_pairs(spool, _candidates(Path(folder), part, parts), cfg).tofile(out)
     return str(out)
 
 # %% ../nbs/appendix/duplicates.ipynb #5612645c
@@ -483,7 +490,10 @@ def clusters(
     return rows, rows[[_root(parent, k) for k in range(len(rows))]]
 
 # %% ../nbs/appendix/duplicates.ipynb #dupuni04
-def _unseen_pairs(spool:Spool, pairs:np.ndarray)->np.ndarray:
+def unseen_pairs(
+    spool:Spool, # the rows
+    pairs:np.ndarray, # (pairs, 2) that hold
+)->np.ndarray: # (pairs, 2)
     "(first row of a cluster, member) for every member that was not found to be like it yet, within one role."
     same_role = row_roles(spool, pairs[:, 0]) == row_roles(spool, pairs[:, 1])
     rows, heads = clusters(pairs[same_role])
@@ -492,9 +502,12 @@ def _unseen_pairs(spool:Spool, pairs:np.ndarray)->np.ndarray:
     return wanted[~np.isin(codes, seen)]
 
 # %% ../nbs/appendix/duplicates.ipynb #d168c009
-def _keep_first(spool:Spool, fates:Fates, pairs:np.ndarray)->list[tuple[int, int]]:
-    """Walk near pairs in the order of the later row: it goes if an earlier kept row is like it.
-    Pairs across roles are returned."""
+def keep_first(
+    spool:Spool, # the rows
+    fates:Fates, # changed
+    pairs:np.ndarray, # (pairs, 2) that hold
+)->list[tuple[int, int]]: # pairs of a pretraining and an SFT row, for later
+    "Walk near pairs in the order of the later row: it goes if an earlier kept row is like it."
     pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
     first_roles, second_roles = (row_roles(spool, pairs[:, k]) for k in (0, 1))
     across = []
@@ -522,10 +535,10 @@ def mark_near(
     total = sum(tqdm(found, 'bands', len(tasks), disable=None if cfg.progress else True))
     pairs = _verified(spool, total, cfg, workers)
     for file in spool.folder.glob('*.pairs'): file.unlink()
-    more = _unseen_pairs(spool, pairs)
+    more = unseen_pairs(spool, pairs)
     more.tofile(spool.folder/'heads.pairs')
     pairs = np.concatenate([pairs, _verified(spool, len(more), cfg, workers)])
-    return _keep_first(spool, fates, pairs)
+    return keep_first(spool, fates, pairs)
 
 # %% ../nbs/appendix/duplicates.ipynb #dupset01
 def settle(

@@ -88,6 +88,7 @@ ROOMS = {
     'reproduce': 'runs pretrain sft dpo ie_finetune planner',
     'download': 'runs readers',
     'fetch': 'runs readers download',
+    'cluster': 'readers duplicates sources clean_stage data_cleaning cli',
     'leaks': 'runs readers duplicates triple_files evaluation'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
@@ -344,7 +345,8 @@ def settings()->dict:
     return cfg['DEFAULT']
 
 def test_constraints_pin_every_requirement():
-    lists = ('requirements', 'serve_requirements', 'export_requirements', 'fetch_requirements', 'dev_requirements')
+    lists = ('requirements', 'serve_requirements', 'export_requirements', 'fetch_requirements', 'ray_requirements',
+             'dev_requirements')
     asked = [Requirement(r) for k in lists for r in settings()[k].split()]
     pinned = [line for line in source(ROOT/'constraints.txt').split('\n') if '==' in line and not line.startswith('#')]
     pins = {Requirement(line).name: line.split('==')[1] for line in pinned}
@@ -361,7 +363,8 @@ def test_every_import_is_a_requirement():
     asked = {Requirement(r).name.replace('-', '_').lower() for r in settings()['requirements'].split()}
     served = {Requirement(r).name.replace('-', '_').lower() for r in settings()['serve_requirements'].split()}
     extra = {Requirement(r).name.replace('-', '_').lower() for r in settings()['export_requirements'].split()}
-    dev = {'website': {'nbdev', 'execnb'}, 'serve': served, 'export': extra, 'runtimes': extra} # extras
+    dev = {'website': {'nbdev', 'execnb'}, 'serve': served, 'export': extra, 'runtimes': extra, # extras
+           'cluster': {'ray'}}
     for p in MODULES:
         unknown = {t for t in third_parties(p) if t.lower() not in asked} - dev.get(p.stem, set())
         assert not unknown, f'{p.stem} imports {unknown}, which settings.ini does not list'
