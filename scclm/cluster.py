@@ -7,7 +7,6 @@ __all__ = ['ray_env', 'patient', 'ray_session', 'pairs_in_part', 'pair_columns',
            'held_in_part', 'near_on_ray', 'clean_on_ray', 'main']
 
 # %% ../nbs/appendix/cluster.ipynb #clu00003
-import json
 import logging
 import os
 import platform
