@@ -7,7 +7,6 @@ __all__ = ['ray_env', 'patient', 'ray_session', 'pairs_in_part', 'pair_columns',
            'held_in_part', 'near_on_ray', 'clean_on_ray', 'main']
 
 # %% ../nbs/appendix/cluster.ipynb #clu00003
-import json
 import logging
 import os
 import platform
@@ -15,8 +14,7 @@ import secrets
 import socket
 import sys
 from argparse import ArgumentParser
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -27,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from .clean_stage import block_name, spool_block
+from .clean_stage import block_name, fill_spool, spool_block
 from .cli import parse, summary
 from .data_cleaning import Passes, clean, clean_cfg
-from .duplicates import (BANDS, KEPT_ROW, PART_ROWS, Chunk, Fates, NearCfg, Spool, holding_pairs, keep_first,
+from .duplicates import (BANDS, KEPT_ROW, PART_ROWS, Fates, NearCfg, Spool, holding_pairs, keep_first,
     key_pairs, unseen_pairs)
 from .readers import Block, Source, plan_blocks
 from .sources import CleanCfg
@@ -144,26 +142,22 @@ def pair_columns(
 
 # %% ../nbs/appendix/cluster.ipynb #clu00021
 def clean_block(
-    item:dict, # number
-    plan:list[tuple[str, Block]], # every block with the name of its files, by its number
+    item:dict, # name, from `block_name`
+    plan:dict[str, Block], # every block, by its name
     cfg:dict, # fields of a `CleanCfg`
     folder:str, # where the files go; every machine sees it
-)->dict: # number, chunks as JSON, machine
-    """Clean one block, unless it is there already; its files appear whole, that which says so last.
-    Runs anywhere, and may run twice."""
+)->dict: # machine
+    "Clean one block; its files appear whole or not at all. Runs anywhere, and may run twice."
     import ray
     if not Path(folder).is_dir():
         here = platform.node()
         raise FileNotFoundError(f'{folder} is missing on {here}: expected storage that all machines share')
-    number = int(item['number'])
-    name, block = plan[number]
-    if (Path(folder)/f'{name}.json').exists():
-        chunks = spool_block(name, block, cfg, folder)
-    else:
-        with TemporaryDirectory(prefix='.block-', dir=folder) as aside:
-            chunks = spool_block(name, block, cfg, aside)
-            for file in sorted(Path(aside).iterdir()): file.replace(Path(folder)/file.name)
-    return dict(number=number, chunks=json.dumps(chunks), machine=ray.get_runtime_context().get_node_id())
+    name = item['name']
+    with TemporaryDirectory(prefix='.block-', dir=folder) as aside:
+        spool_block(name, plan[name], cfg, aside)
+        for file in sorted(Path(aside).iterdir(), key=lambda f: f.suffix == '.json'): # what says "finished" comes last
+            file.replace(Path(folder)/file.name)
+    return dict(machine=ray.get_runtime_context().get_node_id())
 
 # %% ../nbs/appendix/cluster.ipynb #clu00022
 def fill_on_ray(
@@ -171,30 +165,23 @@ def fill_on_ray(
     cfg:CleanCfg, # thresholds
     folder:Path, # for the files
 )->Spool: # the rows on disk
-    "`fill_spool`, block by block on the machines of a Ray."
+    "`fill_spool`, whose blocks the machines of a Ray have cleaned."
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    plan = [b._replace(path=str(Path(b.path).resolve())) for s in sources for b in plan_blocks(s)]
-    named = [(block_name(b, cfg), b) for b in plan]
-    work = partial(clean_block, plan=named, cfg=asdict(cfg), folder=str(folder))
-    done = _dataset([dict(number=k) for k in range(len(plan))], len(plan)).map(work).take_all()
-    done.sort(key=lambda d: d['number'])
-    found = [[_chunk(*c) for c in json.loads(d['chunks'])] for d in done]
-    _log.info('blocks cleaned: %d, by machines: %d', len(plan), len({d['machine'] for d in done}))
-    return _whole(Spool(folder, sum(found, []), [b for b, chunks in zip(plan, found) for _ in chunks]))
-
-# %% ../nbs/appendix/cluster.ipynb #clu00044
-def _chunk(name:str, rows:int, rejected:dict[str, int])->Chunk:
-    "A chunk as JSON brought it."
-    return Chunk(name, rows, Counter(rejected))
+    blocks = [b for s in sources for b in plan_blocks(s)]
+    plan = {block_name(b, cfg): b._replace(path=str(Path(b.path).resolve())) for b in blocks}
+    left = _unfinished(plan, folder)
+    work = partial(clean_block, plan=plan, cfg=asdict(cfg), folder=str(folder))
+    done = _dataset([dict(name=name) for name in left], len(left)).map(work).take_all() if left else []
+    _log.info('blocks cleaned: %d, by machines: %d', len(left), len({d['machine'] for d in done}))
+    if lost := _unfinished(plan, folder):
+        raise FileNotFoundError(f'{lost[0]}.json is not in {folder}: expected storage that all machines share')
+    return fill_spool(sources, cfg, folder)
 
 # %% ../nbs/appendix/cluster.ipynb #clu00048
-def _whole(spool:Spool)->Spool:
-    "The same spool. FileNotFoundError if another machine wrote to a folder of its own."
-    for c in spool.chunks:
-        if not (spool.folder/f'{c.name}.keys').exists():
-            raise FileNotFoundError(f'{c.name}.keys is not in {spool.folder}: expected storage that all machines share')
-    return spool
+def _unfinished(names:Iterable[str], folder:Path)->list[str]:
+    "Blocks that have not said that their files are whole."
+    return [name for name in names if not (folder/f'{name}.json').exists()]
 
 # %% ../nbs/appendix/cluster.ipynb #clu00027
 def keys_of_chunks(

@@ -92,7 +92,7 @@ class Killer(Thread):
 
 def spool_below(data:Path)->Path|None:
     "The spool of the run that is writing below a folder."
-    spool = data.parent/'.data.work'/'spool'
+    spool = data.with_name('.data.work')/'spool'
     return spool if spool.exists() else None
 
 def test_a_node_dies_and_the_rows_are_those_of_one_machine(tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_nothing_else_needs_ray():
 
 def test_a_folder_that_is_not_shared_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='expected storage that all machines share'):
-        clean_block(dict(number=0), [], {}, str(tmp_path/'elsewhere'))
+        clean_block(dict(name='a'), {}, {}, str(tmp_path/'elsewhere'))
 
 def test_an_address_where_nobody_listens_is_said_at_once(tmp_path, monkeypatch, capsys):
     put_lines(tmp_path/'raw'/'a.jsonl', [dict(prompt='一', response='二')])
