@@ -55,8 +55,10 @@ def raw_dir()->Path|None: # folder of raw files; None: the shipped sample corpus
     return checkout_root()/folder if folder else None
 
 # %% ../nbs/appendix/runs.ipynb #75f71ba2
-def flush_to_disk(path:Path):
-    "Wait until the disk has `path` (a folder: its list of names); Windows cannot open folders and skips them."
+def flush_to_disk(
+    path:Path, # a file, or a folder: its list of names
+):
+    "Wait until the disk has it. Windows cannot open folders and skips them."
     if os.name == 'nt' and path.is_dir(): return
     fd = os.open(path, os.O_RDONLY if os.name != 'nt' else os.O_RDWR)
     try: os.fsync(fd)
