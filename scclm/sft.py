@@ -138,6 +138,7 @@ def say_left_out(
           f"{long:,} longer than max_char={max_char} characters")
 
 # %% ../nbs/06_sft.ipynb #92c2ad85
+#| code-fold: true
 def sft(
     cfg:SftCfg, # from `sft_cfg`
     watch:tuple[str, ...]=(), # questions answered ten times along the way
