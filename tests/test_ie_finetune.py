@@ -446,7 +446,7 @@ def test_the_stage_writes_what_it_promises(world):
     assert report['ignored'] == ['duie_schema.json']
     assert report['train_rows'] == dict(extraction=100, mixed_in=round(100*cfg.mix/(1 - cfg.mix)))
     assert pq.read_metadata(out/'train.parquet').num_rows == sum(report['train_rows'].values())
-    assert pq.read_schema(out/'rejects.parquet').names == ['source', 'file', 'line', 'rule', 'text']
+    assert pq.read_schema(out/'rejects.parquet').names == ['source', 'file', 'line', 'rule', 'text', 'repeats']
     entries = [json.loads(line) for line in (out/'log.jsonl').read_text(encoding='utf-8').splitlines()]
     assert [e['step'] for e in entries if 'f1_valid' in e] == [3, 6]
     assert all('loss_valid' in e for e in entries if 'f1_valid' in e)

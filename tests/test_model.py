@@ -280,7 +280,7 @@ def test_config_errors():
     with pytest.raises(ValueError, match='num_decoder_layers=3'):
         model_config('tiny', 100, num_decoder_layers=3)
     with pytest.raises(ValueError, match="'magic'"): build_model(model_config('tiny', 100), 'magic')
-    assert [default_init(s) for s in PRESETS] == ['mimetic', 'stock', 'stock']
+    assert [default_init(s) for s in PRESETS] == ['mimetic', 'mimetic', 'stock', 'stock']
 
 
 # Other people's folders

@@ -540,7 +540,7 @@ def said_by(module):
     return [c.value for n in nodes for c in ast.walk(n) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
 
 MODULES = sorted(p.stem for p in (ROOT/'scclm').glob('*.py') if not p.stem.startswith('_'))
-FOREIGN = {'json', 'help'} # WikiExtractor's; every command's
+FOREIGN = {'json', 'help', 'head'} # WikiExtractor's; every command's; Ray's
 
 def options(stage):
     "Fields of what a stage's command line takes."
