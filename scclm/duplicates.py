@@ -518,6 +518,11 @@ def keep_first(
         else: across.append((i, j))
     return across
 
+# %% ../nbs/appendix/duplicates.ipynb #duprem01
+def _remove_pairs(spool:Spool):
+    "Candidates that were looked at, or that nobody will look at."
+    for file in spool.folder.glob('*.pairs'): file.unlink()
+
 # %% ../nbs/appendix/duplicates.ipynb #c099a935
 def mark_near(
     spool:Spool, # the rows
@@ -529,12 +534,13 @@ def mark_near(
     and every other that is like no row that stays."""
     cfg = cfg or NearCfg()
     _save_spool(spool, fates.status)
+    _remove_pairs(spool) # a run that was killed may have left some, with numbers of other rows
     n = n_parts(spool)
     tasks = [(str(spool.folder), band, part, n) for band in range(BANDS) for part in range(n)]
     found = map_ordered('scclm.duplicates', 'find_pairs', tasks, workers)
     total = sum(tqdm(found, 'bands', len(tasks), disable=None if cfg.progress else True))
     pairs = _verified(spool, total, cfg, workers)
-    for file in spool.folder.glob('*.pairs'): file.unlink()
+    _remove_pairs(spool)
     more = unseen_pairs(spool, pairs)
     more.tofile(spool.folder/'heads.pairs')
     pairs = np.concatenate([pairs, _verified(spool, len(more), cfg, workers)])

@@ -160,6 +160,22 @@ def test_what_goes_names_a_row_that_stays_and_is_like_it(tmp_path, seed):
     for i, j in combinations(stays, 2): assert not alike(every[i], every[j], .85), 'two rows that stay say the same'
 
 
+def test_candidates_that_a_killed_run_left_are_not_looked_at(tmp_path):
+    "They may bear numbers of rows that are not there any more."
+    rng = random.Random(3)
+    rows = [(text_of(rng, 20), text_of(rng, 60)) for _ in range(30)]
+    rows += [(rows[k][0], edited(rng, rows[k][1], 1)) for k in range(5)]
+    found = []
+    for name in ('clean', 'left'):
+        (tmp_path/name).mkdir()
+        spool = spool_of(tmp_path/name, [('pretrain', rows)])
+        if name == 'left': np.array([[7, 10**6]], np.int64).tofile(spool.folder/'9-9.pairs')
+        fates = new_fates(spool.starts[-1])
+        mark_near(spool, fates, NearCfg(progress=False))
+        found.append((fates.status.tolist(), fates.repeats.tolist()))
+    assert found[0] == found[1] and found[0][0].count(NEAR) == 5
+
+
 def test_a_chain_of_small_changes_does_not_pull_far_rows_out(tmp_path):
     "Row after row changes a little; the last is like none that stays, and stays."
     rng = random.Random(3)
