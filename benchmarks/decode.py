@@ -20,6 +20,8 @@ from pathlib import Path
 
 from report import row, write
 
+from scclm.runs import SCALES
+
 QUESTION = '天地玄黄宇宙洪荒日月盈昃辰宿列张'
 KINDS = ('fp32', 'int8', 'int8 in ChatBot', 'bf16', 'fp16')
 MANY = 8 # rows of the batch that fp32 and int8 are measured with besides
@@ -159,7 +161,7 @@ def rows_of(
 def main():
     "Measure all kinds in turn and write results/decode.json."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--scale', default='base', choices=('tiny', 'mini', 'base'))
+    parser.add_argument('--scale', default='base', choices=SCALES)
     parser.add_argument('--vocab', type=int, default=29298, help='tokens of the vocabulary')
     parser.add_argument('--tok', type=int, default=64, help='tokens of an answer')
     parser.add_argument('--rows', type=int, default=1, help=argparse.SUPPRESS)

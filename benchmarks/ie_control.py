@@ -6,6 +6,7 @@ Needs a finished `make course` at tiny. The chapter's control from new weights r
 model and knows nothing of half-width brackets. Here new weights get both: the same training rows, and `twin_marks_`.
 `ours` is the chat model of `ie/`, `baseline` this control; the configuration holds the difference on the same sentences
 with its 95 % interval."""
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def main():
     start = fresh_start(run_path('ie_control_start'))
     even = replace(cfg, start=str(start), lr=cfg.lr_scratch, twins=False, out=str(run_path('ie_control')))
     run = ie(even, progress=False)
+    if not run.done: sys.exit(f'stopped by {run.stopped}; the same command goes on from here')
     if (run.out/'train.parquet').read_bytes() != (chat/'train.parquet').read_bytes():
         raise ValueError('the two runs read different rows: make the course again')
     ours, control = (read_json(folder/'figures.json') for folder in (chat, run.out))

@@ -1,18 +1,17 @@
 """One honest run on real text at scale `small`: from public files to a model, its figures and its page.
 
-    python benchmarks/real.py prepare --data DIR     # lay the public files out for the stages
-    python benchmarks/real.py run                    # clean … extraction, restartable: what is done is not done again
-    python benchmarks/real.py measure                # figures, samples, card -> results/real_small/
+    python benchmarks/real.py prepare --data DIR --raw RAW   # lay the public files out for the stages
+    python benchmarks/real.py run --raw RAW                  # clean … extraction; what is done is not done again
+    python benchmarks/real_measure.py --raw RAW              # figures, samples, card -> results/real_small/
 
 DIR holds pairs/mixed.parquet, pairs/smile.parquet, raw/, prefs/, duie/, eval/ as their owners publish them. Everything
-that is made lies under SCCLM_RUNS (default runs/); nothing of the data or the weights goes to results/."""
+that is made lies under SCCLM_RUNS (default runs/) in small/; nothing of the data or the weights goes to results/."""
 import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,7 +25,8 @@ from scclm.data_cleaning import clean
 from scclm.dpo import dpo, dpo_cfg
 from scclm.ie_finetune import ie, ie_cfg
 from scclm.pretrain import pretrain, pretrain_cfg
-from scclm.runs import run_path, write_json
+from scclm.reproduce import Step, note, read_diary
+from scclm.runs import check_out, run_path, write_json
 from scclm.sft import sft, sft_cfg
 from scclm.tokenizer import tokenizer_cfg, train_tokenizer
 
@@ -34,6 +34,8 @@ SFT_SOURCES = ('A_carbonz0', 'A_hikariming_extra', 'A_medicalgpt_sharegpt_zh', '
                'C_belle_eval', 'C_belle_open_source_1k') # instructions; the rest of mixed.parquet is for pretraining
 LINKED = {'pairs/smile.parquet': 'pretrain/smile.parquet', 'raw': 'pretrain/raw', 'prefs': 'prefs',
           'duie': 'duie', 'eval': 'eval'} # public file or folder -> its place below the raw folder
+
+MARK = '.laid_out' # in the raw folder: it may be made anew
 
 def link(
     target:Path, # a file, or a folder of files
@@ -73,7 +75,10 @@ def prepare(
     raw:Path, # the raw folder, made anew
 ):
     "Lay the public files out as SCCLM_RAW wants them: sft/, prefs/, duie/, eval/, and the rest for pretraining."
+    check_out(raw, data, 'raw folder of this script', (raw/MARK).exists())
     shutil.rmtree(raw, ignore_errors=True)
+    raw.mkdir(parents=True)
+    (raw/MARK).touch()
     for target, place in LINKED.items(): link(data/target, raw/place)
     split_mixed(data/'pairs'/'mixed.parquet', raw)
     own_answers(data/'raw'/'alpaca'/'alpaca_chinese_part_0.json', raw/'prefs'/'alpaca_own_answers.json')
@@ -107,35 +112,39 @@ STEPS:dict[str, Callable] = dict(
     dpo=partial(dpo, dpo_cfg('small'), progress=False),
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_EPOCHS for start in IE_STARTS}
 
-def note(**entry:object):
-    "A line in the diary: what began, ended or was stopped, and when."
-    with open(run_path('diary.jsonl'), 'a', encoding='utf-8') as f: f.write(json.dumps(entry) + '\n')
+def diary()->Path:
+    "Where it is noted what began, ended or was stopped, and when."
+    return run_path('diary.jsonl')
 
 def step(
     name:str, # of STEPS
 ):
     "One step in this process; exits with 3 if it was stopped on the way."
-    note(step=name, what='start', at=time.time())
+    noted = Step(name, (), '')
+    note(diary(), noted, 'start')
     run = STEPS[name]()
     done = getattr(run, 'done', True)
-    note(step=name, what='end' if done else 'stop', at=time.time())
+    note(diary(), noted, 'end' if done else 'stop')
     if not done: sys.exit(3)
 
 def done_steps()->set[str]:
     "What the diary says is finished."
-    path = run_path('diary.jsonl')
-    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-    return {e['step'] for e in map(json.loads, lines) if e['what'] == 'end'}
+    return {e['step'] for e in read_diary(diary()) if e['what'] == 'end'}
 
 def run_all(
     names:list[str], # of STEPS, in order
 ):
     "Every step that is not done, each in a process of its own; the first that fails or is stopped ends it."
-    os.makedirs(run_path(), exist_ok=True)
     for name in names:
         if name in done_steps(): continue
-        made = subprocess.run([sys.executable, __file__, 'step', name])
+        made = subprocess.run([sys.executable, __file__, 'step', name]) # the dials go on in the environment
         if made.returncode: sys.exit(f'{name}: ended with {made.returncode}; the same command goes on from here')
+
+def set_dials(
+    raw:Path, # the raw folder
+):
+    "Scale and raw folder of this process and of those that it starts."
+    os.environ |= dict(SCCLM_SCALE='small', SCCLM_RAW=str(raw.absolute()))
 
 def main():
     "What the command line asks for."
@@ -145,7 +154,8 @@ def main():
     p.add_argument('--data', type=Path, help='the public files')
     p.add_argument('--raw', type=Path, default=Path(os.environ.get('SCCLM_RAW', 'raw_real')), help='the raw folder')
     a = p.parse_args()
-    if a.what == 'prepare': return prepare(a.data, a.raw)
+    set_dials(a.raw)
+    if a.what == 'prepare': return prepare(a.data, a.raw) if a.data else p.error('prepare wants --data')
     if unknown := set(a.names) - STEPS.keys(): p.error(f"{', '.join(unknown)}: expected some of {' '.join(STEPS)}")
     if a.what == 'run': return run_all(a.names or list(STEPS))
     for name in a.names: step(name)

@@ -1,19 +1,20 @@
 """What the real run came to: figures, samples and a card, kept in results/real_small/.
 
-    SCCLM_SCALE=small SCCLM_RAW=DIR python benchmarks/real_measure.py
+    python benchmarks/real_measure.py --raw RAW
 
 Reads what real.py left under SCCLM_RUNS. A part that is measured already is kept (delete its file to measure again).
 No weights and no rows of the data go to the results but the questions asked and the answers given."""
+import argparse
 import hashlib
-import json
 import random
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pyarrow.parquet as pq
 from ngram import CharNgram
-from real import IE_EPOCHS, IE_STARTS, done_steps
+from real import IE_EPOCHS, IE_STARTS, done_steps, set_dials
 from report import RESULTS, machine
 
 from scclm.chat import ChatBot
@@ -22,6 +23,7 @@ from scclm.dataset import columns, read_pairs
 from scclm.duplicates import normal_form
 from scclm.evaluation import EvaluateCfg, distinct, evaluate, repeats
 from scclm.model import load_model, n_params
+from scclm.reproduce import read_diary
 from scclm.runlog import read_log
 from scclm.runs import raw_dir, read_json, run_path, write_json
 from scclm.scores import bits_per_char, ratio_score, scored, share_score
@@ -226,9 +228,8 @@ def exams()->dict:
 
 def diary()->dict:
     "How often each step was started and stopped, and how long it took in all, waiting between two starts left out."
-    entries = [json.loads(line) for line in run_path('diary.jsonl').read_text(encoding='utf-8').splitlines()]
     found = {name: dict(starts=0, stops=0) for name in done_steps()}
-    for e in entries:
+    for e in read_diary(run_path('diary.jsonl')):
         if e['step'] in found and e['what'] != 'end': found[e['step']][f"{e['what']}s"] += 1
     for name, f in found.items():
         figures = run_path(name, 'figures.json')
@@ -268,6 +269,9 @@ def card()->dict:
 
 def main():
     "Measure what is missing; write the card last."
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--raw', type=Path, required=True, help='the raw folder that real.py laid out')
+    set_dials(p.parse_args().raw)
     OUT.mkdir(parents=True, exist_ok=True)
     for make in (inputs, settings, diary, curves, bits, samples, triples, exams): kept(make, make.__name__)
     sheet = blind(read_json(OUT/'samples.json'))

@@ -10,7 +10,6 @@ Sizes that are measured already are kept; results/scale.json is written after ea
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from report import RESULTS, write
+from report import RESULTS, row, write
 
 PARTS = ('fill_spool', 'mark_exact', 'mark_near', 'mark_sft_leaks', 'write_splits', 'write_rejects')
 PER_FILE = 250_000 # rows
@@ -38,9 +37,8 @@ def timed(name, inner):
         try: return inner(*args, **named)
         finally: print(json.dumps(dict(part=name, what='end', at=time.time())), flush=True)
     return outer
-for name in sys.argv[1].split():
-    if hasattr(data_cleaning, name): setattr(data_cleaning, name, timed(name, getattr(data_cleaning, name)))
-report = data_cleaning.clean()
+for name in sys.argv[1].split(): setattr(data_cleaning, name, timed(name, getattr(data_cleaning, name)))
+report = data_cleaning.clean(passes=data_cleaning.Passes(data_cleaning.fill_spool, data_cleaning.mark_near))
 print(json.dumps(dict(report={k: report[k] for k in ('rows_in', 'kept', 'rejected', 'duplicates')})), flush=True)
 """
 
@@ -107,30 +105,27 @@ def cleaned(raw:Path, runs:Path)->dict:
         elif said['what'] == 'start': peaks.part, since = said['part'], said['at']
         else: seconds[said['part']], peaks.part = said['at'] - since, 'between'
     if child.wait(): sys.exit(f'clean() ended with {child.returncode}')
+    if seconds.keys() != set(PARTS): sys.exit(f'{set(PARTS) - seconds.keys()} did not run: the parts have other names')
     return found | dict(seconds=time.time() - began, parts=seconds, peak=dict(peaks.most))
 
 def measured(table:pa.Table, n:int, work:Path)->dict:
-    "Write `n` rows, clean them, remove everything."
+    "Write `n` rows and clean them, in an empty folder."
     raw, runs = work/'raw', work/'runs'
-    raw.mkdir(parents=True)
+    raw.mkdir()
     for k, part in enumerate(copies(table, n)): pq.write_table(part, raw/f'{k:03}.parquet')
     size = sum(p.stat().st_size for p in raw.iterdir())
-    try: return cleaned(raw, runs) | dict(raw_bytes=size)
-    finally: shutil.rmtree(work)
+    return cleaned(raw, runs) | dict(raw_bytes=size)
 
 def rows_of(found:dict[str, dict])->list[dict]:
     "Rows per second and memory of every size, against the smallest."
-    first = next(iter(found.values()))
-    def row(what:str, ours:float, baseline:float, unit:str, better:float)->dict:
-        "A result."
-        return dict(what=what, ours=ours, baseline=baseline, baseline_name='100,000 rows', unit=unit,
-                    ratio=better, runs=1)
-    rows, speed = [], first['rows_in'] / first['seconds']
-    for n, f in found.items():
-        mine = f['rows_in'] / f['seconds']
-        rows.append(row(f'clean, {int(n):,} rows', mine, speed, 'rows/s', mine / speed))
-        peak, least = (max(x['peak'].values()) / 2**20 for x in (f, first))
-        rows.append(row(f'clean, {int(n):,} rows, peak memory', peak, least, 'MiB', least / peak))
+    least = min(found, key=int)
+    speed = {n: f['rows_in'] / f['seconds'] for n, f in found.items()}
+    peak = {n: max(f['peak'].values()) / 2**20 for n, f in found.items()}
+    rows, name = [], f'{int(least):,} rows'
+    for n in sorted(found, key=int):
+        what = f'clean, {int(n):,} rows'
+        rows.append(row(what, [speed[n]], [speed[least]], name, 'rows/s'))
+        rows.append(row(f'{what}, peak memory', [peak[n]], [peak[least]], name, 'MiB', higher_is_better=False))
     return rows
 
 def main():
@@ -138,15 +133,14 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--data', type=Path, nargs='+', required=True, help='parquet with prompt and response')
     p.add_argument('--rows', type=int, nargs='*', default=[100_000, 300_000, 1_000_000, 3_000_000, 10_000_000])
-    p.add_argument('--work', type=Path, default=Path(tempfile.gettempdir())/'scale_work', help='wants some 20 GB')
+    p.add_argument('--work', type=Path, help='some 20 GB are wanted here; none: the system\'s folder for such')
     a = p.parse_args()
     path = RESULTS/'scale.json'
     found = json.loads(path.read_text(encoding='utf-8'))['config']['sizes'] if path.exists() else {}
     table = pa.concat_tables([pq.read_table(f, columns=['prompt', 'response']) for f in a.data])
     for n in a.rows:
         if str(n) in found: continue
-        shutil.rmtree(a.work, ignore_errors=True)
-        found[str(n)] = measured(table, n, a.work)
+        with tempfile.TemporaryDirectory(dir=a.work) as work: found[str(n)] = measured(table, n, Path(work))
         write('scale', dict(sizes=found), rows_of(found))
 
 if __name__ == '__main__': main()

@@ -8,6 +8,7 @@ Judged by bits per character of the answers of 1,500 held-out rows, the same for
 A variant that is there already is not run again."""
 import argparse
 import json
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -75,23 +76,26 @@ def trial(
     train(v, tok, 3)
     _, spent = train(v, tok, 20)
     run, spent = train(v, tok, round(20 * seconds / spent))
+    if not run.done: sys.exit(f'stopped by {run.stopped}: this variant begins anew next time')
     model:T5ForConditionalGeneration = run.acc.unwrap_model(run.model).eval()
     return dict(bits=bits_per_char(model, tok, pairs, 257), parameters=n_params(model), pieces=len(tok), steps=run.step,
                 real_tok=run.real_tok, processor_seconds=round(spent))
 
-def stored()->dict[str, dict]:
-    "Variants that were run before."
+def stored(seconds:float)->dict[str, dict]:
+    "Variants that were run before with as much time."
     path = RESULTS/'shapes.json'
-    return json.loads(path.read_text(encoding='utf-8'))['config']['trials'] if path.exists() else {}
+    config = json.loads(path.read_text(encoding='utf-8'))['config'] if path.exists() else {}
+    return config['trials'] if config.get('seconds') == seconds else {}
 
 def main():
     "Run what is missing, write results/shapes.json after each."
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--seconds', type=float, default=400, help='processor seconds of each variant')
     p.add_argument('--only', nargs='*', default=list(VARIANTS), help='names of variants')
-    a, found = p.parse_args(), stored()
+    a = p.parse_args()
+    found = stored(a.seconds)
     pairs = read_pairs(require(run_path('data', 'test.parquet'), 'clean'), 1500)
-    for name in a.only:
+    for name in dict.fromkeys(['small', *a.only]): # the others are compared with the first
         if name in found: continue
         found[name] = trial(VARIANTS[name], a.seconds, pairs)
         first = found['small']['bits']

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['ReproduceCfg', 'Step', 'steps_of', 'tokens_of', 'cost_table', 'note', 'read_diary', 'n_finished', 'do_step',
-           'reproduce']
+           'forget_ended', 'reproduce']
 
 # %% ../nbs/appendix/reproduce.ipynb #repro002
 #| code-fold: true
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +87,7 @@ def tokens_of(
         found[name] = float(c.steps * c.budget_tok * c.accum)
     d, e = dpo_cfg(scale), ie_cfg(scale)
     found['dpo'] = d.epochs * cfg.pairs * 2 * row_tok * 1.5 if d.epochs else 1.5 * d.steps * d.budget_tok * d.accum
-    found['ie'] = e.epochs * cfg.sentences * row_tok / (1 - e.mix) if e.epochs else float(e.steps * e.budget_tok)
+    found['ie'] = e.epochs * cfg.sentences * row_tok / (1 - e.mix) if e.epochs else float(e.steps * e.budget_tok * e.accum)
     return found | dict(ie_scratch=found['ie'])
 
 # %% ../nbs/appendix/reproduce.ipynb #repro016
@@ -146,14 +147,22 @@ def n_finished(
 
 # %% ../nbs/appendix/reproduce.ipynb #repro024
 #| code-fold: true
-def _child(args:tuple[str, ...], env:dict)->int:
-    "Run one `scclm` command; a SIGTERM that reaches us goes on to it. Its exit code."
-    child = subprocess.Popen([sys.executable, '-m', 'scclm.cli', *args], env=env)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
+def _child(args:tuple[str, ...], env:dict, begin:Callable[[], None])->int:
+    "Call `begin`, then run one `scclm` command; a SIGTERM that reaches us at any moment stops it. Its exit code."
+    child, asked = None, False
+    def pass_on(number:int, frame:object):
+        "To the child, or remember it for a child that is not there yet."
+        nonlocal asked
+        asked = True
+        if child: child.terminate()
+    before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        return child.wait()
+        begin()
+        child = subprocess.Popen([sys.executable, '-m', 'scclm.cli', *args], env=env)
+        if asked: child.terminate()
+        return child.wait() or (143 if asked else 0)
     except KeyboardInterrupt: # the terminal has told the child too: it saves and ends
-        child.wait()
+        if child: child.wait()
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -166,12 +175,21 @@ def do_step(
 ):
     "Do one step and note it. Raises RuntimeError, saying how to go on, if it fails or is stopped."
     began = time.perf_counter()
-    note(diary, step, 'start')
-    code = _child(step.args, env)
+    code = _child(step.args, env, lambda: note(diary, step, 'start'))
     seconds = round(time.perf_counter() - began, 1)
     note(diary, step, 'stop' if code else 'end', seconds=seconds)
     if code: raise RuntimeError(f"{step.name} ended with {code} after {seconds:,.0f} s: see above; "
                                 'the same command goes on from here')
+
+# %% ../nbs/appendix/reproduce.ipynb #repro032
+def forget_ended(
+    step:Step, # about to be done
+    diary:Path, # reproduce.jsonl, in runs/<scale>
+):
+    "A training that ended once and is done again starts over: its checkpoints belong to what was there before."
+    told = [e['what'] for e in read_diary(diary) if e['step'] == step.name]
+    if told[-1:] != ['end'] or not step.made.endswith('/model'): return
+    shutil.rmtree((diary.parent/step.made).parent/'checkpoints', ignore_errors=True)
 
 # %% ../nbs/appendix/reproduce.ipynb #repro026
 def _environment(cfg:ReproduceCfg, scale:str)->dict[str, str]:
@@ -196,5 +214,6 @@ def reproduce(
     for step in steps[:done]: print(f'== {step.name}: done before', flush=True)
     for step in steps[done:]:
         print(f"== {step.name}: scclm {' '.join(step.args)}", flush=True)
+        forget_ended(step, diary)
         do_step(step, diary, _environment(cfg, scale))
     return folder/'card.md'

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +20,7 @@ from .text_rules import chat_form
 from .dataset import LongRows, PairStream, columns, read_pairs
 from .model import save_model
 from .model_card import model_card
+from .parquet_pairs import check_columns
 from .report_card import stage_scores
 from .runlog import read_log
 from .runs import require, run_path, write_json
@@ -182,7 +182,7 @@ def require_measured():
     Raises FileNotFoundError for a file that is not there, ValueError for one without rows."""
     for name in ('test.parquet', 'valid.parquet'):
         path = require(run_path('data', name), 'clean')
-        if pq.read_metadata(path).num_rows: continue
+        if check_columns(path): continue
         raise ValueError(f'{path} holds no row: expected at least one to measure on; clean more text')
 
 # %% ../nbs/appendix/stage.ipynb #541abe26

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,20 +39,35 @@ def raw_files(raw:Path):
 def command(tmp_path):
     env = os.environ | dict(SCCLM_RUNS=str(tmp_path/'runs'), SCCLM_RAW=str(tmp_path/'raw'), OMP_NUM_THREADS='1')
     args = ['reproduce', '--scale', 'tiny', '--gpu', '0', '--tok-per-s', '7000', '--dry-steps', '2']
-    return subprocess.Popen([sys.executable, '-m', 'scclm.cli', *args], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with open(tmp_path/'said', 'w') as said:
+        return subprocess.Popen([sys.executable, '-m', 'scclm.cli', *args], env=env, stdout=said,
+                                stderr=subprocess.STDOUT)
+
+
+def finish(run, tmp_path, seconds)->str:
+    "Wait for the end; what it said."
+    run.wait(seconds)
+    return (tmp_path/'said').read_text(encoding='utf-8')
+
+
+def stopped_in(step, run, diary):
+    "SIGTERM as soon as the diary says that a step has begun."
+    until = time.monotonic() + 120
+    while not any(e['step'] == step for e in read_diary(diary)):
+        assert run.poll() is None and time.monotonic() < until
+        time.sleep(.01)
+    run.send_signal(signal.SIGTERM)
 
 
 def test_killed_on_the_way_it_goes_on_where_it_was(tmp_path):
     raw_files(tmp_path/'raw')
     diary = tmp_path/'runs'/'tiny'/'reproduce.jsonl'
     first = command(tmp_path)
-    while not any(e['step'] == 'pretrain' for e in read_diary(diary)) and first.poll() is None: time.sleep(.05)
-    first.send_signal(signal.SIGTERM)
-    said, _ = first.communicate(timeout=120)
+    stopped_in('pretrain', first, diary)
+    said = finish(first, tmp_path, 120)
     assert first.returncode == 2 and 'pretrain ended with' in said and 'goes on from here' in said
     second = command(tmp_path)
-    said, _ = second.communicate(timeout=300)
+    said = finish(second, tmp_path, 300)
     assert second.returncode == 0, said[-3000:]
     assert '== clean: done before' in said and '== tokenizer: done before' in said and '== pretrain: scclm' in said
     steps = steps_of(ReproduceCfg(dry_steps=2))
@@ -61,8 +77,13 @@ def test_killed_on_the_way_it_goes_on_where_it_was(tmp_path):
     assert starts == {s.name: 1 for s in steps} | dict(pretrain=2)
     assert all((diary.parent/s.made).exists() for s in steps)
     third = command(tmp_path)
-    said, _ = third.communicate(timeout=60)
+    said = finish(third, tmp_path, 60)
     assert third.returncode == 0 and said.count('done before') == len(steps)
+    shutil.rmtree(diary.parent/'ie') # as someone who wants it otherwise: what comes after is trained again, too
+    fourth = command(tmp_path)
+    said = finish(fourth, tmp_path, 300)
+    assert fourth.returncode == 0 and said.count('done before') == 5, said[-3000:]
+    for name in ('ie', 'ie_scratch'): assert said.split(f'== {name}: scclm')[1].split('== ')[0].count('step=2 ') > 0
 
 
 def test_every_step_is_a_command_there_is():

@@ -405,12 +405,16 @@ def test_a_waiting_client_that_leaves_is_not_served(slow):
 
 def test_limits_reach_the_engine(bot):
     "How much is read between two tokens, and how many searches run beside the batch, are the server's to say."
-    before = threading.active_count()
+    def threads():
+        return {t.ident for t in threading.enumerate() if t.name.startswith('engine')}
+    before = threads()
     service = make_app(ServeCfg(max_rows=5, max_queue=6, prefill_tok=7, max_beside=3), (KEY,), bot).state.service
     engine = service.engine
-    assert (engine.max_rows, engine.max_queue, engine.prefill_tok) == (5, 6, 7)
-    assert threading.active_count() == before + 4 # one thread for the batch, three beside it
-    engine.close()
+    try:
+        assert (engine.max_rows, engine.max_queue, engine.prefill_tok) == (5, 6, 7)
+        assert len(threads() - before) == 4 # one thread for the batch, three beside it
+    finally:
+        engine.close()
 
 def test_a_full_queue(slow):
     wait_until(lambda: quiet(slow))

@@ -89,7 +89,7 @@ def workers(endless):
     try:
         while sum('startup complete' in line for line in lines) < 2:
             lines.append(run.stderr.readline())
-            assert lines[-1], lines
+            assert lines[-1] and len(lines) < 100, lines # the supervisor starts a failing worker again and again
         pids = [int(pid) for pid in re.findall(r'Started server process \[(\d+)\]', ''.join(lines))]
         yield run, pids, int(re.search(r'127\.0\.0\.1:(\d+)', ''.join(lines))[1]), lines
     finally:

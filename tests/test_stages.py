@@ -129,7 +129,7 @@ def test_what_is_frozen_does_not_move_in_training(tok, home, trainer):
 @pytest.mark.parametrize('stage', ['pretrain', 'sft'])
 def test_a_split_without_rows_is_said_before_training(tok, home, name, stage):
     save_tokenizer(tok, home/'tokenizer')
-    put_pairs(home/'data'/f'{name}.parquet', [], [], 3)
+    pq.write_table(pq.read_table(home/'data'/'train.parquet').slice(0, 0), home/'data'/f'{name}.parquet')
     put(home/'data'/'sft_train.parquet', rows(20, 3))
     save_model(toy(tok), tok, home/'pretrain'/'model')
     with pytest.raises(ValueError, match=rf'{name}\.parquet holds no row: expected at least one to measure on'):
