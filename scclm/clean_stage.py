@@ -113,10 +113,11 @@ def fill_spool(
     sources:list[Source], # recognised files
     cfg:CleanCfg, # thresholds
     folder:Path, # for the files
+    plan:list[Block]|None=None, # the blocks of the sources; None: cut now, which reads the files once
 )->Spool: # the rows on disk
     "Clean every block of every source but those that an earlier run has left in the folder, finished."
     folder.mkdir(parents=True, exist_ok=True)
-    plan = [b for s in sources for b in plan_blocks(s)]
+    plan = plan or [b for s in sources for b in plan_blocks(s)]
     tasks = ((block_name(b, cfg), b, asdict(cfg), str(folder)) for b in plan)
     done = map_ordered('scclm.clean_stage', 'spool_block', tasks, n_workers(cfg, raw_bytes(sources)))
     bar = tqdm(done, 'clean', len(plan), disable=None if cfg.progress else True)

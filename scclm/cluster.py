@@ -87,7 +87,7 @@ def _ray()->ModuleType:
 def _answers(address:str):
     "ConnectionError at once where nobody listens: Ray itself would try for minutes."
     host, _, port = address.rpartition(':')
-    if not host or not port.isdigit(): return # auto, or an address with a scheme
+    if not host or not port.isdigit() or '://' in address: return # auto, or an address with a scheme
     try: socket.create_connection((host.strip('[]'), int(port)), 5).close()
     except OSError as e:
         raise ConnectionError(f'no Ray at {address}: {e}; expected host:port of ray start --head') from e
@@ -176,7 +176,7 @@ def fill_on_ray(
     _log.info('blocks cleaned: %d, by machines: %d', len(left), len({d['machine'] for d in done}))
     if lost := _unfinished(plan, folder):
         raise FileNotFoundError(f'{lost[0]}.json is not in {folder}: expected storage that all machines share')
-    return fill_spool(sources, cfg, folder)
+    return fill_spool(sources, cfg, folder, blocks)
 
 # %% ../nbs/appendix/cluster.ipynb #clu00048
 def _unfinished(names:Iterable[str], folder:Path)->list[str]:

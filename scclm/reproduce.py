@@ -87,7 +87,8 @@ def tokens_of(
         found[name] = float(c.steps * c.budget_tok * c.accum)
     d, e = dpo_cfg(scale), ie_cfg(scale)
     found['dpo'] = d.epochs * cfg.pairs * 2 * row_tok * 1.5 if d.epochs else 1.5 * d.steps * d.budget_tok * d.accum
-    found['ie'] = e.epochs * cfg.sentences * row_tok / (1 - e.mix) if e.epochs else float(e.steps * e.budget_tok * e.accum)
+    found['ie'] = float(e.steps * e.budget_tok * e.accum)
+    if e.epochs: found['ie'] = e.epochs * cfg.sentences * row_tok / (1 - e.mix)
     return found | dict(ie_scratch=found['ie'])
 
 # %% ../nbs/appendix/reproduce.ipynb #repro016

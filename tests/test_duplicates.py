@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raw_toys import put_lines, run
 
 from scclm import duplicates
-from scclm.duplicates import (EXACT, KEPT_ROW, LEAK, NEAR, ROLES, Chunk, NearCfg, Spool, band_keys, clusters, jaccard,
+from scclm.duplicates import (EXACT, KEPT_ROW, LEAK, NEAR, Chunk, NearCfg, Spool, band_keys, clusters, jaccard,
     key_pairs, mark_exact, mark_near, minhash, new_fates, ngram_hashes, ngrams, normal_forms, row_keys, same_text,
     same_texts, settle, write_arrow)
 from scclm.readers import Block
@@ -140,6 +140,9 @@ def test_what_goes_names_a_row_that_stays_and_is_like_it(tmp_path, seed):
     train = [row for _ in range(20) for row in family(rng)]
     held = [rng.choice(train) for _ in range(6)] + [(edited(rng, a, 1), edited(rng, b, 1)) for a, b in rows(3)]
     train += [held[0], (held[1][0], text_of(rng, 60))] + [rng.choice(train) for _ in range(10)]
+    held.append((text_of(rng, 120), text_of(rng, 120)))
+    nearly = edited(rng, held[-1][0], 1), edited(rng, held[-1][1], 1)
+    train.append(nearly)
     rng.shuffle(train)
     spool, fates = spool_of(tmp_path, [('heldout', held), ('pretrain', train)]), new_fates(len(held) + len(train))
     mark_exact(spool, fates)
@@ -157,6 +160,9 @@ def test_what_goes_names_a_row_that_stays_and_is_like_it(tmp_path, seed):
         if status == EXACT: assert normal_forms(every[k]) == normal_forms(every[named]) or named < len(held) or \
             alike(every[k], every[named], .85)
     stays = [k for k in kept if k >= len(held)]
+    assert fates.status[len(held) + train.index(nearly)] == LEAK
+    for k in stays:
+        for row in held: assert normal_forms([every[k][0]]) != normal_forms([row[0]]) and not alike(every[k], row, .9)
     for i, j in combinations(stays, 2): assert not alike(every[i], every[j], .85), 'two rows that stay say the same'
 
 
@@ -235,4 +241,3 @@ def test_rejects_name_the_file_and_the_line(tmp_path, runs):
     gone = pd.read_parquet(runs/'rejects.parquet').set_index('rule')
     assert gone.repeats.to_dict() == dict(duplicate='a.jsonl:1', near_duplicate='a.jsonl:2', leak='heldout/q.jsonl:1')
     assert gone.file.to_dict() == dict.fromkeys(('duplicate', 'near_duplicate', 'leak'), 'b.jsonl')
-    assert ROLES[0] == 'heldout'

@@ -64,7 +64,7 @@ ROOMS = {
     'final_exam': 'runs sample_facts sample_typed sample_copying sample_unknown model chat scores chat_exam',
     'report_card': 'runs plots sample_typed runlog scores',
     'model_card': 'runs model report_card',
-    'stage': 'runs text_rules dataset model runlog trainer scores report_card model_card',
+    'stage': 'runs text_rules parquet_pairs dataset model runlog trainer scores report_card model_card',
     'pretrain': 'runs tokenizer dataset model trainer stage',
     'sft': 'runs dataset model trainer stage',
     'adapters': 'runs model trainer model_card',
@@ -89,7 +89,7 @@ ROOMS = {
     'download': 'runs readers',
     'fetch': 'runs readers download',
     'cluster': 'readers duplicates sources clean_stage data_cleaning cli',
-    'leaks': 'runs readers duplicates triple_files evaluation'}
+    'leaks': 'runs readers duplicates splits triple_files evaluation'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')

@@ -1,6 +1,7 @@
 "Exam questions in training rows: against the definition, by files of every kind, and a kill between two writes."
 import json
 import random
+from dataclasses import replace
 
 import pandas as pd
 import pyarrow as pa
@@ -8,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from scclm import leaks
-from scclm.duplicates import normal_forms
 from scclm.leaks import LeakCfg, check_leaks, drop_leaks, find_leaks, index_items, overlaps, read_items
 
 LETTERS = [chr(c) for c in range(0x4E00, 0x4E00 + 40)] # few, so that n-grams meet by chance
@@ -140,7 +140,23 @@ def test_faults_are_named(tmp_path, folder):
     assert leaks.main(['--exams', str(folder/'cmmlu'), '--files', str(folder/'train.parquet')]) == 0
 
 
-def test_one_normal_form():
-    "Items and rows are brought to one form: case and punctuation tell nothing apart."
-    ask, row = normal_forms(['A，中文。字', 'a中文字'])
-    assert ask == row
+def test_one_file_under_two_names_loses_only_its_leaks(folder):
+    (folder/'link.parquet').symlink_to(folder/'train.parquet')
+    before = pd.read_parquet(folder/'train.parquet')
+    twice = (folder/'train.parquet', folder/'link.parquet', folder/'train.parquet')
+    found = check_leaks(replace(cfg_of(folder, remove=True), files=twice))
+    gone = {leak.row for leak in found}
+    assert 0 < len(gone) < len(before)
+    left = pd.read_parquet(folder/'train.parquet')
+    assert left.equals(before.drop(index=sorted(gone)).reset_index(drop=True))
+
+
+@pytest.mark.parametrize('piece', [1, 2, 3])
+def test_pieces_do_not_show(folder, monkeypatch, piece):
+    whole = find_leaks(cfg_of(folder))
+    monkeypatch.setattr(leaks, 'PIECE', piece)
+    assert find_leaks(cfg_of(folder)) == whole != []
+    before = pd.read_parquet(folder/'train.parquet')
+    check_leaks(cfg_of(folder, remove=True))
+    left = before.drop(index=sorted({leak.row for leak in whole})).reset_index(drop=True)
+    assert pd.read_parquet(folder/'train.parquet').equals(left)
