@@ -12,14 +12,14 @@ import sys
 from importlib import import_module
 
 from .busy import choose_wait
-from .runs import STAGES, Stage
+from .runs import SCALES, STAGES, Stage
 
 # %% ../nbs/appendix/cli.ipynb #9195c9aa
 def usage()->str: # text of `scclm --help`
     "One line per subcommand."
     lines = [f'  {s.name:<10} {s.does}' for s in STAGES.values()]
     return '\n'.join(['usage: scclm STAGE [--OPTION VALUE ...]', '', *lines, '',
-        '`scclm STAGE --help` lists the options. Dials: SCCLM_SCALE (tiny, small, mini, base), SCCLM_RAW, SCCLM_RUNS.'])
+        f"`scclm STAGE --help` lists the options. Dials: SCCLM_SCALE ({', '.join(SCALES)}), SCCLM_RAW, SCCLM_RUNS."])
 
 # %% ../nbs/appendix/cli.ipynb #242a064c
 def library(

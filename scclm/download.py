@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST_WAIT_S', 'ENOUGH', 'Remote', 'digest_of', 'check_file', 'Again', 'Patience', 'patiently', 'retry_after',
-           'part_path', 'resume_headers', 'download', 'inner_path', 'is_archive', 'unpack']
+           'may_pass', 'part_path', 'resume_headers', 'download', 'inner_path', 'is_archive', 'unpack']
 
 # %% ../nbs/appendix/download.ipynb #dwnld0002
 #| code-fold: true
@@ -120,8 +120,14 @@ def retry_after(
     try: return (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
     except (TypeError, ValueError): return None
 
+# %% ../nbs/appendix/download.ipynb #maypass1
+def may_pass(
+    status:int, # of an answer
+)->bool: # whether it is worth asking again
+    "Too slow, too early, too often, or a server in trouble, such as the 52x of a CDN."
+    return status in (408, 425, 429) or status >= 500
+
 # %% ../nbs/appendix/download.ipynb #dwnld0024
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
 _HINTS = {401: 'it wants a login', 403: 'it wants a login, or does not let you in',
           404: 'it is not there: name another address', 410: 'it is gone: name another address'}
 
@@ -129,7 +135,7 @@ _HINTS = {401: 'it wants a login', 403: 'it wants a login, or does not let you i
 def _refuse_status(r:httpx2.Response, url:str):
     "Raises `Again` for a status that may pass, OSError for one that will not."
     status = f'{url}: {r.status_code} {r.reason_phrase}'.rstrip()
-    if r.status_code in _PASSING: raise Again(status, retry_after(r.headers.get('retry-after', '')))
+    if may_pass(r.status_code): raise Again(status, retry_after(r.headers.get('retry-after', '')))
     if r.status_code == 416: raise Again(f'{status}: from the start again', 0)
     if r.status_code not in (200, 206): raise OSError(f"{status}: {_HINTS.get(r.status_code, 'expected a file')}")
 

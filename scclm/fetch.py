@@ -11,6 +11,7 @@ __all__ = ['ITEMS', 'Item', 'FetchCfg', 'pick_items', 'raw_root', 'mirrored', 'L
 #| code-fold: true
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,8 +36,8 @@ from huggingface_hub.utils import disable_progress_bars
 from tyro.conf import Positional, arg
 
 from .download import (Again, Patience, Remote, check_file, digest_of, download, inner_path, is_archive,
-    patiently, retry_after, unpack)
-from .readers import Schema, file_parts, sniff, walk_files
+    may_pass, patiently, retry_after, unpack)
+from .readers import Schema, file_parts, is_hidden, sniff, walk_files
 from .runs import checkout_root, first_line, folder_aside, raw_dir, read_json, write_aside, write_json
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0005
@@ -154,7 +155,7 @@ class FetchCfg:
     names:Annotated[Positional[tuple[str, ...]], arg(metavar='[NAME ...]')]=() # sources; none: list all and their state
     all:str='' # base: every source that the 0.2B model uses
     to:str='' # folder of raw files; none: SCCLM_RAW, else raw/ in the checkout
-    url:str='' # another address for the one source named, such as a copy of your own
+    url:str='' # another address for the one source named, such as a copy of your own; if it is there, only with renew
     mirror:tuple[str, ...]=() # beginnings of addresses to replace, as https://OLD=https://NEW
     wiki:str='latest' # date of the zhwiki dump, such as 20260901
     workers:int=0 # processes of WikiExtractor; 0: one per core
@@ -163,7 +164,7 @@ class FetchCfg:
     verify:bool=False # compare the files that are there with the recorded hashes
     tries:int=8 # in a row that bring nothing new, before giving up
     pause_s:float=1. # before the second try, seconds; doubles from one to the next
-    timeout_s:float=60. # a try is given up when so long nothing comes, or next to nothing, seconds
+    timeout_s:float=60. # a try ends when so long next to nothing comes, seconds; the hub reads HF_HUB_DOWNLOAD_TIMEOUT
     progress:bool=True # bars, when a person is watching
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0025
@@ -177,7 +178,7 @@ def _named(name:str, items:Mapping[str, Item])->Item:
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0026
 def pick_items(
-    cfg:FetchCfg, # names, all, url
+    cfg:FetchCfg, # names, all, and what is to be done with them
     items:Mapping[str, Item], # the catalogue
 )->list[Item]: # asked for, each once; none: only a list is wanted
     "The sources that are asked for. Raises ValueError for what cannot be meant."
@@ -186,6 +187,8 @@ def pick_items(
     if cfg.all and cfg.names: raise ValueError(f"all={cfg.all} and {', '.join(cfg.names)}: expected one or the other")
     asked = list(items.values()) if cfg.all else [_named(name, items) for name in cfg.names]
     if cfg.url and len(asked) != 1: raise ValueError(f'url={cfg.url!r} with {len(asked)} sources: expected one source')
+    idle = [name for name in ('keep', 'renew', 'verify') if getattr(cfg, name)]
+    if idle and not asked: raise ValueError(f"{', '.join(idle)} without a source: expected names, or all=base")
     return list(dict.fromkeys(asked))
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0028
@@ -221,9 +224,10 @@ class Ledger:
     "What is known of the files of one source, kept beside them."
     def __init__(self,
         home:Path, # folder of the source
+        *more:Path, # folders that hold the same files
     ):
         "Read it; an empty one if there is none."
-        self.home = home
+        self.home, self.folders = home, (home, *more)
         self.path = home/'.fetched'
         found = read_json(self.path)
         if not isinstance(found.get('files', {}), dict): raise ValueError(f'{self.path}: files: expected an object')
@@ -234,6 +238,11 @@ class Ledger:
     def save(self):
         "Write it down."
         write_json(self.path, dict(whole=self.whole, revision=self.revision, files=self.files))
+
+# %% ../nbs/appendix/fetch.ipynb #fetchLof
+def _ledger_of(item:Item, root:Path)->Ledger:
+    "What is known of the files of a source."
+    return Ledger(root/item.folder, *([root/item.also] if item.also else []))
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0035
 def _note(path:Path, url:str)->dict:
@@ -287,12 +296,28 @@ def _get_file(remote:Remote, target:Path, ledger:Ledger, cfg:FetchCfg):
     ledger.files[name] = _note(target, remote.url)
     ledger.save()
 
+# %% ../nbs/appendix/fetch.ipynb #fetch0055
+def _forget(ledger:Ledger, kept:set[str]):
+    "Remove the recorded files that the source no longer has: `clean` would read them beside the new ones."
+    for name in ledger.files.keys() - kept:
+        for place in (inner_path(folder, name) for folder in ledger.folders):
+            if place.is_file(): place.unlink()
+        del ledger.files[name]
+
+# %% ../nbs/appendix/fetch.ipynb #fetchOld
+def _forget_old(item:Item, ledger:Ledger, before:dict[str, dict]):
+    "After a renewal: what was recorded before and did not come again goes. What a person put there stays."
+    came = {name for name, note in ledger.files.items() if note is not before.get(name)}
+    _forget(ledger, came | {name for name, note in ledger.files.items() if note['url'] == item.where})
+
 # %% ../nbs/appendix/fetch.ipynb #fetch0043
 def _get_http(item:Item, ledger:Ledger, cfg:FetchCfg):
     "The files of a plain download. An archive is unpacked, unless a chapter reads it as it is."
+    before = dict(ledger.files)
     for remote in _remotes(item, cfg):
         if item.unpack or (cfg.url and item.columns): _get_packed(remote, ledger, cfg)
         else: _get_file(remote, inner_path(ledger.home, remote.path), ledger, cfg)
+    if cfg.renew: _forget_old(item, ledger, before)
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0045
 def _stem(name:str)->str:
@@ -350,7 +375,7 @@ def _hub(call:Callable[[], Any], item:Item)->Any:
     except HfHubHTTPError as e:
         status = e.response.status_code if e.response is not None else 0
         wait = e.response.headers.get('retry-after', '') if status else ''
-        if status in (408, 429) or status >= 500: raise Again(f'{page}: {status}', retry_after(wait)) from None
+        if may_pass(status): raise Again(f'{page}: {status}', retry_after(wait)) from None
         raise OSError(f'{page}: {first_line(e)}') from None
     except httpx2.TransportError as e: raise Again(f'{page}: {first_line(e)}') from None
 
@@ -390,13 +415,6 @@ def link_file(
         try: os.link(os.path.realpath(source), tmp)
         except OSError: shutil.copyfile(source, tmp)
 
-# %% ../nbs/appendix/fetch.ipynb #fetch0055
-def _forget(ledger:Ledger, kept:set[str]):
-    "Remove the recorded files that the source no longer has: `clean` would read them beside the new ones."
-    for name in ledger.files.keys() - kept:
-        inner_path(ledger.home, name).unlink(missing_ok=True)
-        del ledger.files[name]
-
 # %% ../nbs/appendix/fetch.ipynb #fetch0056
 def _get_hub(item:Item, ledger:Ledger, cfg:FetchCfg):
     "The files of a repository on the hub, by way of its cache."
@@ -406,7 +424,9 @@ def _get_hub(item:Item, ledger:Ledger, cfg:FetchCfg):
     _forget(ledger, {r.path for r in remotes})
     for remote in remotes:
         target = inner_path(ledger.home, remote.path)
-        if _same_size(target, ledger.files.get(remote.path)) and not cfg.renew: continue
+        note = ledger.files.get(remote.path, {})
+        known = note.get('url') == remote.url and _same_size(target, note) # of this commit
+        if known and not cfg.renew: continue
         link_file(_from_cache(item, remote, revision, patience), target)
         ledger.files[remote.path] = _note(target, remote.url)
         ledger.save()
@@ -483,7 +503,7 @@ def _get_wiki(item:Item, ledger:Ledger, cfg:FetchCfg):
 def _own_files(home:Path)->list[Path]:
     "The files of a source that are to be seen."
     found = [p for p in walk_files(home) if p.is_file()] if home.is_dir() else []
-    return [p for p in found if not any(step.startswith('.') for step in p.relative_to(home).parts)]
+    return [p for p in found if not is_hidden(p, home)]
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0066
 def _by_hand(item:Item, home:Path)->str:
@@ -493,7 +513,6 @@ def _by_hand(item:Item, home:Path)->str:
 # %% ../nbs/appendix/fetch.ipynb #fetch0067
 def _get_hand(item:Item, ledger:Ledger, cfg:FetchCfg):
     "Record what a person has put there. Raises OSError that says what to do if there is nothing."
-    if cfg.url: return _get_http(item, ledger, cfg)
     found = _own_files(ledger.home)
     if not found: raise OSError(_by_hand(item, ledger.home))
     before, ledger.files = ledger.files, {}
@@ -503,7 +522,7 @@ def _get_hand(item:Item, ledger:Ledger, cfg:FetchCfg):
         ledger.files[name] = before[name] if known else _note(p, item.where)
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0069
-def _look(item:Item, home:Path):
+def _look(item:Item, home:Path, cfg:FetchCfg):
     "Raises ValueError if no file has the columns of its source."
     if not item.columns: return
     schema = [Schema(item.name, item.columns)]
@@ -511,7 +530,8 @@ def _look(item:Item, home:Path):
     for p in files:
         if any(sniff(p, schema, part.member) for part in file_parts(p)): return
     names = ', '.join(p.name for p in files[:5]) or 'no file'
-    raise ValueError(f"{home} holds {names}: expected {item.form} with {', '.join(item.columns)}")
+    again = '' if item.how == 'hand' and not cfg.url else '; --renew gets it again'
+    raise ValueError(f"{home} holds {names}: expected {item.form} with {', '.join(item.columns)}{again}")
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0070
 def visible_files(
@@ -526,10 +546,9 @@ def is_there(
     root:Path, # of raw files
 )->bool: # at a glance: recorded as whole, every file of its recorded size
     "Whether a source need not be fetched."
-    ledger = Ledger(root/item.folder)
+    ledger = _ledger_of(item, root)
     seen = visible_files(ledger)
-    folders = [ledger.home, *([root/item.also] if item.also else [])]
-    same = all(_same_size(folder/name, note) for folder in folders for name, note in seen.items())
+    same = all(_same_size(folder/name, note) for folder in ledger.folders for name, note in seen.items())
     return bool(ledger.whole and seen and same)
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0072
@@ -559,12 +578,13 @@ def fetch_item(
     home.mkdir(parents=True, exist_ok=True)
     with _alone(home, item.name):
         if is_there(item, root) and not cfg.renew: return
-        ledger = Ledger(home)
+        ledger = _ledger_of(item, root)
         ledger.whole = False
-        _GET[item.how](item, ledger, cfg)
-        _look(item, home)
-        if item.also:
-            for name in visible_files(ledger): link_file(home/name, root/item.also/name)
+        get = _get_http if cfg.url and item.how != 'wiki' else _GET[item.how]
+        get(item, ledger, cfg)
+        _look(item, home, cfg)
+        for folder in ledger.folders[1:]:
+            for name in visible_files(ledger): link_file(home/name, folder/name)
         ledger.whole = True
         ledger.save()
 
@@ -574,7 +594,7 @@ def check_item(
     root:Path, # of raw files
 )->list[str]: # names of files that are no longer as recorded
     "Compare the files with their recorded hashes."
-    ledger = Ledger(root/item.folder)
+    ledger = _ledger_of(item, root)
     found = {name: f"sha256:{note['sha256']}" for name, note in visible_files(ledger).items()}
     return [name for name, sha256 in found.items() if digest_of(ledger.home/name) != sha256]
 
@@ -600,7 +620,7 @@ def state_of(
     root:Path, # of raw files
 )->str: # there, changed, begun, by hand or not there, with the bytes on disk
     "How far a source is, at a glance."
-    ledger = Ledger(root/item.folder)
+    ledger = _ledger_of(item, root)
     have = _human(_on_disk(ledger))
     if is_there(item, root): return f'there, {have}'
     if ledger.whole: return f'changed, {have}: fetch it again'
@@ -657,5 +677,5 @@ def fetch(
     said = [_try_item(item, root, cfg) for item in asked if not _waits(item, root, cfg)]
     wrong = [line for line in said if line]
     if wrong: raise OSError('\n  '.join(['', *wrong] if len(wrong) > 1 else wrong))
-    print(f'next: SCCLM_RAW={root} scclm clean', flush=True)
+    print(f'next: SCCLM_RAW={shlex.quote(str(root))} scclm clean', flush=True)
     return Fetched(asked, root)

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .dataset import read_pairs
 from .readers import (Exchange, Part, Reject, Schema, Source, Turn, explain, file_parts,
-    one_exchange, read_file, read_turns, rejects_table, shown_name, sniff, walk_files)
+    is_hidden, one_exchange, read_file, read_turns, rejects_table, shown_name, sniff, walk_files)
 from .runs import fingerprint, raw_dir, run_path, write_aside, write_json
 from .sample_prefs import make_sample_prefs
 from .scores import greedy_answers
@@ -74,7 +74,7 @@ def _files_in(path:Path)->list[PrefFile]:
     if not path.exists():
         raise FileNotFoundError(f'data={str(path)!r} does not exist: expected a preference file or a folder of them')
     if not path.is_dir(): return [PrefFile(path, shown_name(path.name))]
-    found = [x for x in walk_files(path) if not x.name.startswith('.')]
+    found = [x for x in walk_files(path) if not is_hidden(x, path)]
     return [PrefFile(x, shown_name(x.relative_to(path))) for x in found]
 
 # %% ../nbs/appendix/pref_files.ipynb #3da21a3d

@@ -7,7 +7,7 @@ __all__ = ['HAN', 'REJECTS', 'MAX_MEMBER', 'BROKEN_ARCHIVE', 'Schema', 'match_sc
            'Row', 'Reject', 'rejects_table', 'read_jsonl', 'as_text', 'read_list', 'read_csv', 'read_docs',
            'read_parquet', 'open_raw', 'Coding', 'coding_of', 'Source', 'sniff', 'explain', 'Block', 'plan_blocks',
            'read_block', 'read_file', 'Turn', 'Exchange', 'read_turns', 'one_exchange', 'shown_name', 'walk_files',
-           'Part', 'file_parts', 'Member', 'members', 'map_ordered']
+           'is_hidden', 'Part', 'file_parts', 'Member', 'members', 'map_ordered']
 
 # %% ../nbs/appendix/readers.ipynb #87ef98c0
 import bz2
@@ -1219,6 +1219,14 @@ def _entries(folder:Path)->list[os.DirEntry]|None:
     "What is in a folder, by name; None if it cannot be opened."
     try: return sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError: return None
+
+# %% ../nbs/appendix/readers.ipynb #ishidden
+def is_hidden(
+    path:Path, # a file below the folder
+    root:Path, # the folder
+)->bool: # such as half a download, or a folder that is being unpacked
+    "Whether a file, or a folder on the way to it, has a name that begins with a dot."
+    return any(step.startswith('.') for step in path.relative_to(root).parts)
 
 # %% ../nbs/appendix/readers.ipynb #65bec2a5
 class Part(NamedTuple):

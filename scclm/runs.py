@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -155,7 +156,7 @@ def check_out(
     ours:bool, # whether `out` holds an earlier one
 ):
     "Raises ValueError for a folder that holds something else: it would be lost."
-    out, source = out.absolute(), source.absolute()
+    out, source = out.resolve(), source.resolve()
     if out == source or out in source.parents or source in out.parents:
         raise ValueError(f'out={out} and the model {source} lie in one another: expected a folder of its own')
     if not out.exists() or ours or out.is_dir() and not any(out.iterdir()): return
@@ -163,12 +164,16 @@ def check_out(
         f'or an earlier {kind}')
 
 # %% ../nbs/appendix/runs.ipynb #34a267f1
+_NO_TEXT = re.compile('[\udc80-\udcff]') # bytes of a file name that are no text, as Python reads them
+
 def write_json(
     path:Path, # the file
     value:object, # what JSON can hold; anything else is written as its text
 ):
-    "Write aside, then rename: a crash leaves the old file. Chinese stays readable."
+    """Write aside, then rename: a crash leaves the old file. Chinese stays readable; bytes of a file name that are no
+    text are spelled as JSON can, and come back as they were."""
     text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
+    text = _NO_TEXT.sub(lambda byte: f'\\u{ord(byte[0]):04x}', text)
     with write_aside(path) as tmp: tmp.write_text(text + '\n', encoding='utf-8')
 
 # %% ../nbs/appendix/runs.ipynb #42514767

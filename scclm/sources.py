@@ -22,8 +22,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from .duplicates import ROLES
-from .readers import (Block, Reject, Row, Schema, Source, as_text, explain, file_parts, one_exchange, read_turns,
-    shown_name, sniff, walk_files)
+from .readers import (Block, Reject, Row, Schema, Source, as_text, explain, file_parts, is_hidden, one_exchange,
+    read_turns, shown_name, sniff, walk_files)
 from .text_rules import (as_asked, clean_and_spot_code, clean_texts, cut_at_sentence, half_width, mend_end,
     on_joined, simplify, wiki_brackets, wiki_variants)
 
@@ -90,7 +90,7 @@ def _passed_over(path:Path, root:Path)->str:
     folders = path.relative_to(root).parts[:-1]
     if path.is_dir(): return 'a folder that is read under another name, or cannot be opened'
     if folders and folders[0] in LATER: return f'for another chapter: {folders[0]}/'
-    if any(step.startswith('.') for step in (*folders, path.name)): return 'a hidden file'
+    if is_hidden(path, root): return 'a hidden file'
     return '' if path.is_file() else 'a broken link, or no regular file'
 
 # %% ../nbs/appendix/sources.ipynb #3d6bfd97

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from fastcore.basics import patch
 
 from .dataset import Pair
-from .readers import (Reject, Schema, Source, as_text, read_file, rejects_table, shown_name,
+from .readers import (Reject, Schema, Source, as_text, is_hidden, read_file, rejects_table, shown_name,
     sniff, walk_files)
 from .runs import write_aside, write_json
 
@@ -248,10 +248,11 @@ def find_duie(
 
 # %% ../nbs/appendix/triple_files.ipynb #5a6cbe76
 def _json_files(root:Path)->list[Path]:
-    "A file, or the JSON files below a folder, packed or not. Raises FileNotFoundError."
+    "A file, or the JSON files below a folder but the hidden ones, packed or not. Raises FileNotFoundError."
     if not root.exists(): raise FileNotFoundError(f'{root} is missing: expected a DuIE file or a folder of them')
     if not root.is_dir(): return [root]
-    return [f for f in walk_files(root) if {'.json', '.jsonl', '.zip'} & {*f.suffixes}]
+    seen = [f for f in walk_files(root) if not is_hidden(f, root)]
+    return [f for f in seen if {'.json', '.jsonl', '.zip'} & {*f.suffixes}]
 
 # %% ../nbs/appendix/triple_files.ipynb #trf00012
 def find_finals(

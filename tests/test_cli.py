@@ -14,7 +14,7 @@ import pytest
 from processes import default_sigint
 
 from scclm.cli import library, main, summary, usage
-from scclm.runs import STAGES, checkout_root
+from scclm.runs import SCALES, STAGES, checkout_root
 
 @pytest.mark.parametrize('stage', STAGES.values(), ids=STAGES)
 def test_the_stage_table_names_what_exists(stage):
@@ -52,6 +52,11 @@ def test_usage_names_every_stage(capsys):
     assert main([]) == main(['-h']) == main(['--help']) == 0
     assert capsys.readouterr().out == 3*(usage() + '\n')
     for s in STAGES.values(): assert re.search(rf'^  {s.name} +{re.escape(s.does)}$', usage(), re.M)
+
+def test_usage_names_every_scale(monkeypatch):
+    assert 'SCCLM_SCALE (tiny, small, mini, base)' in usage()
+    monkeypatch.setattr('scclm.cli.SCALES', (*SCALES, 'huge'))
+    assert 'SCCLM_SCALE (tiny, small, mini, base, huge)' in usage()
 
 def test_help_loads_no_pytorch():
     code = "import sys; from scclm.cli import main; print(main(['--help']), main(['nonsense']), 'torch' in sys.modules)"

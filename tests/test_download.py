@@ -95,7 +95,7 @@ def test_what_will_not_pass_is_asked_once(shop, tmp_path, status, words):
     fails(shop, tmp_path, OSError, words)
     assert len(shop.log) == 1
 
-@pytest.mark.parametrize('status', [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize('status', [408, 425, 429, 500, 502, 503, 504, 520, 524])
 def test_what_may_pass_is_asked_again(shop, tmp_path, status):
     shop.moods['/a'] = [Mood(status), Mood(status, headers=(('Retry-After', '0'),)), Mood()]
     assert get(shop, tmp_path) == DATA and len(shop.log) == 3
@@ -234,7 +234,7 @@ if os.name == 'posix':
         shop.moods['/a'] = [Mood(pause_s=.005)]
         run = start(shop, tmp_path)
         part = part_path(tmp_path/'a')
-        while not (part.exists() and part.stat().st_size > 200): time.sleep(.01)
+        while not (part.exists() and part.stat().st_size > 200) and run.poll() is None: time.sleep(.01)
         run.send_signal(signal.SIGKILL)
         run.communicate()
         have = part.stat().st_size

@@ -5,9 +5,11 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from dataclasses import replace
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fetch_toys import Mood, blob_id, commit_of, shop_open
+from raw_toys import gbk
 
 from scclm.cli import main
 from scclm.data_cleaning import clean
@@ -122,6 +125,10 @@ def world(tmp_path, monkeypatch):
 def get(world, *names, **more):
     "Fetch some sources."
     return fetch(replace(world.cfg, names=names, **more), world.items)
+
+def seen_in(folder):
+    "The files below a folder that are not hidden."
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file() and p.name[0] != '.')
 
 def state(world, name): return state_of(world.items[name], world.raw)
 
@@ -230,8 +237,27 @@ def test_verify_sees_a_changed_byte(world):
 
 def test_a_wrong_file_is_seen_at_once(world):
     world.files['/alpaca.json'] = b'{"error": "quota exceeded"}'
-    with pytest.raises(OSError, match='expected JSON list with instruction, output'): get(world, 'alpaca-gpt4-data-zh')
+    for _ in range(2): # the file is recorded: it is not asked for again
+        with pytest.raises(OSError, match='expected JSON list with instruction, output; --renew gets it again'):
+            get(world, 'alpaca-gpt4-data-zh')
     assert not is_there(world.items['alpaca-gpt4-data-zh'], world.raw)
+    world.files['/alpaca.json'] = ALPACA
+    get(world, 'alpaca-gpt4-data-zh', renew=True)
+    assert is_there(world.items['alpaca-gpt4-data-zh'], world.raw)
+
+def test_a_wrong_file_put_by_hand_is_not_to_be_renewed(world):
+    home = world.raw/'baike_qa2019'
+    home.mkdir(parents=True)
+    (home/'a.json').write_bytes(SPO)
+    with pytest.raises(OSError, match=r'expected JSON Lines with title, answer$'): get(world, 'baike_qa2019')
+
+def test_an_error_page_under_the_name_of_an_archive_goes(world):
+    packed = world.files['/webtext2019zh.zip']
+    world.files['/webtext2019zh.zip'] = b'{"error": "quota exceeded"}'
+    with pytest.raises(OSError, match='--renew gets it again'): get(world, 'webtext2019zh')
+    world.files['/webtext2019zh.zip'] = packed
+    get(world, 'webtext2019zh', renew=True)
+    assert seen_in(world.raw/'webtext2019zh') == ['webtext2019zh/webtext2019zh/web_text_zh_train.json']
 
 def test_one_failure_does_not_keep_the_others(world):
     world.moods['/m.csv'] = [Mood(404)]
@@ -250,6 +276,50 @@ def test_an_address_of_ones_own(world):
     for url in ('ftp://x/y', f'{world.url}/', 'web.json'):
         with pytest.raises(OSError, match='expected http'): get(world, 'DuIE1.0', url=url)
     with pytest.raises(ValueError, match='expected one source'): get(world, url=f'{world.url}/a')
+
+def test_an_address_of_ones_own_for_a_source_of_the_hub(world):
+    world.files['/mine/zhihu.zip'] = zipped(a_dot_parquet=zhihu(7))
+    get(world, 'Zhihu-KOL', url=f'{world.url}/mine/zhihu.zip')
+    assert seen_in(world.raw/'zhihu-kol') == ['zhihu/a.parquet'] and [path for path, _ in world.log] == ['/mine/zhihu.zip']
+    world.files['/mine/exam.zip'] = HUB['ceval/ceval-exam']['ceval-exam.zip']
+    get(world, 'C-Eval', url=f'{world.url}/mine/exam.zip')
+    assert (world.raw/'eval'/'C-Eval'/'exam.zip').read_bytes() == world.files['/mine/exam.zip']
+    get(world, 'C-Eval', renew=True)
+    assert seen_in(world.raw/'eval'/'C-Eval') == ['ceval-exam.zip'], 'from the hub again'
+
+def test_an_address_of_ones_own_for_wikipedia(world):
+    world.files['/mine/wiki.xml.bz2'] = WIKI
+    get(world, 'zhwiki', url=f'{world.url}/mine/wiki.xml.bz2')
+    assert [path for path, _ in world.log] == ['/mine/wiki.xml.bz2'] and list((world.raw/'zhwiki').rglob('wiki_*'))
+
+def test_what_came_from_another_address_goes_with_renew(world):
+    world.files['/mine/web.json'] = WEBTEXT
+    get(world, 'webtext2019zh', url=f'{world.url}/mine/web.json')
+    get(world, 'webtext2019zh', renew=True)
+    assert seen_in(world.raw/'webtext2019zh') == ['webtext2019zh/webtext2019zh/web_text_zh_train.json']
+    get(world, 'webtext2019zh', url=f'{world.url}/mine/web.json', renew=True)
+    assert seen_in(world.raw/'webtext2019zh') == ['web.json'] and len(find_sources(world.raw)[0]) == 1
+    assert state(world, 'webtext2019zh').startswith('there')
+
+def test_what_a_person_put_there_stays(world):
+    put_by_hand(world)
+    get(world, 'DuIE2.0')
+    world.files['/mine/duie.zip'] = zipped(duie_train_dot_json=SPO)
+    get(world, 'DuIE2.0', url=f'{world.url}/mine/duie.zip', renew=True)
+    assert seen_in(world.raw/'duie'/'duie2.0') == ['duie/duie_train.json', 'duie_dev.json', 'duie_train.json']
+
+def test_names_that_are_no_text_are_recorded(world):
+    "A tar archive with names in GBK."
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode='w') as t:
+        entry = tarfile.TarInfo(gbk('训练_train.json'))
+        entry.size = len(SPO)
+        t.addfile(entry, io.BytesIO(SPO))
+    world.files['/duie.tar'] = out.getvalue()
+    get(world, 'DuIE1.0', url=f'{world.url}/duie.tar')
+    get(world, 'DuIE1.0', verify=True)
+    assert state(world, 'DuIE1.0').startswith('there') and seen_in(world.raw/'duie') == [
+        f"duie1.0/duie/{gbk('训练_train.json')}"]
 
 # The hub
 
@@ -275,7 +345,7 @@ def resolve(world): return RESOLVE.format(commit_of(world.repos['BelleGroup/trai
 
 INFO = '/api/datasets/BelleGroup/train_1M_CN'
 
-@pytest.mark.parametrize('status', [500, 429, 503])
+@pytest.mark.parametrize('status', [408, 425, 429, 500, 503, 520])
 def test_a_hub_that_is_busy_is_asked_again(world, status):
     world.moods[INFO] = [Mood(status, headers=(('Retry-After', '0'),)), Mood()]
     get(world, 'Belle_open_source_1M')
@@ -286,6 +356,7 @@ def test_a_hub_that_breaks_off_goes_on(world):
     world.moods[resolve(world)] = [Mood(stop=100_000), Mood()]
     get(world, 'Belle_open_source_1M')
     assert (world.raw/'belle'/'train_1M_CN'/'Belle_open_source_1M.json').read_bytes() == data
+    assert len(world.ranges(resolve(world))) == 2
 
 REFUSALS = {'404': (Mood(404, b'{}', headers=(('X-Error-Code', 'RepoNotFound'),)), 'not there, or wants a login'),
     'gated': (Mood(403, b'{}', headers=(('X-Error-Code', 'GatedRepo'),)), 'wants a login: agree to its terms'),
@@ -338,14 +409,45 @@ def test_files_that_the_hub_no_longer_has_go(world):
     get(world, 'Zhihu-KOL', renew=True)
     assert [p.name for p in world.raw.rglob('*.parquet')] == ['train-00000-of-00001.parquet']
 
-def test_a_copy_where_no_second_name_can_be(tmp_path):
-    "Another file system: /dev/shm where there is one."
+def test_the_second_folder_forgets_them_too(world):
+    get(world, 'train_2M_CN')
+    repo = world.repos['BelleGroup/train_2M_CN']
+    repo['new.json'] = repo.pop('train_2M_CN.json')
+    get(world, 'train_2M_CN', renew=True)
+    assert seen_in(world.raw) == ['belle/train_2M_CN/new.json', 'sft/train_2M_CN/new.json']
+    world.files['/mine/2m.json'] = belle(3)
+    get(world, 'train_2M_CN', url=f'{world.url}/mine/2m.json', renew=True)
+    assert seen_in(world.raw) == ['belle/train_2M_CN/2m.json', 'sft/train_2M_CN/2m.json']
+
+def test_a_renewal_that_breaks_off_mixes_no_two_commits(world):
+    get(world, 'Zhihu-KOL')
+    name, repo = 'wangrui6/Zhihu-KOL', world.repos['wangrui6/Zhihu-KOL']
+    shards = sorted(path for path in repo if path.endswith('.parquet'))
+    for k, path in enumerate(shards):
+        repo[path] = zhihu(k + 5)
+        assert len(repo[path]) == len(HUB[name][path])
+    second = f'/datasets/{name}/resolve/{commit_of(repo)}/{shards[1]}'
+    world.moods[second] = [Mood(404)]
+    with pytest.raises(OSError, match='Zhihu-KOL: '): get(world, 'Zhihu-KOL', renew=True)
+    assert (world.raw/'zhihu-kol'/shards[0]).read_bytes() == repo[shards[0]], 'the first one has come'
+    world.moods.clear()
+    get(world, 'Zhihu-KOL')
+    assert [(world.raw/'zhihu-kol'/path).read_bytes() for path in shards] == [repo[path] for path in shards]
+
+def test_a_second_name(tmp_path):
     (tmp_path/'a').write_bytes(b'x')
     (tmp_path/'b').symlink_to(tmp_path/'a')
     link_file(tmp_path/'b', tmp_path/'c')
     assert (tmp_path/'c').samefile(tmp_path/'a')
     link_file(tmp_path/'b', tmp_path/'c') # again: two names of one file
     assert (tmp_path/'c').read_bytes() == b'x' and sorted(p.name for p in tmp_path.iterdir()) == ['a', 'b', 'c']
+
+def test_a_copy_where_no_second_name_can_be(tmp_path, monkeypatch):
+    def refuse(*names): raise OSError('another file system')
+    monkeypatch.setattr(os, 'link', refuse)
+    (tmp_path/'a').write_bytes(b'x')
+    link_file(tmp_path/'a', tmp_path/'c')
+    assert (tmp_path/'c').read_bytes() == b'x' and not (tmp_path/'c').samefile(tmp_path/'a')
 
 # Wikipedia
 
@@ -391,7 +493,7 @@ def start(world):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 def test_two_processes_fetch_one_source(world):
-    world.moods['/webtext2019zh.zip'] = [Mood(pause_s=.004)]
+    world.moods['/webtext2019zh.zip'] = [Mood(pause_s=.02)]
     runs = [start(world), start(world)]
     said = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
@@ -401,7 +503,7 @@ def test_two_processes_fetch_one_source(world):
 
 if os.name == 'posix':
     def test_killed_again_and_again_it_gets_there(world):
-        world.moods['/webtext2019zh.zip'] = [Mood(pause_s=.004)]
+        world.moods['/webtext2019zh.zip'] = [Mood(pause_s=.02)]
         home = world.raw/'webtext2019zh'
         for more in (50, 100, 150):
             run = start(world)
@@ -423,6 +525,20 @@ if os.name == 'posix':
         half.mkdir()
         (half/'half.json').write_bytes(WEBTEXT)
         assert len(find_sources(world.raw)[0]) == 1
+
+    def test_what_is_hidden_no_chapter_reads(world):
+        "Half a download, its facts, a folder that was being unpacked, an archive that is kept."
+        put_by_hand(world)
+        get(world, 'DuIE2.0', 'huozi_rlhf')
+        duie, prefs = world.raw/'duie', world.raw/'prefs'
+        for folder, data in ((duie, SPO), (prefs, HUB['Skepsun/huozi_rlhf_data_json']['huozi_rlhf_data.json'])):
+            (folder/'.a.99999.tmp').mkdir()
+            for name in ('..a_train.json.part', '..a_dev.json.part.of', '.a.99999.tmp/a_train.json'):
+                (folder/name).write_bytes(data)
+            (folder/'.a.zip').write_bytes(zipped(a_dot_json=data))
+        parts, other = find_duie([duie])
+        assert {part: len(files) for part, files in parts.items()} == dict(train=2, valid=2) and other == []
+        assert [file.name for file in pref_files((str(prefs),))] == ['huozi_rlhf/huozi_rlhf_data.json']
 
 # The command
 
@@ -453,7 +569,8 @@ MISTAKES = [(['webtxt2019'], "'webtxt2019' is not a source: expected webtext2019
     (['--all', 'tiny'], 'expected base'), (['--all', 'base', 'CMMLU'], 'expected one or the other'),
     (['CMMLU', '--tries', '0'], 'tries=0'), (['CMMLU', '--timeout-s', '-1'], 'timeout_s=-1.0: expected > 0'),
     (['zhwiki', '--mirror', 'here'], "mirror='here'"), (['DuIE1.0'], 'DuIE1.0: https://ai.baidu.com'),
-    (['--url', 'http://x/y'], 'expected one source')]
+    (['--url', 'http://x/y'], 'expected one source'), (['--verify'], 'verify without a source: expected names'),
+    (['--keep', '--renew'], 'keep, renew without a source: expected names')]
 
 @pytest.mark.parametrize('args, words', MISTAKES, ids=[' '.join(args) for args, _ in MISTAKES])
 def test_mistakes_are_one_sentence(world, args, words, capsys):
@@ -475,3 +592,9 @@ def test_a_download_by_the_command(world, capsys):
     assert main(['fetch', 'huozi_rlhf', '--to', str(world.raw), '--no-progress']) == 0
     said = capsys.readouterr().out
     assert 'huozi_rlhf: there' in said and f'next: SCCLM_RAW={world.raw} scclm clean' in said
+
+def test_the_next_command_can_be_copied(world, tmp_path, capsys):
+    "A folder with a space in its name is quoted for the shell."
+    fetch(replace(world.cfg, names=('huozi_rlhf',), to=str(tmp_path/'my raw')), world.items)
+    line = re.search('^next: (.*)$', capsys.readouterr().out, re.M)[1]
+    assert shlex.split(line) == [f"SCCLM_RAW={tmp_path/'my raw'}", 'scclm', 'clean']

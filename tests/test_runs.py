@@ -138,6 +138,13 @@ def test_json_keeps_chinese_and_surprising_values(tmp_path):
     assert '模型' in text and '𠮷' in text and '\\u6a21' not in text and text.endswith('}\n')
     assert read_json(tmp_path/'deep'/'a.json') == value | {'out': 'runs'} == json.loads(text)
 
+def test_json_keeps_names_that_are_no_text(tmp_path):
+    "File names in GBK, as Linux hands them to Python."
+    names = [os.fsdecode(name) for name in ('训练.json'.encode('gbk'), b'\\\xd1', b'a\xff\x80')]
+    write_json(tmp_path/'a.json', dict.fromkeys(names, 'u\udc80'))
+    text = (tmp_path/'a.json').read_bytes().decode('utf-8')
+    assert read_json(tmp_path/'a.json') == dict.fromkeys(names, 'u\udc80') == json.loads(text)
+
 @pytest.mark.parametrize('bad, error', [
     pytest.param({('a', 1): 2}, TypeError, id='a key that JSON cannot hold'),
     pytest.param({'a': '\ud800'}, UnicodeEncodeError, id='half of a surrogate pair, seen while writing')])
