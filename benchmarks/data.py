@@ -19,17 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 from report import write
-from slow_rules import slow_row
+from slow_rules import fast_rows, slow_row
 
 from scclm.duplicates import band_keys, jaccard, key_pairs, minhash, ngrams, normal_form, same_texts
 from scclm.readers import read_file
 from scclm.sample_corpus import make_sample_corpus
-from scclm.sources import CleanCfg, _values, clean_columns, find_sources
-
-
-def fast_chunk(prompts:list[str], responses:list[str])->list[tuple[str, str, str]]:
-    "One chunk of rows through the library's chain: question, answer, rule that rejects. Runs in a worker."
-    return list(zip(*clean_columns('pair', dict(prompt=prompts, response=responses), CleanCfg())))
+from scclm.sources import _values, find_sources
 
 
 def sample_pairs()->Iterator[tuple[str, str]]:
@@ -89,10 +84,10 @@ def rule_chain(args:argparse.Namespace)->list[dict]:
         "Some rows through per-character Python."
         got['baseline'] = [slow_row(*pair) for pair in some]
     with ProcessPoolExecutor(args.workers, get_context('spawn')) as pool:
-        list(pool.map(fast_chunk, *zip(*chunks[:args.workers]))) # start the workers
+        list(pool.map(fast_rows, *zip(*chunks[:args.workers]))) # start the workers
         def ours():
             "Every chunk through the library, on all workers."
-            got['ours'] = [r for rows in pool.map(fast_chunk, *zip(*chunks)) for r in rows]
+            got['ours'] = [r for rows in pool.map(fast_rows, *zip(*chunks)) for r in rows]
         seconds = alternate(ours, baseline, args.runs)
     same = sum(a == b for a, b in zip(got['ours'][::8], got['baseline']))
     whole = Seconds(seconds.ours, seconds.baseline*len(prompts)/len(some))
@@ -144,14 +139,18 @@ def near_pairs_datasketch(texts:list[str], one_by_one:bool=False)->set[tuple[int
     return pairs
 
 
+def with_near_copies(texts:list[str])->list[str]:
+    "The texts, and of every tenth a copy with one character more."
+    return texts + [t[:len(t)//2] + '甲' + t[len(t)//2:] for t in texts[::10]]
+
+
 def near_duplicates(args:argparse.Namespace)->list[dict]:
-    """Rows `near duplicates`: pairs of rows that are 0.85 alike in 4-grams, every tenth row planted as a near copy;
+    """Rows `near duplicates`: pairs of rows that are 0.85 alike in 4-grams, a near copy planted for every tenth row;
     datasketch with one call a text, the faster way, and with one call an n-gram, as the ancestor uses it."""
     prompts, responses = rows_of(args.data, args.docs)
     texts = [normal_form(f'{p}{r}') for p, r in zip(prompts, responses)]
     texts = [t for t in texts if len(t) >= 40]
-    texts += [t[:len(t)//2] + '甲' + t[len(t)//2:] for t in texts[::10]]
-    list_of = [texts, texts[::4]] # one call an n-gram takes four times as long
+    list_of = [with_near_copies(texts), with_near_copies(texts[::4])] # one call an n-gram takes four times as long
     with ProcessPoolExecutor(args.workers, get_context('spawn')) as pool:
         list(pool.map(keys_of, [texts[:99]]*args.workers)) # start the workers
         return [near_row(some, slow, pool, args) for some, slow in zip(list_of, (False, True))]
@@ -174,11 +173,12 @@ def near_row(texts:list[str], one_by_one:bool, pool:ProcessPoolExecutor, args:ar
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from scclm.data_cleaning import CleanCfg, clean
 clean(CleanCfg(raw=Path(sys.argv[1]), workers=1, progress=False))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
+status = Path('/proc/self/status').read_text() # of this program alone: ru_maxrss begins with the parent's peak
+print(int(status.split('VmHWM:')[1].split()[0])/1024)
 """
 
 

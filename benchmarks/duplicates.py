@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from report import write
 
 from scclm.duplicates import (BAND_ROWS, BANDS, KEPT_ROW, Chunk, NearCfg, Spool, band_keys, mark_exact, mark_near,
-    minhash, new_fates, normal_form, row_keys, settle, write_arrow)
+    minhash, new_fates, normal_form, normal_forms, row_keys, settle, write_arrow)
 from scclm.readers import Block
 
 BINS = np.round(np.arange(0.2, 1.001, 0.05), 2)
@@ -119,12 +119,12 @@ def removed_by_definition(n:int, same:list[tuple[int, int]])->set[int]:
     return gone
 
 
-def removed_by_library(rows:list[Row])->dict[int, int]:
-    "Removed row -> the row that it repeats, by the library's own passes."
+def removed_by_library(rows:list[tuple[str, str]])->dict[int, int]:
+    "Removed row -> the row that it repeats, by the library's own passes: text is spooled, keys are of normal forms."
     asks, answers = zip(*rows)
     with tempfile.TemporaryDirectory() as d:
         write_arrow(Path(d)/'0.kept', pa.table(dict(prompt=asks, response=answers)))
-        row_keys(asks, answers).tofile(Path(d)/'0.keys')
+        row_keys(normal_forms(asks), normal_forms(answers)).tofile(Path(d)/'0.keys')
         spool, fates = Spool(Path(d), [Chunk('0', len(rows))], [Block('', '', None, 'pretrain')]), new_fates(len(rows))
         mark_exact(spool, fates)
         mark_near(spool, fates, NearCfg(progress=False))
@@ -144,14 +144,14 @@ def curve(truth:Truth)->list[dict]:
     return rows
 
 
-def scores(rows:list[Row], truth:Truth)->list[dict]:
+def scores(rows:list[Row], removed:dict[int, int], truth:Truth)->list[dict]:
     """Recall of the rows that should go; precision: removed rows that say the same as the row they name.
     Rows that equal an earlier one are left out: these are easy."""
     first = {}
     for k, row in enumerate(rows): first.setdefault(row, k)
     new = set(first.values())
     should = removed_by_definition(len(rows), truth.same) & new
-    gone = {k: repeats for k, repeats in removed_by_library(rows).items() if k in new}
+    gone = {k: repeats for k, repeats in removed.items() if k in new}
     right = sum(say_the_same(rows[i], rows[j]) for j, i in gone.items())
     found = len(should & set(gone))
     def score(what:str, part:int, whole:int)->dict:
@@ -172,8 +172,9 @@ def main():
     raw += edited(raw, len(raw)//5, random.Random(0))
     rows = [Row(normal_form(p) or p, normal_form(r) or r) for p, r in raw]
     truth = brute_force(rows)
+    removed = removed_by_library(raw)
     write('duplicates', dict(data=args.data.name, rows=args.rows, with_edited_copies=len(rows)),
-          [*scores(rows, truth), *curve(truth)])
+          [*scores(rows, removed, truth), *curve(truth)])
 
 
 if __name__ == '__main__': main()

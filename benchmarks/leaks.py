@@ -3,23 +3,24 @@
     python benchmarks/leaks.py --data mixed.parquet --exams cmmlu.tar.xz duie_valid.json [--show 5]"""
 import argparse
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from report import write
 
-from scclm.leaks import Leak, LeakCfg, find_leaks
+from scclm.leaks import Leak, LeakCfg, find_leaks, read_items
 
 
-def counted(leaks:list[Leak], exam:str, rows:int)->list[dict]:
-    "Rows of the results for one exam."
+def counted(leaks:list[Leak], exam:str, questions:int, rows:int)->list[dict]:
+    "Rows of the results for one exam of so many questions."
     mine = [x for x in leaks if x.exam == exam]
     held, items = len({x.row for x in mine}), len({x.place for x in mine})
-    def one(what:str, n:int, of:int, unit:str)->dict:
+    def one(what:str, n:int, whole:int, name:str, unit:str)->dict:
         "A count beside what it is a part of."
-        return dict(what=f'{exam}: {what}', ours=n, baseline=of, baseline_name='rows read', unit=unit, ratio=None,
-                    runs=1)
-    return [one('rows that hold a question', held, rows, 'rows'), one('questions held', items, rows, 'questions')]
+        return dict(what=f'{exam}: {what}', ours=n, baseline=whole, baseline_name=name, unit=unit, ratio=None, runs=1)
+    return [one('rows that hold a question', held, rows, 'rows read', 'rows'),
+            one('questions held', items, questions, 'questions of the exam', 'questions')]
 
 
 def main():
@@ -34,9 +35,9 @@ def main():
     leaks = find_leaks(LeakCfg(exams=tuple(args.exams), files=(args.data,)))
     seconds = time.perf_counter() - start
     for leak in leaks[:args.show]: print(leak)
-    names = [path.name.split('.')[0] for path in args.exams]
-    write('leaks', dict(data=args.data.name, rows=n, exams=names, rows_per_s=round(n/seconds)),
-          [row for name in names for row in counted(leaks, name, n)])
+    exams = Counter(item.exam for item in read_items(args.exams))
+    write('leaks', dict(data=args.data.name, rows=n, exams=list(exams), rows_per_s=round(n/seconds)),
+          [row for exam, questions in exams.items() for row in counted(leaks, exam, questions, n)])
 
 
 if __name__ == '__main__': main()

@@ -31,10 +31,28 @@ def write_raw(folder:Path, files:int=24, rows:int=400):
         (folder/f'{k:02}.jsonl').write_text('\n'.join([*lines, '{"prompt": 坏']) + '\n', encoding='utf-8')
 
 
-def start(home:Path, runs:str, **more)->subprocess.Popen:
-    "`scclm clean` in a process of its own."
+DIES = """
+import os, runpy, signal, sys, threading
+place, seconds = sys.argv.pop(1), float(sys.argv.pop(1))
+def die(): os.killpg(0, signal.SIGKILL)
+def watch(event, args):
+    if event not in ('open', 'os.mkdir', 'os.remove', 'os.rename'): return
+    if place not in [os.path.basename(str(name)) for name in args[:2]]: return
+    if not seconds: die()
+    later = threading.Timer(seconds, die)
+    later.daemon = True
+    later.start()
+sys.addaudithook(watch)
+runpy.run_module('scclm.cli', run_name='__main__')
+"""
+
+
+def start(home:Path, runs:str, workers:int=2, dies:tuple=(), **more)->subprocess.Popen:
+    """`scclm clean` in a process of its own. `dies`: (name of a file or folder, seconds), the process and its workers
+    are killed where the process is about to open, make, remove or rename it, or so many seconds later."""
     env = os.environ | dict(SCCLM_RUNS=str(home/runs), SCCLM_RAW=str(home/'raw'), SCCLM_SCALE='tiny')
-    command = [sys.executable, '-m', 'scclm.cli', 'clean', '--workers', '2']
+    what = ['-c', DIES, *map(str, dies)] if dies else ['-m', 'scclm.cli']
+    command = [sys.executable, *what, 'clean', '--workers', str(workers)]
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.DEVNULL,
                             stderr=subprocess.PIPE, start_new_session=True, **more)
 
@@ -59,27 +77,41 @@ def home(tmp_path_factory)->Path:
     return home
 
 
+def kill_in_a_block(home:Path, more:int, seconds:float)->subprocess.Popen:
+    "A run that is killed once so many more blocks are finished and some time has passed."
+    enough = min(24, len(finished_blocks(home, 'killed')) + more)
+    run, end = start(home, 'killed'), time.monotonic() + 60
+    while len(finished_blocks(home, 'killed')) < enough and run.poll() is None and time.monotonic() < end:
+        time.sleep(.002)
+    time.sleep(seconds)
+    if run.poll() is None: os.killpg(run.pid, signal.SIGKILL)
+    return run
+
+
+def what_is_left(home:Path, run:subprocess.Popen, kept:set[str])->set[str]:
+    "The finished blocks after a kill: none is ever lost, and nothing half-made has the final name."
+    assert run.wait(120) == -signal.SIGKILL, run.stderr.read()
+    now = finished_blocks(home, 'killed')
+    assert kept <= now and not (home/'killed'/'tiny'/'data').exists()
+    return now
+
+
+# What the process touches after the last block, in this order: duplicates, splits, the report, the final name.
+LATER = ['spool.json', '0-0.pairs', '7-0.pairs', '0.near', 'heads.pairs', 'buckets', 'sft_train', '0.bucket',
+         'report.json', 'data']
+
+
 def test_twenty_kills_and_the_same_bytes(home):
-    rng, kept, kills = random.Random(1), set(), 0
-    while kills < 20:
-        run = start(home, 'killed')
-        before = len(finished_blocks(home, 'killed'))
-        enough = before + rng.randint(0, 2) # later blocks, duplicates, splits are hit too
-        end = time.monotonic() + 60
-        while len(finished_blocks(home, 'killed')) < min(24, enough) and run.poll() is None and time.monotonic() < end:
-            time.sleep(.002)
-        time.sleep(rng.uniform(0, .3))
-        if run.poll() == 0: break # it was done before the kill
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-        kills += 1
-        assert not (home/'killed'/'tiny'/'data').exists(), 'nothing half-made under the final name'
-        now = finished_blocks(home, 'killed')
-        assert kept <= now, 'a finished block is never lost'
-        kept = now
+    rng, kept = random.Random(1), set()
+    for _ in range(7): # the first blocks, and those that a stopped run left
+        kept = what_is_left(home, kill_in_a_block(home, rng.randint(0, 2), rng.uniform(0, .3)), kept)
+    for _ in range(3): # the rest of the blocks, then any moment of the search for duplicates, its workers too
+        run = start(home, 'killed', dies=('spool.json', rng.uniform(.01, .3)))
+        kept = what_is_left(home, run, kept)
+    for place in LATER: kept = what_is_left(home, start(home, 'killed', workers=1, dies=(place, 0)), kept)
     last = start(home, 'killed')
     assert last.wait(120) == 0, last.stderr.read()
-    assert kills >= 10 and hashes(home/'killed'/'tiny'/'data') == hashes(home/'whole'/'tiny'/'data')
+    assert len(kept) == 24 and hashes(home/'killed'/'tiny'/'data') == hashes(home/'whole'/'tiny'/'data')
     assert not (home/'killed'/'tiny'/'.data.work').exists(), 'the work is removed at the end'
 
 

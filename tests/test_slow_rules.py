@@ -6,22 +6,16 @@ from trainer_toys import load_benchmark
 
 from scclm.readers import read_file
 from scclm.sample_corpus import make_sample_corpus
-from scclm.sources import CleanCfg, clean_columns, find_sources
+from scclm.sources import CleanCfg, find_sources
 
 slow_rules = load_benchmark('slow_rules')
 LIMIT = CleanCfg().max_prompt
 
 
-def fast(prompts:list[str], responses:list[str])->list[tuple[str, str, str]]:
-    "The library's chain over two columns."
-    return list(zip(*clean_columns('pair', dict(prompt=prompts, response=responses), CleanCfg())))
-
-
 def compare(pairs:list[tuple[str, str]]):
     "Every row the same."
     prompts, responses = map(list, zip(*pairs))
-    for pair, got, want in zip(pairs, fast(prompts, responses), [slow_rules.slow_row(*p) for p in pairs], strict=True):
-        assert got == want, pair
+    for k, slow, fast in slow_rules.differences(prompts, responses): assert fast == slow, pairs[k]
 
 
 def test_the_sample(tmp_path):
