@@ -8,6 +8,7 @@ __all__ = ['AHEAD', 'RECORD', 'ENGINES', 'Step', 'Runtime', 'Asked', 'OnnxModel'
 
 # %% ../nbs/appendix/runtimes.ipynb #59c3b36f
 #| code-fold: true
+import atexit
 import json
 import os
 import threading
@@ -152,6 +153,18 @@ def step(self:OnnxModel,
 # %% ../nbs/appendix/runtimes.ipynb #364ef9f1
 AHEAD = 256 # tokens of a draft; a longer answer takes another draft
 
+# %% ../nbs/appendix/runtimes.ipynb #stopatend
+#| code-fold: true
+_STOPS = weakref.WeakSet() # of the drafts that may still run
+_OPEN = weakref.WeakSet() # models that hold an engine
+
+@atexit.register
+def _close_engines():
+    """Stop the drafts and wait for the engines' threads: one that reports to a Python that has ended takes the process
+    down with it."""
+    for stop in list(_STOPS): stop.set()
+    for model in list(_OPEN): del model.engine
+
 # %% ../nbs/appendix/runtimes.ipynb #95613cdf
 #| code-fold: true
 class Written(NamedTuple):
@@ -183,6 +196,7 @@ class Draft:
         heard, unwanted = SimpleQueue(), threading.Event()
         self.heard, self.over = heard, False
         weakref.finalize(self, unwanted.set)
+        _STOPS.add(unwanted)
         def hear(step:object)->bool:
             "Called by the engine after every token; True stops it."
             heard.put(_heard(step))
@@ -281,6 +295,7 @@ class Ct2Model(Runtime):
         from ctranslate2 import Translator
         try: self.engine = Translator(str(folder), intra_threads=torch.get_num_threads(), compute_type='int8')
         except RuntimeError as e: raise ValueError(f'{folder} cannot be opened: {first_line(e)}') from None
+        _OPEN.add(self)
         self.vocab = json.loads((folder/'shared_vocabulary.json').read_text(encoding='utf-8'))
         self.ends = end_ids(self)
         self.n_drafts = 0 # how many were begun: more than answers if `choose` often wanted another token

@@ -134,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
                     self.wfile.write(body[k:k + 1])
                     time.sleep(mood.pause_s)
             elif mood.chunked:
-                self.wfile.write(b'%x\r\n%s\r\n' % (len(body), body))
+                if body: self.wfile.write(b'%x\r\n%s\r\n' % (len(body), body)) # one of size 0 is the end
                 if mood.stop is None: self.wfile.write(b'0\r\n\r\n')
             else: self.wfile.write(body)
         except OSError: self.close_connection = True
