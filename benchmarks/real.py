@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 from scclm.data_cleaning import clean
 from scclm.dpo import dpo, dpo_cfg
 from scclm.ie_finetune import ie, ie_cfg
+from scclm.leaks import LeakCfg, check_leaks
 from scclm.pretrain import pretrain, pretrain_cfg
 from scclm.reproduce import Step, note, read_diary
-from scclm.runs import check_out, run_path, write_json
+from scclm.runs import check_out, raw_dir, run_path, write_json
 from scclm.sft import sft, sft_cfg
 from scclm.tokenizer import tokenizer_cfg, train_tokenizer
 
@@ -88,6 +89,12 @@ QUESTIONS = ('你好', '你是谁？', '感冒了要怎么办？', '高血压患
     '离婚需要哪些手续？', '1加1等于几？', '把“今天天气很好”翻译成英文。', '地球为什么是圆的？', '推荐一部好看的电影。',
     '怎样做西红柿炒鸡蛋？', '人工智能是什么？', '我和父母吵架了，很难过。', '世界上最高的山是哪座？')
 
+def without_leaks():
+    "Take the rows out that hold a question of our own tests, of CMMLU or of DuIE's development set: *.leaks.parquet."
+    own = [run_path('data', f'{name}.parquet') for name in ('test', 'valid', 'sft_valid')]
+    public = [raw_dir()/'eval'/'cmmlu.tar.xz', raw_dir()/'duie'/'duie_valid.json']
+    check_leaks(LeakCfg(exams=(*own, *public), workers=2, remove=True))
+
 IE_EPOCHS = {1000: 25., 4000: 10., 17_000: 5.}
 IE_STARTS = ('sft', 'scratch', 'stock')
 
@@ -99,18 +106,33 @@ def triples(
     cfg = replace(ie_cfg(), max_rows=rows, start=start, epochs=IE_EPOCHS[rows], out=str(run_path(f'ie_{rows}_{start}')))
     return ie(cfg, progress=False)
 
-def at_tiny()->object: # the run
-    "The course's size on the same text, for the curve."
-    return pretrain(replace(pretrain_cfg('tiny'), out=str(run_path('pretrain_tiny')), precision='auto'), progress=False)
+PARTS = {'8th': 1/8, '32nd': 1/32} # whole trainings with a smaller budget: points for the law that the loss follows
+TINY_STEPS = 7500 # of 2,048 tokens
+
+def shorter(
+    scale:str, # small, or tiny: the course's size on the same text
+    share:float, # of the whole budget
+    name:str, # of the folder
+)->object: # the run
+    "A pretraining of its own, not the beginning of another one: its learning rate comes down at its own end."
+    cfg = pretrain_cfg(scale)
+    if scale == 'tiny': cfg = replace(cfg, steps=TINY_STEPS, budget_tok=2048, max_len=257, precision='auto')
+    steps = round(cfg.steps * share)
+    cfg = replace(cfg, steps=steps, eval_every=max(1, steps // 20), out=str(run_path(name)))
+    return pretrain(cfg, progress=False)
+
+LAW = {'pretrain_tiny': ('tiny', 1.)} | {f'pretrain_{scale}_{part}': (scale, share)
+                                         for scale in ('small', 'tiny') for part, share in PARTS.items()}
 
 STEPS:dict[str, Callable] = dict(
     clean=clean,
+    leaks=without_leaks,
     tokenizer=lambda: train_tokenizer(tokenizer_cfg()),
     pretrain=partial(pretrain, pretrain_cfg('small'), QUESTIONS, progress=False),
-    pretrain_tiny=at_tiny,
     sft=partial(sft, sft_cfg('small'), progress=False),
     dpo=partial(dpo, dpo_cfg('small'), progress=False),
-) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_EPOCHS for start in IE_STARTS}
+) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_EPOCHS for start in IE_STARTS} | {
+    name: partial(shorter, *how, name) for name, how in LAW.items()}
 
 def diary()->Path:
     "Where it is noted what began, ended or was stopped, and when."
