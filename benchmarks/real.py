@@ -21,13 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from scclm.course import KEEP_FREED
 from scclm.data_cleaning import clean
 from scclm.dpo import dpo, dpo_cfg
 from scclm.ie_finetune import ie, ie_cfg
 from scclm.leaks import LeakCfg, check_leaks
 from scclm.pretrain import pretrain, pretrain_cfg
 from scclm.reproduce import Step, note, read_diary
-from scclm.runs import check_out, raw_dir, run_path, write_json
+from scclm.runs import check_out, raw_dir, read_json, run_path, write_json
 from scclm.sft import sft, sft_cfg
 from scclm.tokenizer import tokenizer_cfg, train_tokenizer
 
@@ -95,15 +96,54 @@ def without_leaks():
     public = [raw_dir()/'eval'/'cmmlu.tar.xz', raw_dir()/'duie'/'duie_valid.json']
     check_leaks(LeakCfg(exams=(*own, *public), workers=2, remove=True))
 
-IE_EPOCHS = {1000: 25., 4000: 10., 17_000: 5.}
+IE_EPOCHS = {1000: 20., 4000: 8., 17_000: 4.} # about the same number of steps for a fourth of the rows and for all
 IE_STARTS = ('sft', 'scratch', 'stock')
+RATES = (3e-4, 7e-4, 1.5e-3) # tried
+TRIAL_ROWS, TRIAL_EPOCHS, LOOKED_AT = 4000, 4., 1000 # rows and passes of a trial; sentences it is judged by
+
+def trial_folder()->Path: # duie_train.json, and its last sentences as duie_dev.json
+    "Training sentences parted in two: what is chosen by a trial is chosen on rows that no reported test holds."
+    folder = run_path('ie_choice', 'duie')
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (raw_dir()/'duie'/'duie_train.json').read_text(encoding='utf-8').splitlines(keepends=True)
+    for name, part in (('train', lines[:-LOOKED_AT]), ('dev', lines[-LOOKED_AT:])):
+        (folder/f'duie_{name}.json').write_text(''.join(part), encoding='utf-8')
+    return folder
+
+def test_name(
+    figures:dict, # of a run
+)->str: # as in f1_<name>
+    "The test that a run was scored on; real data has one."
+    return next(k[3:] for k in figures if k.startswith('f1_') and not k.endswith(('_ci95', '_n')))
+
+def trial(
+    folder:Path, # from `trial_folder`
+    start:str, # sft or scratch
+    lr:float, # to try
+)->dict: # what was tried, and the F1 of the sentences that were held back
+    "A short fine-tuning; one that was finished before is not run again. Exits with 3 if it is stopped on the way."
+    out = run_path('ie_choice', f'{start}_{lr}')
+    cfg = replace(ie_cfg(), data=(str(folder),), max_rows=TRIAL_ROWS, epochs=TRIAL_EPOCHS, start=start, lr=lr,
+                  lr_scratch=lr, out=str(out))
+    if not (out/'figures.json').exists() and not ie(cfg, progress=False).done: sys.exit(3)
+    figures = read_json(out/'figures.json')
+    return dict(start=start, lr=lr, f1=figures[f'f1_{test_name(figures)}'])
+
+def choose_rates():
+    "The best learning rate of each start, kept with all that was tried."
+    folder = trial_folder()
+    trials = [trial(folder, start, lr) for start in ('sft', 'scratch') for lr in RATES]
+    best = {t['start']: t['lr'] for t in sorted(trials, key=lambda t: t['f1'])}
+    write_json(run_path('ie_choice', 'choice.json'), dict(trials=trials, best=best))
 
 def triples(
     rows:int, # training sentences
     start:str, # sft, scratch or stock
 )->object: # the run
     "Extraction from so many sentences, from such a start."
-    cfg = replace(ie_cfg(), max_rows=rows, start=start, epochs=IE_EPOCHS[rows], out=str(run_path(f'ie_{rows}_{start}')))
+    best = read_json(run_path('ie_choice', 'choice.json'))['best']
+    cfg = replace(ie_cfg(), max_rows=rows, start=start, epochs=IE_EPOCHS[rows], lr=best['sft'],
+                  lr_scratch=best['scratch'], out=str(run_path(f'ie_{rows}_{start}')))
     return ie(cfg, progress=False)
 
 PARTS = {'8th': 1/8, '32nd': 1/32} # whole trainings with a smaller budget: points for the law that the loss follows
@@ -131,6 +171,7 @@ STEPS:dict[str, Callable] = dict(
     pretrain=partial(pretrain, pretrain_cfg('small'), QUESTIONS, progress=False),
     sft=partial(sft, sft_cfg('small'), progress=False),
     dpo=partial(dpo, dpo_cfg('small'), progress=False),
+    ie_choice=choose_rates,
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_EPOCHS for start in IE_STARTS} | {
     name: partial(shorter, *how, name) for name, how in LAW.items()}
 
@@ -165,8 +206,8 @@ def run_all(
 def set_dials(
     raw:Path, # the raw folder
 ):
-    "Scale and raw folder of this process and of those that it starts."
-    os.environ |= dict(SCCLM_SCALE='small', SCCLM_RAW=str(raw.absolute()))
+    "Scale, raw folder and allocator of those that this process starts."
+    os.environ |= KEEP_FREED | dict(SCCLM_SCALE='small', SCCLM_RAW=str(raw.absolute()))
 
 def main():
     "What the command line asks for."

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 from ngram import CharNgram
-from real import IE_EPOCHS, IE_STARTS, LAW, done_steps, set_dials
+from real import IE_EPOCHS, IE_STARTS, LAW, done_steps, set_dials, test_name
 from report import RESULTS, machine
 
 from scclm.chat import ChatBot
@@ -251,14 +251,15 @@ def triples()->dict:
     for n in IE_EPOCHS:
         for start in IE_STARTS:
             f = read_json(run_path(f'ie_{n}_{start}', 'figures.json'))
-            name = next(k[3:] for k in f if k.startswith('f1_') and not k.endswith(('_ci95', '_n')))
+            name = test_name(f)
             found[f'{n}_{"pretrained" if start == "sft" else start}'] = dict(
                 f1=f[f'f1_{name}'], ci95=f[f'f1_{name}_ci95'], p=f[f'p_{name}'], r=f[f'r_{name}'], n=f[f'f1_{name}_n'],
                 raw=f[f'published_f1_{name}'], unreadable=f[f'unreadable_{name}'],
                 steps=f['steps'], seconds=f['seconds'])
     texts, stated, said = extracted(f'ie_{max(IE_EPOCHS)}_sft')
     plain = {n: strict(pred, stated) for n, pred in by_dictionary(texts).items()}
-    return dict(runs=found, dictionary=plain, relations=relations(stated, said), errors=errors(texts, stated, said))
+    choice = read_json(run_path('ie_choice', 'choice.json'))
+    return dict(choice=choice, runs=found, dictionary=plain, relations=relations(stated, said), errors=errors(texts, stated, said))
 
 # ---- the whole
 

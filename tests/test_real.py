@@ -47,6 +47,17 @@ def test_a_folder_of_somebody_is_not_made_anew(data, tmp_path):
     assert (tmp_path/'raw'/'thesis.txt').read_text(encoding='utf-8') == 'mine'
 
 
+def test_rates_are_chosen_on_sentences_that_no_reported_test_holds(data, tmp_path, monkeypatch):
+    lines = [json.dumps(dict(text=f'第{k}句', spo_list=[]), ensure_ascii=False) + '\n' for k in range(3000)]
+    (data/'duie'/'duie_train.json').write_text(''.join(lines), encoding='utf-8')
+    monkeypatch.setenv('SCCLM_RAW', str(data))
+    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
+    folder = real.trial_folder()
+    kept, held = ((folder/f'duie_{name}.json').read_text(encoding='utf-8') for name in ('train', 'dev'))
+    assert kept + held == ''.join(lines) and held.count('\n') == real.LOOKED_AT
+    assert real.test_name(dict(loss=1., f1_valid_ci95=[0, 1], f1_valid_n=3, f1_valid=.5)) == 'valid'
+
+
 def test_the_law_finds_what_made_the_points():
     true = real_measure.Law(1.7, 400., 900., real_measure.HOFFMANN)
     sizes = [(n, d) for n in (2.4e6, 9.4e6) for d in (2e6, 8e6, 5e7)]
