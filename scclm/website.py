@@ -474,16 +474,17 @@ def home_cell(
 # %% ../nbs/appendix/website.ipynb #ws000049
 def setup_cell(
     address:str, # of the repository
+    folder:str, # where the notebook lies, such as nbs/appendix
 )->str: # source of a cell
-    "What a notebook needs on Colab and Kaggle, on a CPU or a GPU; the PyTorch that is there is kept if new enough."
+    "What a notebook needs on Colab and Kaggle, on a CPU or a GPU; a PyTorch that is there and new enough stays."
     return f'''#| hide
-# Colab and Kaggle open this file alone: fetch the rest and install what is missing. Elsewhere: nothing.
+# Colab and Kaggle have only this file: fetch the rest, install what is missing. Elsewhere: nothing.
 import os
 
 if {{'COLAB_RELEASE_TAG', 'KAGGLE_KERNEL_RUN_TYPE'}} & set(os.environ):
-    !test -d course || git clone -q --depth 1 {address} course
-    %cd course/nbs
-    %pip install -q -e ..'''
+    !test -d ~/course || git clone -q --depth 1 {address} ~/course
+    %pip install -q ~/course
+    %cd ~/course/{folder}'''
 
 def open_links(
     path:str, # of a notebook, below the checkout

@@ -1,7 +1,6 @@
 "House rules that a script can check: who imports whom, sizes, documentation, chapter form, stored outputs, set-up."
 import ast
 import io
-import json
 import re
 import statistics
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
