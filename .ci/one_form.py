@@ -49,11 +49,13 @@ def folded_abstract(paragraph:str)->str:
     return f'<details><summary>English abstract</summary>{text}</details>'
 
 def first_cell(text:str)->str:
-    "Title, summary, text, and the abstract at the end."
+    "Title, summary, text, and the abstract at the end of the opening."
     text = re.sub(r'\A(# .+)\n+(> .+)\n+', r'\1\n\n\2\n\n', text.strip() + '\n\n').strip()
     paragraphs = text.split('\n\n')
     abstracts = [p for p in paragraphs if is_abstract(p)]
-    return '\n\n'.join([*(p for p in paragraphs if p not in abstracts), *map(folded_abstract, abstracts)])
+    rest = [p for p in paragraphs if p not in abstracts]
+    end = next((i for i, p in enumerate(rest) if p.startswith('## ')), len(rest))
+    return '\n\n'.join([*rest[:end], *map(folded_abstract, abstracts), *rest[end:]])
 
 def indented_answers(text:str)->str:
     "A fold behind a numbered exercise belongs to it."
