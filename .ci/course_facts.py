@@ -77,22 +77,29 @@ def row_counts()->dict[str, int]:
                 sft=data['splits']['sft_train'], prefs=sum(source['train'] for source in pairs.values()),
                 sentences=triples['rows']['kept'], triples=triples['triples']['kept'])
 
-def course_facts(bot:ChatBot)->dict:
+def course_facts(
+    bot:ChatBot, # the model of chapter 07
+    ask:Asker, # who answers the questions
+)->dict: # what benchmarks/course.json holds
     "Everything that the READMEs and the picture say of the course; scores are in the card."
     course = read_json(run_path('course.json'))
     chapters = [{k: c[k] for k in ('name', 'seconds', 'peak_rss_mb')} for c in course['chapters']]
     weights = sum(p.stat().st_size for p in run_path('dpo', 'model').glob('*.safetensors'))
     model = dict(parameters=n_params(bot.model), vocabulary=len(bot.tok), mb=weights/1e6)
     return dict(set_up_seconds=course['set_up_seconds'], chapters=chapters, rows=row_counts(), model=model,
-                talk=first_talk(bot.answer, final_questions(), final_unknown()),
+                talk=first_talk(ask, final_questions(), final_unknown()),
                 triple=first_triple(require(run_path('ie', 'extracted.parquet'), 'ie')))
 
-def keep_facts(root:Path):
+def keep_facts(
+    root:Path, # the checkout
+    ask:Asker|None=None, # who answers the questions; None: the model of chapter 07
+):
     """Write both files; neither if something of the course is missing.
     Raises ValueError for a course that is not the one the READMEs speak of."""
     card = read_json(require(run_path('card.json'), 'card'))
     for key, ours in (('scale', 'tiny'), ('corpus', 'sample corpus')):
         if card[key] != ours: raise ValueError(f'{run_path("card.json")}: {key}={card[key]!r}, expected {ours!r}')
-    facts = course_facts(ChatBot.from_dir(require(run_path('dpo', 'model'), 'dpo')))
+    bot = ChatBot.from_dir(require(run_path('dpo', 'model'), 'dpo'))
+    facts = course_facts(bot, ask or bot.answer)
     write_json(root/'benchmarks'/'course.json', facts)
     write_json(root/'benchmarks'/'card.json', {k: v for k, v in card.items() if k != 'seeds'})

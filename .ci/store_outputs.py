@@ -44,16 +44,25 @@ def filled(done:Path, target:Path)->NotebookNode:
     for cell, done_cell in zip(cells, ran_cells): cell.outputs = stored(done_cell.outputs)
     return nb
 
-def main(root:Path):
-    "Notebooks, then the front door; nothing is written before every executed copy has been found to fit."
-    nbs, found = root/'nbs', {}
+def fitting(nbs:Path)->dict[Path, NotebookNode]:
+    "Notebook -> itself with new outputs, for every executed copy; leaves with a message if one ran other code."
+    found = {}
     for done in sorted(run_path('notebooks').glob('*.ipynb')):
         target = next(nbs.rglob(done.name), None)
         if target: found[target] = filled(done, target)
-    keep_facts(root)
+    return found
+
+def store(found:dict[Path, NotebookNode]):
+    "Write notebooks, and say how large each is."
     for target, nb in found.items():
         nbformat.write(nb, target)
-        print(target.relative_to(nbs), f'{target.stat().st_size // 1024} KB')
+        print(target.name, f'{target.stat().st_size // 1024} KB')
+
+def main(root:Path):
+    "Notebooks, then the front door; nothing is written before every copy fits and all facts are there."
+    found = fitting(root/'nbs')
+    keep_facts(root)
+    store(found)
     front.main(root)
 
 if __name__ == '__main__': main(checkout_root())
