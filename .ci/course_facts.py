@@ -1,7 +1,7 @@
 """What the front door says of the last course: benchmarks/course.json and benchmarks/card.json, from runs/<scale>.
 
 The conversation is not chosen by anyone. The questions come in a fixed order from the paper that is sat only once
-(`scclm.final_exam`): the first that is answered right, the first untaught one that is refused, the first answered wrong.
+(`scclm.final_exam`): the first that is answered right, the first untaught one that is refused, the first one wrong.
 """
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -62,7 +62,8 @@ def result_part(path:Path, meanings:dict)->list[str]:
     where = f"{result['machine']}；{result['date']}；提交 `{result['commit']}`；[{path.name}](results/{path.name})"
     script = path.parents[1]/f'{path.stem}.py'
     if script.exists(): where += f'，由 [{script.name}]({script.name}) 写出'
-    return [f"## {says['title']}", '', says['about'], '', where + '。', '', *result_rows(path.stem, result, meanings), '']
+    rows = result_rows(path.stem, result, meanings)
+    return [f"## {says['title']}", '', says['about'], '', where + '。', '', *rows, '']
 
 def falls(key:str)->bool:
     "Whether a score of the card should be small."

@@ -1,8 +1,9 @@
 """Everything at the front door that is made and not written: `make front`.
 
-README.md and README.en.md get their numbers, nbs/figures/front*.svg are drawn, benchmarks/README.md is written, and every
-file that names the repository gets the address of settings.ini. All of it comes from tracked files only: benchmarks/
-course.json and card.json (the last course, kept by `make outputs`), benchmarks/results/*.json, settings.ini, the library.
+README.md and README.en.md get their numbers, nbs/figures/front*.svg are drawn, benchmarks/README.md and
+DEPENDENCIES.md are written, and every file that names the repository gets the address of settings.ini. All of it comes
+from tracked files (benchmarks/course.json and card.json, which `make outputs` keeps of the last course,
+benchmarks/results/*.json, settings.ini) and from the library itself.
 
 In a README `<!--=key-->what stands here<!--=-->` is filled in; the words around it are yours.
 """
@@ -33,10 +34,12 @@ def settings(root:Path)->SectionProxy:
     return cfg['DEFAULT']
 
 def addresses(root:Path)->dict[str, str]:
-    "Old address -> new one: of the site and of the repository, as CITATION.cff has them and as settings.ini wants them."
+    "Old address -> new one, of the site and of the repository: as CITATION.cff has them, as settings.ini wants them."
     cfg, cited = settings(root), (root/'CITATION.cff').read_text(encoding='utf-8')
-    old = [re.search(rf'^{key}: "([^"]+)"', cited, re.M)[1] for key in ('url', 'repository-code')]
-    return dict(zip(old, [cfg['doc_host'] + cfg['doc_baseurl'], cfg['git_url']]))
+    new = {'url': cfg['doc_host'] + cfg['doc_baseurl'], 'repository-code': cfg['git_url']}
+    old = {key: re.search(rf'^{key}: "(https://[^"]+)"$', cited, re.M) for key in new}
+    if None in old.values(): raise ValueError(f'CITATION.cff: expected lines like {" and ".join(new)}: "https://…"')
+    return {old[key][1]: new[key] for key in new}
 
 def tracked(root:Path)->list[Path]:
     "The files of the project, as git knows them; new ones that it does not ignore count too."
@@ -98,7 +101,8 @@ def six_rows(seeds:dict[str, dict], lang:str)->list[str]:
 NOTES = dict(
     zh=dict(who='你', bot='它', right='第 {number} 题，答对了', refused='没教过的第 {number} 题：就该这么说',
             wrong='第 {number} 题，答错了，应该是：{expected}'),
-    en=dict(who='you', bot='bot', right='question {number}, right', refused='untaught question {number}: as it should be',
+    en=dict(who='you', bot='bot', right='question {number}, right',
+            refused='untaught question {number}: as it should be',
             wrong='question {number}, wrong; it should be {expected}'))
 
 def talk_lines(talk:list[dict], lang:str)->list[str]:
@@ -113,8 +117,8 @@ def talk_lines(talk:list[dict], lang:str)->list[str]:
 COMMANDS = dict(
     zh=dict(course='# 建环境，依次跑完十章；中断后再来一次，从没跑完的那章接着跑', chat='# 和刚训练好的模型聊天',
             test='# CI 检查的一切：笔记本、文档、整个课程、全部测试'),
-    en=dict(course='# sets up .venv, runs the ten chapters; again: goes on where it stopped', chat='# talk to the model',
-            test='# everything CI checks'))
+    en=dict(course='# sets up .venv, runs the ten chapters; again: goes on where it stopped',
+            chat='# talk to the model', test='# everything CI checks'))
 
 def command_lines(url:str, lang:str)->list[str]:
     "What a reader types first."
@@ -139,8 +143,9 @@ def course_values(course:dict, lang:str)->dict[str, str]:
     "What the last course was like."
     chapters, rows, model = course['chapters'], course['rows'], course['model']
     minutes = {f"m{c['name'][:2]}": f"{c['seconds']/60:.1f}" for c in chapters}
+    seconds, peak = sum(c['seconds'] for c in chapters), max(c['peak_rss_mb'] for c in chapters)
     return minutes | {k: f'{n:,}' for k, n in rows.items()} | dict(
-        minutes=f"{sum(c['seconds'] for c in chapters)/60:.0f}", ram=f"{max(c['peak_rss_mb'] for c in chapters)/1e3:.1f}",
+        minutes=f'{seconds/60:.0f}', ram=f'{peak/1e3:.1f}',
         parameters=count(model['parameters'], lang), model_mb=f"{model['mb']:.0f}")
 
 def base_values(lang:str)->dict[str, str]:

@@ -17,6 +17,8 @@ class Box(NamedTuple):
 
 KINDS = dict(text=('#f1eee4', '#8a8370'), step=('#e3edf5', '#4a6b8a'), end=('#fff1d6', '#b07c1f'))
 
+FONT = "'Noto Sans CJK SC','PingFang SC','Microsoft YaHei',sans-serif"
+
 WORDS = dict(
     zh=dict(title='从原始文本到聊天和三元组：清洗、词元化、预训练、指令微调、偏好优化，每一步写着行数和用时',
             raw='原始文本', clean='清洗', tokenizer='词元化', pretrain='预训练', sft='指令微调', dpo='偏好优化',
@@ -24,15 +26,24 @@ WORDS = dict(
             parameters='{parameters} 个参数', sft_rows='{sft} 条指令', prefs='{prefs} 对回答', sentences='{sentences} 句话',
             rejected='{rejected} 行被拒，各有理由', minutes='{:.1f} 分钟', seconds='{:.0f} 秒', who='问：', bot='答：',
             text='原文：', out='读出：', found='读出的三元组',
-            note='用时只算这一步的训练或处理：{cpu}，{cores} 核，{date}', font="'Noto Sans CJK SC','PingFang SC','Microsoft YaHei',sans-serif"),
+            note='用时只算这一步的训练或处理：{cpu}，{cores} 核，{date}'),
     en=dict(title='From raw text to chat and triples: clean, tokenize, pretrain, instruct, prefer; with rows and time',
             raw='raw text', clean='cleaning', tokenizer='tokenizer', pretrain='pretraining', sft='instructions',
-            dpo='preferences', chat='chat', ie='triples', read='{read} rows, six formats', kept='{train} pairs',
+            dpo='preferences', chat='chat', ie='triples', read='{read} rows, 6 formats', kept='{train} pairs',
             vocabulary='{vocabulary} tokens', parameters='{parameters} parameters', sft_rows='{sft} instructions',
             prefs='{prefs} pairs of answers', sentences='{sentences} sentences', rejected='{rejected} rows rejected',
             minutes='{:.1f} minutes', seconds='{:.0f} seconds', who='Q: ', bot='A: ', text='text: ', out='read: ',
-            found='triples found', note='time of the step alone: {cpu}, {cores} cores, {date}',
-            font="'Noto Sans CJK SC','PingFang SC','Microsoft YaHei',sans-serif"))
+            found='triples found', note='time of the step alone: {cpu}, {cores} cores, {date}'))
+
+def width(words:str, size:float)->float:
+    "Pixels that words take at most: a Chinese character is as wide as it is high, another half as wide on average."
+    return sum(size if ord(c) > 0x2e80 else size/2 for c in words)
+
+def cut(words:str, room:float, size:float)->str:
+    "Words that fit, with a … where some did not."
+    if width(words, size) <= room: return words
+    while width(words + '…', size) > room: words = words[:-1]
+    return words + '…'
 
 def spell(seconds:float, words:dict[str, str])->str:
     "Seconds below one minute, minutes above."
@@ -66,14 +77,15 @@ def place(box:Box)->tuple[int, int, int]:
 
 def box_lines(box:Box)->Iterator[str]:
     "A box and its words."
-    x, y, width = place(box)
+    x, y, width_px = place(box)
     fill, line = KINDS[box.kind]
-    yield (f'<rect x="{x}" y="{y}" width="{width}" height="{TALL}" rx="9" fill="{fill}" stroke="{line}" '
+    yield (f'<rect x="{x}" y="{y}" width="{width_px}" height="{TALL}" rx="9" fill="{fill}" stroke="{line}" '
            'stroke-width="1.5"/>')
     name, *rest = box.lines
     yield f'<text x="{x + 14}" y="{y + 28}" font-size="17" font-weight="600" fill="#1d1d1b">{escape(name)}</text>'
     for i, words in enumerate(rest):
-        yield f'<text x="{x + 14}" y="{y + 52 + 22*i}" font-size="14" fill="#333">{escape(words)}</text>'
+        shown = escape(cut(words, width_px - 28, 14))
+        yield f'<text x="{x + 14}" y="{y + 52 + 22*i}" font-size="14" fill="#333">{shown}</text>'
 
 def arrow(x:int, y:int, dx:int, dy:int)->str:
     "A line along an axis with its head; dx or dy is 0."
@@ -100,7 +112,7 @@ def draw(course:dict, card:dict, lang:str)->str:
     shapes = [line for box in boxes(course, card['seconds'], lang) for line in box_lines(box)]
     note = escape(w['note'].format(**card['env']))
     head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-            f'role="img" font-family="{w["font"]}">')
+            f'role="img" font-family="{FONT}">')
     ground = f'<rect width="{WIDTH}" height="{HEIGHT}" rx="12" fill="#fbfaf6"/>'
     foot = f'<text x="{LEFT}" y="{HEIGHT - 12}" font-size="13" fill="#6b675c">{note}</text>'
     return '\n'.join([head, f'<title>{escape(w["title"])}</title>', ground, *arrows(), *shapes, foot, '</svg>', ''])

@@ -1,8 +1,8 @@
 """Put the outputs of the last clean run into the notebooks, and its figures at the front door: `make outputs`.
 
 Executed copies come from runs/<scale>/notebooks; a copy whose code is not the notebook's is refused.
-Widget state, execution metadata and progress on standard error are left out. What the READMEs say of the course is kept in
-benchmarks/course.json and card.json, and then everything that front.py makes is made again.
+Widget state, execution metadata and progress on standard error are left out. What the READMEs say of the course is
+kept in benchmarks/course.json and card.json, and then everything that front.py makes is made again.
 """
 import base64
 import io

@@ -1,7 +1,7 @@
 """Build the sdist and the wheel, install each into an empty environment with all it asks for, and use it there.
 
-`python tests/install.py [wheel] [sdist]`, on every Python of the CI's matrix; it downloads what the library needs, so it is
-no part of `make test` (tests/test_wheel.py borrows the packages of the environment instead). Needs the module `build`.
+`python tests/install.py [wheel] [sdist]`, on every Python of the CI's matrix; it downloads what the library needs, so
+it is no part of `make test` (tests/test_wheel.py borrows the packages of the environment). Needs the module `build`.
 """
 import json
 import os
@@ -31,7 +31,8 @@ USE = """if True:
 
 def sh(*command, **kw):
     "Run a command; its output on success, else leave with all of it."
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, encoding='utf-8', env=OUTSIDE, **kw)
+    out = dict(capture_output=True, text=True, encoding='utf-8')
+    done = subprocess.run([str(c) for c in command], env=OUTSIDE, **out, **kw)
     if done.returncode: sys.exit(f'{command}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}')
     return done.stdout
 
@@ -69,7 +70,8 @@ def main(kinds):
             sh(python, '-m', 'pip', 'install', '-q', '-c', ROOT/'constraints.txt', package)
             sh(python, '-m', 'pip', 'check')
             (tmp/'away').mkdir(exist_ok=True)
-            print(f'{package.name}: works on {sys.version.split()[0]}; without extras: {use(python, tmp/"away")}', flush=True)
+            missing = use(python, tmp/'away')
+            print(f'{package.name}: works on {sys.version.split()[0]}; wants an extra: {missing}', flush=True)
             shutil.rmtree(home)
 
 if __name__ == '__main__': main(sys.argv[1:])
