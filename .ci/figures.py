@@ -95,6 +95,8 @@ def figures_page(
     meanings, results = read_json(folder/'meanings.json'), sorted((folder/'results').glob('*.json'))
     first = [p for p in results if p.stem == 'seeds']
     rest = [line for p in results if p not in first for line in result_part(p, meanings)]
-    parts = [*(line for p in first for line in result_part(p, meanings)),
+    real = ['真实数据上的一次训练另有一个文件夹：[results/real_small](results/real_small)。', '']
+    real = real if (folder/'results'/'real_small'/'card.json').exists() else []
+    parts = [*real, *(line for p in first for line in result_part(p, meanings)),
              *card_part(read_json(folder/'card.json'), read_json(folder/'course.json')), *rest]
     return '\n'.join([HEAD, *parts]).rstrip() + '\n'

@@ -1,4 +1,5 @@
 """The front door: no figure of the READMEs, the picture or benchmarks/README.md without its file; one address."""
+import ast
 import json
 import re
 import shutil
@@ -14,9 +15,10 @@ import licences
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from trainer_toys import load_benchmark
+from trainer_toys import load_benchmark, model
 
 from scclm.final_exam import FinalQuestion, final_questions, final_unknown
+from scclm.model import save_model
 from scclm.runs import STAGES
 from scclm.sample_facts import facts
 from scclm.sample_unknown import REFUSALS, is_refusal
@@ -100,6 +102,15 @@ def test_commands_and_modules_exist(lang, name):
     for path in re.findall(r'configs/\w+\.yaml', text(name)): assert (ROOT/path).exists()
     for word in ('make course', 'make test', 'make chat', 'make serve', 'Apache-2.0', 'charent'):
         assert word in text(name), word
+
+def test_the_readmes_ask_the_model_as_printed(tok, tmp_path, monkeypatch, capsys):
+    "The first example of either README, in a folder that holds such a model."
+    first = {re.search(r'```python\n(.*?)```', text(name), re.S)[1] for _, name in READMES}
+    code, = first
+    save_model(model(tok), tok, tmp_path/'runs/tiny/dpo/model')
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, 'README.md', 'exec'), {})
+    assert len(ast.literal_eval(capsys.readouterr().out)) == 2
 
 # The conversation
 
