@@ -21,12 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from scclm.course import KEEP_FREED
 from scclm.data_cleaning import clean
 from scclm.dpo import dpo, dpo_cfg
 from scclm.ie_finetune import ie, ie_cfg
+from scclm.leaks import LeakCfg, check_leaks
 from scclm.pretrain import pretrain, pretrain_cfg
 from scclm.reproduce import Step, note, read_diary
-from scclm.runs import check_out, run_path, write_json
+from scclm.runs import check_out, raw_dir, read_json, run_path, write_json
 from scclm.sft import sft, sft_cfg
 from scclm.tokenizer import tokenizer_cfg, train_tokenizer
 
@@ -88,29 +90,91 @@ QUESTIONS = ('你好', '你是谁？', '感冒了要怎么办？', '高血压患
     '离婚需要哪些手续？', '1加1等于几？', '把“今天天气很好”翻译成英文。', '地球为什么是圆的？', '推荐一部好看的电影。',
     '怎样做西红柿炒鸡蛋？', '人工智能是什么？', '我和父母吵架了，很难过。', '世界上最高的山是哪座？')
 
-IE_EPOCHS = {1000: 25., 4000: 10., 17_000: 5.}
+def without_leaks():
+    "Take the rows out that hold a question of our own tests, of CMMLU or of DuIE's development set: *.leaks.parquet."
+    own = [run_path('data', f'{name}.parquet') for name in ('test', 'valid', 'sft_valid')]
+    public = [raw_dir()/'eval'/'cmmlu.tar.xz', raw_dir()/'duie'/'duie_valid.json']
+    check_leaks(LeakCfg(exams=(*own, *public), workers=2, remove=True))
+
+IE_EPOCHS = {1000: 15., 4000: 6., 17_000: 3.} # fewer rows, more often
+IE_MIX = .1 # share of instruction rows among the sentences, for the chat to be kept
 IE_STARTS = ('sft', 'scratch', 'stock')
+RATES = (3e-4, 7e-4, 1.5e-3) # tried
+TRIAL_ROWS, TRIAL_EPOCHS, LOOKED_AT = 4000, 2., 1000 # rows and passes of a trial; sentences it is judged by
+
+def trial_folder()->Path: # duie_train.json, and its last sentences as duie_dev.json
+    "Training sentences parted in two: what is chosen by a trial is chosen on rows that no reported test holds."
+    folder = run_path('ie_choice', 'duie')
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (raw_dir()/'duie'/'duie_train.json').read_text(encoding='utf-8').splitlines(keepends=True)
+    for name, part in (('train', lines[:-LOOKED_AT]), ('dev', lines[-LOOKED_AT:])):
+        (folder/f'duie_{name}.json').write_text(''.join(part), encoding='utf-8')
+    return folder
+
+def test_name(
+    figures:dict, # of a run
+)->str: # as in f1_<name>
+    "The test that a run was scored on; real data has one."
+    return next(k[3:] for k in figures if k.startswith('f1_') and not k.endswith(('_ci95', '_n')))
+
+def trial(
+    folder:Path, # from `trial_folder`
+    start:str, # sft or scratch
+    lr:float, # to try
+)->dict: # what was tried, and the F1 of the sentences that were held back
+    "A short fine-tuning; one that was finished before is not run again. Exits with 3 if it is stopped on the way."
+    out = run_path('ie_choice', f'{start}_{lr}')
+    cfg = replace(ie_cfg(), data=(str(folder),), mix=IE_MIX, max_rows=TRIAL_ROWS, epochs=TRIAL_EPOCHS, start=start,
+                  lr=lr, lr_scratch=lr, out=str(out))
+    if not (out/'figures.json').exists() and not ie(cfg, progress=False).done: sys.exit(3)
+    figures = read_json(out/'figures.json')
+    return dict(start=start, lr=lr, f1=figures[f'f1_{test_name(figures)}'])
+
+def choose_rates():
+    "The best learning rate of each start, kept with all that was tried."
+    folder = trial_folder()
+    trials = [trial(folder, start, lr) for start in ('sft', 'scratch') for lr in RATES]
+    best = {t['start']: t['lr'] for t in sorted(trials, key=lambda t: t['f1'])}
+    write_json(run_path('ie_choice', 'choice.json'), dict(trials=trials, best=best))
 
 def triples(
     rows:int, # training sentences
     start:str, # sft, scratch or stock
 )->object: # the run
     "Extraction from so many sentences, from such a start."
-    cfg = replace(ie_cfg(), max_rows=rows, start=start, epochs=IE_EPOCHS[rows], out=str(run_path(f'ie_{rows}_{start}')))
+    best = read_json(run_path('ie_choice', 'choice.json'))['best']
+    cfg = replace(ie_cfg(), mix=IE_MIX, max_rows=rows, start=start, epochs=IE_EPOCHS[rows], lr=best['sft'],
+                  lr_scratch=best['scratch'], out=str(run_path(f'ie_{rows}_{start}')))
     return ie(cfg, progress=False)
 
-def at_tiny()->object: # the run
-    "The course's size on the same text, for the curve."
-    return pretrain(replace(pretrain_cfg('tiny'), out=str(run_path('pretrain_tiny')), precision='auto'), progress=False)
+PARTS = {'8th': 1/8, '32nd': 1/32} # whole trainings with a smaller budget: points for the law that the loss follows
+TINY_STEPS = 7500 # of 2,048 tokens
+
+def shorter(
+    scale:str, # small, or tiny: the course's size on the same text
+    share:float, # of the whole budget
+    name:str, # of the folder
+)->object: # the run
+    "A pretraining of its own, not the beginning of another one: its learning rate comes down at its own end."
+    cfg = pretrain_cfg(scale)
+    if scale == 'tiny': cfg = replace(cfg, steps=TINY_STEPS, budget_tok=2048, max_len=257, precision='auto')
+    steps = round(cfg.steps * share)
+    cfg = replace(cfg, steps=steps, eval_every=max(1, steps // 20), out=str(run_path(name)))
+    return pretrain(cfg, progress=False)
+
+LAW = {'pretrain_tiny': ('tiny', 1.)} | {f'pretrain_{scale}_{part}': (scale, share)
+                                         for scale in ('small', 'tiny') for part, share in PARTS.items()}
 
 STEPS:dict[str, Callable] = dict(
     clean=clean,
+    leaks=without_leaks,
     tokenizer=lambda: train_tokenizer(tokenizer_cfg()),
     pretrain=partial(pretrain, pretrain_cfg('small'), QUESTIONS, progress=False),
-    pretrain_tiny=at_tiny,
     sft=partial(sft, sft_cfg('small'), progress=False),
     dpo=partial(dpo, dpo_cfg('small'), progress=False),
-) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_EPOCHS for start in IE_STARTS}
+    ie_choice=choose_rates,
+) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_EPOCHS for start in IE_STARTS} | {
+    name: partial(shorter, *how, name) for name, how in LAW.items()}
 
 def diary()->Path:
     "Where it is noted what began, ended or was stopped, and when."
@@ -143,8 +207,8 @@ def run_all(
 def set_dials(
     raw:Path, # the raw folder
 ):
-    "Scale and raw folder of this process and of those that it starts."
-    os.environ |= dict(SCCLM_SCALE='small', SCCLM_RAW=str(raw.absolute()))
+    "Scale, raw folder and allocator of those that this process starts."
+    os.environ |= KEEP_FREED | dict(SCCLM_SCALE='small', SCCLM_RAW=str(raw.absolute()))
 
 def main():
     "What the command line asks for."

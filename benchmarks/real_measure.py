@@ -11,10 +11,12 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow.parquet as pq
 from ngram import CharNgram
-from real import IE_EPOCHS, IE_STARTS, done_steps, set_dials
+from real import IE_EPOCHS, IE_STARTS, LAW, done_steps, set_dials, test_name
 from report import RESULTS, machine
 
 from scclm.chat import ChatBot
@@ -22,11 +24,14 @@ from scclm.chat_exam import in_circles
 from scclm.dataset import columns, read_pairs
 from scclm.duplicates import normal_form
 from scclm.evaluation import EvaluateCfg, distinct, evaluate, repeats
-from scclm.model import load_model, n_params
+from scclm.ie_finetune import prf
+from scclm.model import load_model, meta_model, model_config, n_params
+from scclm.pretrain import pretrain_cfg
 from scclm.reproduce import read_diary
 from scclm.runlog import read_log
 from scclm.runs import raw_dir, read_json, run_path, write_json
 from scclm.scores import bits_per_char, ratio_score, scored, share_score
+from scclm.tokenizer import tokenizer_cfg
 from scclm.triple_files import Rejects, parse_triples, read_duie
 
 OUT = RESULTS/'real_small'
@@ -89,7 +94,50 @@ def curve(stage:str)->dict:
 
 def curves()->dict:
     "Of every training on pairs."
-    return {stage: curve(stage) for stage in ('pretrain_tiny', 'pretrain', 'sft')}
+    return {stage: curve(stage) for stage in ('pretrain', *LAW, 'sft')}
+
+HOFFMANN = (.34, .28) # exponents of parameters and of tokens, Hoffmann et al. 2022
+BUDGETS = ('mini', 'base') # what the law is asked about
+
+class Law(NamedTuple):
+    "bits = floor + by_size / parameters**a + by_tokens / tokens**b"
+    floor:float
+    by_size:float
+    by_tokens:float
+    exponents:tuple[float, float]
+
+    def __call__(self, parameters:float, tokens:float)->float:
+        "Bits per character."
+        a, b = self.exponents
+        return self.floor + self.by_size / parameters**a + self.by_tokens / tokens**b
+
+def fitted(
+    points:list[dict], # ends of whole trainings: parameters, real_tok, bits_per_char
+    exponents:tuple[float, float]=HOFFMANN, # two sizes are too few to fit them
+)->Law: # with the least squares
+    "What is left to fit is linear."
+    a, b = exponents
+    rows = [(1, p['parameters']**-a, p['real_tok']**-b) for p in points]
+    best, *_ = np.linalg.lstsq(np.array(rows), np.array([p['bits_per_char'] for p in points]))
+    return Law(*map(float, best), exponents)
+
+def planned(scale:str)->dict:
+    "Parameters and real tokens of a pretraining as its preset has it; 95 of 100 tokens of a batch are real."
+    cfg = pretrain_cfg(scale)
+    words = 29_298 if scale == 'base' else tokenizer_cfg(scale).max_vocab
+    return dict(parameters=n_params(meta_model(model_config(scale, words))),
+                real_tok=round(.95 * cfg.steps * cfg.budget_tok * cfg.accum))
+
+def law()->dict:
+    "Ends of the whole trainings, the law through them, how well it fits, and what it says of larger budgets."
+    ends = {name: curve(name) for name in ('pretrain', *LAW)}
+    points = [dict(name=name, parameters=c['parameters'], real_tok=c['real_tok'],
+                   bits_per_char=c['points'][-1]['bits_per_char']) for name, c in ends.items()]
+    found = fitted(points)
+    for p in points: p['law'] = found(p['parameters'], p['real_tok'])
+    larger = {scale: planned(scale) for scale in BUDGETS}
+    for p in larger.values(): p['law'] = found(p['parameters'], p['real_tok'])
+    return dict(law=found._asdict(), points=points, predicted=larger)
 
 # ---- answers
 
@@ -162,10 +210,9 @@ class Dictionary:
         return found
 
 def strict(pred:list[list], gold:list[list])->dict:
-    "Strict micro precision, recall and F1."
-    sets = [(set(p), set(g)) for p, g in zip(pred, gold)]
-    right, said, stated = (sum(n) for n in zip(*((len(p & g), len(p), len(g)) for p, g in sets)))
-    return dict(p=right / max(said, 1), r=right / max(stated, 1), f1=2 * right / max(said + stated, 1))
+    "Strict micro precision, recall and F1, without an interval."
+    found = prf(pred, gold, n_boot=1)
+    return {name: found[name] for name in ('p', 'r', 'f1')}
 
 def extracted(folder:str)->tuple[list[str], list[list], list[list]]:
     "Sentences, what they state, what was extracted, as the stage wrote it down."
@@ -204,14 +251,15 @@ def triples()->dict:
     for n in IE_EPOCHS:
         for start in IE_STARTS:
             f = read_json(run_path(f'ie_{n}_{start}', 'figures.json'))
-            name = next(k[3:] for k in f if k.startswith('f1_') and not k.endswith(('_ci95', '_n')))
+            name = test_name(f)
             found[f'{n}_{"pretrained" if start == "sft" else start}'] = dict(
                 f1=f[f'f1_{name}'], ci95=f[f'f1_{name}_ci95'], p=f[f'p_{name}'], r=f[f'r_{name}'], n=f[f'f1_{name}_n'],
                 raw=f[f'published_f1_{name}'], unreadable=f[f'unreadable_{name}'],
                 steps=f['steps'], seconds=f['seconds'])
     texts, stated, said = extracted(f'ie_{max(IE_EPOCHS)}_sft')
     plain = {n: strict(pred, stated) for n, pred in by_dictionary(texts).items()}
-    return dict(runs=found, dictionary=plain, relations=relations(stated, said), errors=errors(texts, stated, said))
+    choice = read_json(run_path('ie_choice', 'choice.json'))
+    return dict(choice=choice, runs=found, dictionary=plain, relations=relations(stated, said), errors=errors(texts, stated, said))
 
 # ---- the whole
 
@@ -273,7 +321,7 @@ def main():
     p.add_argument('--raw', type=Path, required=True, help='the raw folder that real.py laid out')
     set_dials(p.parse_args().raw)
     OUT.mkdir(parents=True, exist_ok=True)
-    for make in (inputs, settings, diary, curves, bits, samples, triples, exams): kept(make, make.__name__)
+    for make in (inputs, settings, diary, curves, law, bits, samples, triples, exams): kept(make, make.__name__)
     sheet = blind(read_json(OUT/'samples.json'))
     write_json(run_path('blind_sheet.json'), sheet['sheet'])
     write_json(run_path('blind_who.json'), sheet['who'])

@@ -100,7 +100,7 @@ class PretrainCfg(TrainCfg):
 PRESETS = dict(
     tiny=PretrainCfg(steps=3600, lr=1e-3, emb_lr=6., budget_tok=512, precision='fp32',
                      eval_every=900, save_every=500, log_every=25),
-    small=PretrainCfg(scale='small', steps=20_000, lr=1e-3, emb_lr=3., budget_tok=4096, max_len=257, window=65_536,
+    small=PretrainCfg(scale='small', steps=10_000, lr=2e-3, emb_lr=3., budget_tok=4096, max_len=257, window=65_536,
                       eval_every=1000, save_every=500, log_every=50),
     mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=513, window=65_536,
                      eval_every=2000, save_every=1000, log_every=50),

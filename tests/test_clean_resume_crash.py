@@ -97,7 +97,7 @@ def what_is_left(home:Path, run:subprocess.Popen, kept:set[str])->set[str]:
 
 
 # What the process touches after the last block, in this order: duplicates, splits, the report, the final name.
-LATER = ['spool.json', '0-0.pairs', '7-0.pairs', '0.near', 'heads.pairs', 'buckets', 'sft_train', '0.bucket',
+LATER = ['spool.json', '0-0.pairs', '7-0.pairs', '0.near', 'buckets', 'sft_train', '0.bucket', 'train.parquet',
          'report.json', 'data']
 
 
