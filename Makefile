@@ -8,11 +8,12 @@
 #   make bench           benchmarks/*.py, results in benchmarks/results/
 #   make export          notebooks -> scclm/*.py, after you edited a notebook
 #   make outputs         outputs of the last course run -> nbs/, cleaned; then make front
+#   make form            one form for all notebooks: quotation marks, abstracts, answers, lines, the cell for Colab
 #   make front           numbers and picture of the READMEs, benchmarks/README.md, DEPENDENCIES.md, addresses of settings.ini
 # The dials SCCLM_SCALE, SCCLM_RAW and SCCLM_RUNS are passed on:  SCCLM_RAW=~/corpus SCCLM_RUNS=runs_mine make course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup course test lab docs bench chat serve export outputs front
+.PHONY: help setup course test lab docs bench chat serve export outputs front form
 .DELETE_ON_ERROR:
 
 BIN   := .venv/bin
@@ -64,6 +65,7 @@ serve: $(STAMP)
 	@$(trained)
 	@exec $(BIN)/scclm serve $(ARGS)
 
+# With a trained model the site has the chat in the page; without one it says how to get it.
 docs: $(STAMP)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.9, which is not on PATH: https://quarto.org/docs/get-started/" >&2; exit 1; }
 	@PATH="$(CURDIR)/$(BIN):$$PATH" QUARTO_PYTHON="$(CURDIR)/$(BIN)/python" quarto render
@@ -82,3 +84,6 @@ outputs: $(STAMP)
 
 front: $(STAMP)
 	@$(BIN)/python .ci/front.py && $(BIN)/nbdev_export
+
+form: $(STAMP)
+	@$(BIN)/python .ci/one_form.py && $(BIN)/nbdev_export

@@ -437,8 +437,9 @@ def result_rows(
         better, said = meaning_of(meanings, name, row['what'])
         shown = '〃' if said == before else prose(said)
         before = said
-        ratio = '' if row['ratio'] is None else f"{row['ratio']:.2f}"
-        baseline = f"{_spread(row, 'baseline')} <small>{html.escape(row['baseline_name'])}</small>"
+        alone = row['baseline_name'] == 'itself'
+        ratio = '' if row['ratio'] is None or alone else f"{row['ratio']:.2f}"
+        baseline = '' if alone else f"{_spread(row, 'baseline')} <small>{html.escape(row['baseline_name'])}</small>"
         what, unit = f"<code>{html.escape(row['what'])}</code>", html.escape(row['unit'])
         yield what, shown, _ARROWS.get(better, ''), _spread(row, 'ours'), baseline, unit, ratio
 
