@@ -35,7 +35,9 @@ def outside(text:str, change:Callable[[str], str])->str:
 def corner_marks(text:str)->str:
     "“ and ” become 「 and 」, ‘ and ’ within them 『 and 』."
     pairs = re.compile(r'‘([^‘’]*)’(?=[^“]*”)')
-    def change(part:str)->str: return pairs.sub(r'『\1』', part).replace('“', '「').replace('”', '」')
+    def change(part:str)->str:
+        "Of a part that is text."
+        return pairs.sub(r'『\1』', part).replace('“', '「').replace('”', '」')
     return outside(text, change)
 
 def is_abstract(paragraph:str)->bool:
@@ -59,9 +61,11 @@ def first_cell(text:str)->str:
 
 def indented_answers(text:str)->str:
     "A fold behind a numbered exercise belongs to it."
-    def shift(m:re.Match)->str: return '\n\n' + '\n'.join(f'   {line}' for line in m[1].split('\n'))
-    blocks = re.split(r'(?=^\d+\. )', text, flags=re.M)
-    return ''.join(re.sub(r'\n\n(<details>.*?</details>)', shift, b, flags=re.S) if b[:1].isdigit() else b for b in blocks)
+    def shift(m:re.Match)->str:
+        "Three spaces before every line."
+        return '\n\n' + '\n'.join(f'   {line}' for line in m[1].split('\n'))
+    head, *exercises = re.split(r'(?=^\d+\. )', text, flags=re.M)
+    return head + ''.join(re.sub(r'\n\n(<details>.*?</details>)', shift, e, flags=re.S) for e in exercises)
 
 def one_markdown(text:str, first:bool)->str:
     "A markdown cell in the one form."
@@ -78,8 +82,8 @@ class Bracket(NamedTuple):
 def opened_at(tokens:list[tokenize.TokenInfo], i:int)->Bracket:
     "The bracket that token i opens."
     first = next(t.start[1] for t in tokens[i + 1:] if t.type not in (tokenize.NL, tokenize.COMMENT))
-    before = tokens[i - 1] if i else None
-    behind = before is not None and (before.type == tokenize.NAME and before.string not in KEYWORDS or before.string in ')]')
+    before = tokens[max(0, i - 1)]
+    behind = before.string in (')', ']') or before.type == tokenize.NAME and before.string not in KEYWORDS
     return Bracket(first, tokens[i].string == '[' and behind)
 
 class Place(NamedTuple):
@@ -108,7 +112,8 @@ def breaks(tokens:list[tokenize.TokenInfo], row:int)->Iterator[Place]:
             word = token.string in ('for', 'if', 'else', 'and', 'or')
             column = token.end[1] if comma else token.start[1]
             indent = opened[-1].column
-            if (comma or word) and indent < column <= LIMIT: yield Place(indent > 56, False, len(opened), -column, indent)
+            if (comma or word) and indent < column <= LIMIT:
+                yield Place(indent > 56, False, len(opened), -column, indent)
 
 def column_of(line:str, offset:int)->int:
     "The column of a byte offset of the syntax tree."
@@ -123,8 +128,8 @@ def body_below(source:str)->str:
             line = lines[first.lineno - 1]
             column = column_of(line, first.col_offset)
             if len(line) <= LIMIT or not line[:column].strip(): continue
-            lead = ' '*(len(line) - len(line.lstrip()) + 4)
-            return '\n'.join([*lines[:first.lineno - 1], line[:column].rstrip(), lead + line[column:], *lines[first.lineno:]])
+            head, body = line[:column].rstrip(), ' '*(len(line) - len(line.lstrip()) + 4) + line[column:]
+            return '\n'.join([*lines[:first.lineno - 1], head, body, *lines[first.lineno:]])
     return source
 
 def single_asserts(source:str)->str:

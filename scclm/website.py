@@ -59,14 +59,15 @@ def first_words(
 def front_matter(
     markdown:str, # source of the first markdown cell
     said:str='', # what it is about, should the cell have no Chinese sentence
-    **more, # further fields, such as aliases
+    **more:object, # further fields, such as aliases
 )->tuple[str, str]: # YAML block, what is left of the cell
     "Turn a notebook's title and summary line into Quarto's title block. Raises ValueError if there is no title."
     m = _HEAD.match(markdown)
     if not m:
         raise ValueError(f"first markdown cell starts with {markdown[:40]!r}: expected '# title', then '> summary'")
     rest = markdown[m.end():]
-    found = {'title': m['title'].strip(), 'subtitle': (m['what'] or '').strip(), 'description': first_words(rest) or plain_text(said),
+    said = first_words(rest) or plain_text(said)
+    found = {'title': m['title'].strip(), 'subtitle': (m['what'] or '').strip(), 'description': said,
         'hide-description': True, **more}
     rows = [f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in found.items() if v not in ('', [])]
     return '\n'.join(['---', *rows, '---']), rest
@@ -111,8 +112,10 @@ def site_code(
 )->str: # for the page
     "Without nbdev's directives, folded where nobody needs to read it first."
     source = _DIRECTIVE.sub('', source)
-    name = '' if 'code-fold' in source else fold_name(source)
-    return f'#| code-fold: true\n#| code-summary: "{name}"\n{source}' if name else source
+    name = fold_name(source)
+    if not name or 'code-summary' in source: return source
+    source = re.sub(r'^#\| *code-fold: true\n', '', source, flags=re.M)
+    return f'#| code-fold: true\n#| code-summary: "{name}"\n{source}'
 
 # %% ../nbs/appendix/website.ipynb #ws000016
 def raw_html(
@@ -139,6 +142,7 @@ def raw_folds(
 )->str: # the same, each fold in a raw block of its own, as far in as it was
     "Folds that stay folded."
     def fold(m:re.Match)->str:
+        "One fold."
         lines = raw_html(m[0]).split('\n')
         return '\n'.join(f'{m[1]}{line.strip()}' for line in lines)
     return _FOLD.sub(fold, markdown)
@@ -284,6 +288,7 @@ class Links:
     )->str: # with links
         "Chapters and exported names become links."
         def link(m:re.Match)->str:
+            "One chapter or name."
             place = self.target(m)
             own = place == self.path
             return m[0] if place is None or own else f'[{m[0]}]({relative(place, self.path)})'
@@ -295,8 +300,11 @@ def link_glossary(
     chapters:dict[str, str], # '03' -> nbs/03_model.ipynb
 )->str: # with links in the last column
     "The chapters of a table of terms."
+    def number(m:re.Match)->str:
+        "A chapter."
+        return f'[{m[0]}]({chapters[m[0]][4:]})' if m[0] in chapters else m[0]
     def row(m:re.Match)->str:
-        def number(n:re.Match)->str: return f'[{n[0]}]({chapters[n[0]][4:]})' if n[0] in chapters else n[0]
+        "A row of the table: its last column."
         return m[1] + re.sub(r'(?<![\w\[(/])\d\d(?![\w\]_])', number, m[2])
     return re.sub(r'^(\|.*\|)([^|\n]+\|) *$', row, markdown, flags=re.M)
 
@@ -351,6 +359,7 @@ def html_table(
     "A table."
     if not rows: return ''
     def line(tag:str, cells:tuple[str, ...])->str:
+        "A row."
         return '<tr>' + ''.join(f'<{tag}>{c}</{tag}>' for c in cells) + '</tr>'
     body = '\n'.join(line('td', r) for r in rows)
     return f'<div class="scroll"><table class="table table-sm">\n{line("th", head)}\n{body}\n</table></div>'
@@ -368,7 +377,9 @@ def doc_html(
     file:str, # address of the module's source
 )->str: # HTML
     "One function, class or method: name, link to its lines, docstring, table."
-    def code(text:str)->str: return f'<code>{html.escape(text)}</code>' if text else ''
+    def code(text:str)->str:
+        "As code, if there is any."
+        return f'<code>{html.escape(text)}</code>' if text else ''
     rows = [(code(name), code(kind), code(given), prose(note)) for name, kind, given, note in rows_of(doc.node, notes)]
     of = '字段' if isinstance(doc.node, ast.ClassDef) else '参数'
     source = f'<a class="source" href="{file}#L{doc.node.lineno}-L{doc.node.end_lineno}">源码</a>'
@@ -512,14 +523,14 @@ def setup_cell(
     folder:str, # where the notebook lies, such as nbs/appendix
 )->str: # source of a cell
     "What a notebook needs on Colab and Kaggle, on a CPU or a GPU; a PyTorch that is there and new enough stays."
-    return f'''#| hide
-# Colab and Kaggle have only this file: fetch the rest, install what is missing. Elsewhere: nothing.
-import os
-
-if {{'COLAB_RELEASE_TAG', 'KAGGLE_KERNEL_RUN_TYPE'}} & set(os.environ):
-    !test -d ~/course || git clone -q --depth 1 {address} ~/course
-    %pip install -q ~/course
-    %cd ~/course/{folder}'''
+    return '\n'.join(['#| hide',
+        '# Colab and Kaggle have only this file: fetch the rest, install what is missing. Elsewhere: nothing.',
+        'import os',
+        '',
+        "if {'COLAB_RELEASE_TAG', 'KAGGLE_KERNEL_RUN_TYPE'} & set(os.environ):",
+        f'    !test -d ~/course || git clone -q --depth 1 {address} ~/course',
+        '    %pip install -q ~/course',
+        f'    %cd ~/course/{folder}'])
 
 def open_links(
     path:str, # of a notebook, below the checkout
