@@ -525,6 +525,7 @@ def setup_cell(
     "What a notebook needs on Colab and Kaggle, on a CPU or a GPU; a PyTorch that is there and new enough stays."
     return '\n'.join(['#| hide',
         '# Colab and Kaggle have only this file: fetch the rest, install what is missing. Elsewhere: nothing.',
+        '# A chapter needs what the ones before it made: !python -m scclm.course makes it all.',
         'import os',
         '',
         "if {'COLAB_RELEASE_TAG', 'KAGGLE_KERNEL_RUN_TYPE'} & set(os.environ):",
