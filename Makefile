@@ -7,11 +7,13 @@
 #   make docs            the site, into _site/ (needs Quarto 1.9)
 #   make bench           benchmarks/*.py, results in benchmarks/results/
 #   make export          notebooks -> scclm/*.py, after you edited a notebook
-#   make outputs         outputs of the last course run -> nbs/, cleaned
+#   make outputs         outputs of the last course run -> nbs/, cleaned; then make front
+#   make form            one form for all notebooks: quotation marks, abstracts, answers, lines, the cell for Colab
+#   make front           numbers and picture of the READMEs, benchmarks/README.md, DEPENDENCIES.md, addresses of settings.ini
 # The dials SCCLM_SCALE, SCCLM_RAW and SCCLM_RUNS are passed on:  SCCLM_RAW=~/corpus SCCLM_RUNS=runs_mine make course
 
 .DEFAULT_GOAL := help
-.PHONY: help setup course test lab docs bench chat serve export outputs
+.PHONY: help setup course test lab docs bench chat serve export outputs front form
 .DELETE_ON_ERROR:
 
 BIN   := .venv/bin
@@ -63,6 +65,7 @@ serve: $(STAMP)
 	@$(trained)
 	@exec $(BIN)/scclm serve $(ARGS)
 
+# With a trained model the site has the chat in the page; without one it says how to get it.
 docs: $(STAMP)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.9, which is not on PATH: https://quarto.org/docs/get-started/" >&2; exit 1; }
 	@PATH="$(CURDIR)/$(BIN):$$PATH" QUARTO_PYTHON="$(CURDIR)/$(BIN)/python" quarto render
@@ -70,7 +73,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	@grep -l __main__ benchmarks/*.py >/dev/null 2>&1 || { echo "benchmarks/ holds no script" >&2; exit 1; }
 	@for b in $$(grep -l __main__ benchmarks/*.py); do \
-	case $$b in */gpu_mini*) continue;; */duplicates*|*/facts*|*/leaks*|*/real*|*/scale*|*/shapes*|*/slow_rules*) echo "== $$b: wants real text, see its first lines"; continue;; */gpu*) command -v nvidia-smi >/dev/null || { echo "== $$b: no GPU here"; continue; };; esac; \
+	case $$b in */gpu_mini*) continue;; */setup_size*) echo "== $$b: wants the network, see its first lines"; continue;; */duplicates*|*/facts*|*/leaks*|*/real*|*/scale*|*/shapes*|*/slow_rules*) echo "== $$b: wants real text, see its first lines"; continue;; */gpu*) command -v nvidia-smi >/dev/null || { echo "== $$b: no GPU here"; continue; };; esac; \
 	echo "== $$b"; $(BIN)/python "$$b" $(ARGS) || exit 1; done
 
 export: $(STAMP)
@@ -78,3 +81,9 @@ export: $(STAMP)
 
 outputs: $(STAMP)
 	@$(BIN)/python .ci/store_outputs.py && $(BIN)/nbdev_clean
+
+front: $(STAMP)
+	@$(BIN)/python .ci/front.py && $(BIN)/nbdev_export
+
+form: $(STAMP)
+	@$(BIN)/python .ci/one_form.py && $(BIN)/nbdev_export

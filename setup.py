@@ -28,6 +28,6 @@ setup(
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     classifiers=['License :: OSI Approved :: Apache Software License',
                  'Natural Language :: Chinese (Simplified)',
-                 'Programming Language :: Python :: 3.11',
+                 *(f'Programming Language :: Python :: 3.{minor}' for minor in (11, 12, 13)),
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
 )

@@ -1,20 +1,21 @@
-"""Put the outputs of the last clean run into the notebooks, and its figures into README.md: `make outputs`.
+"""Put the outputs of the last clean run into the notebooks, and its figures at the front door: `make outputs`.
 
 Executed copies come from runs/<scale>/notebooks; a copy whose code is not the notebook's is refused.
-Widget state, execution metadata and progress on standard error are left out.
+Widget state, execution metadata and progress on standard error are left out. What the READMEs say of the course is
+kept in benchmarks/course.json and card.json, and then everything that front.py makes is made again.
 """
 import base64
 import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+import front
 import nbformat
+from course_facts import keep_facts
 from nbformat import NotebookNode
 from PIL import Image
 
-from scclm.report_card import readme_block
-from scclm.runs import checkout_root, read_json, require, run_path
+from scclm.runs import checkout_root, run_path
 
 WIDGET = 'application/vnd.jupyter.widget-view+json'
 
@@ -34,34 +35,6 @@ def stored(outputs:list[NotebookNode])->list[NotebookNode]:
         if 'image/png' in o.get('data', {}): o['data']['image/png'] = smaller(o['data']['image/png'])
     return keep
 
-def spread(median:float, runs:list[float])->str:
-    "A median, and the lowest and highest run where there were several."
-    if len(runs) < 2: return f'{median:,.4g}'
-    return f'{median:,.4g} ({min(runs):,.4g} to {max(runs):,.4g})'
-
-def bench_rows(folder:Path)->Iterator[str]:
-    "Every row of benchmarks/results/*.json: medians with their spread."
-    yield '| benchmark | what | ours | baseline | unit | ratio |'
-    yield '|---|---|---|---|---|---|'
-    for path in sorted(folder.glob('*.json')):
-        for r in read_json(path)['rows']:
-            runs = r['runs'] if isinstance(r['runs'], dict) else {} # some scripts write only how many there were
-            ours, baseline = (spread(r[k], runs.get(k, [])) for k in ('ours', 'baseline'))
-            against = f"{r['baseline_name']}: {baseline}"
-            times = '' if r['ratio'] is None else f"{r['ratio']:.2f}"
-            yield f"| {path.stem} | {r['what']} | {ours} | {against} | {r['unit']} | {times} |"
-
-def fill_readme(root:Path):
-    "The tables between the results markers of README.md."
-    results, readme = root/'benchmarks'/'results', root/'README.md'
-    machines = [read_json(p)['machine'] for p in sorted(results.glob('*.json'))]
-    card = readme_block(read_json(require(run_path('card.json'), 'card')))
-    text = '\n'.join([card, '', *bench_rows(results), '', machines[0] if machines else ''])
-    old = readme.read_text(encoding='utf-8')
-    head, begin, rest = old.partition('<!-- results:begin -->\n')
-    _, end, tail = rest.partition('<!-- results:end -->')
-    if begin and end: readme.write_text(f'{head}{begin}{text}\n{end}{tail}', encoding='utf-8')
-
 def filled(done:Path, target:Path)->NotebookNode:
     "The notebook with the outputs of its executed copy; leaves with a message if the copy ran other code."
     ran, nb = nbformat.read(done, 4), nbformat.read(target, 4)
@@ -71,15 +44,25 @@ def filled(done:Path, target:Path)->NotebookNode:
     for cell, done_cell in zip(cells, ran_cells): cell.outputs = stored(done_cell.outputs)
     return nb
 
-def main(root:Path):
-    "Notebooks, then the README; nothing is written before every executed copy has been found to fit."
-    nbs, found = root/'nbs', {}
+def fitting(nbs:Path)->dict[Path, NotebookNode]:
+    "Notebook -> itself with new outputs, for every executed copy; leaves with a message if one ran other code."
+    found = {}
     for done in sorted(run_path('notebooks').glob('*.ipynb')):
         target = next(nbs.rglob(done.name), None)
         if target: found[target] = filled(done, target)
+    return found
+
+def store(found:dict[Path, NotebookNode]):
+    "Write notebooks, and say how large each is."
     for target, nb in found.items():
         nbformat.write(nb, target)
-        print(target.relative_to(nbs), f'{target.stat().st_size // 1024} KB')
-    fill_readme(root)
+        print(target.name, f'{target.stat().st_size // 1024} KB')
+
+def main(root:Path):
+    "Notebooks, then the front door; nothing is written before every copy fits and all facts are there."
+    found = fitting(root/'nbs')
+    keep_facts(root)
+    store(found)
+    front.main(root)
 
 if __name__ == '__main__': main(checkout_root())

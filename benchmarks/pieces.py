@@ -2,8 +2,7 @@
 
     python benchmarks/pieces.py [--steps 4000]
 
-Needs the data of `make course`. The first column is the character vocabulary of chapter 01, the second (`baseline`)
-the word vocabulary that the course uses.
+Needs the data of `make course`. `ours` is the word vocabulary that the course uses, `baseline` the characters alone.
 """
 import argparse
 import json
@@ -33,12 +32,13 @@ def trained(words:bool, cfg:PretrainCfg)->dict:
     return dict(exact=heldout_exact(model, tok), bits=bits_per_char(model, tok, test),
                 vocab=len(tok), seconds=run.seconds)
 
-def table(chars:dict, words:dict)->list[dict]:
-    "The figures of both, side by side."
-    rows = [row(f'held-out exact match, {kind}', [chars['exact'][kind]], [words['exact'][kind]], 'words', 'share')
+def table(words:dict, chars:dict)->list[dict]:
+    "The figures of both, side by side: the course's words against characters."
+    than = 'characters'
+    rows = [row(f'held-out exact match, {kind}', [words['exact'][kind]], [chars['exact'][kind]], than, 'share')
             for kind in ('all', 'phrasing', 'template')]
-    bits = row('bits per character, test', [chars['bits']], [words['bits']], 'words', 'bits', higher_is_better=False)
-    size = row('vocabulary', [chars['vocab']], [words['vocab']], 'words', 'tokens', higher_is_better=False)
+    bits = row('bits per character, test', [words['bits']], [chars['bits']], than, 'bits', higher_is_better=False)
+    size = row('vocabulary', [words['vocab']], [chars['vocab']], than, 'tokens', higher_is_better=False)
     return [*rows, bits, size]
 
 def main():
@@ -51,6 +51,6 @@ def main():
     for name, words in [('characters', False), ('words', True)]:
         found[name] = trained(words, cfg)
         print(name, json.dumps(found[name]), flush=True)
-    write('pieces', dict(scale='tiny', steps=a.steps, seed=0), table(found['characters'], found['words']))
+    write('pieces', dict(scale='tiny', steps=a.steps, seed=0), table(found['words'], found['characters']))
 
 if __name__ == '__main__': main()

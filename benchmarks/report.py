@@ -10,6 +10,12 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent/'results'
 
+# What the figures mean, in Chinese, stands in meanings.json, for the site and for benchmarks/README.md:
+#   {<name of results/<name>.json>: {"title", "about", "rows": {<pattern>: [<better>, <meaning>]}}}
+# pattern: fnmatchcase of a row's "what"; the first that fits counts. better: "higher", "lower", or "": neither.
+# A new script or row needs its entry there (tests/test_site.py).
+MEANINGS = RESULTS.parent/'meanings.json'
+
 def machine()->str:
     "CPU model, cores, whether it has bf16 units, torch version."
     import torch

@@ -630,7 +630,7 @@ def _whole_cost(chapters:dict)->str:
 def readme_block(
     card:dict, # from `make_card`, or read from card.json
 )->str: # markdown lines without the markers
-    """What README.md shows between its results markers: cost, main scores with intervals, what is not measured,
+    """What `scclm card` prints: cost, main scores with intervals, what is not measured,
     where it ran."""
     env, cost = card['env'], _whole_cost(card.get('chapters', {}))
     machine = f"{env['cpu']}，{env['cores']} 核，GPU：{env['gpu']}，torch {env['packages']['torch']}"

@@ -1,4 +1,7 @@
-"Fixtures that several test files share."
+"Fixtures that several test files share; the scripts of .ci can be imported by their bare names."
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from processes import gone_afterwards
@@ -6,6 +9,7 @@ from trainer_toys import kill, make_course_runs
 
 from scclm.tokenizer import load_tokenizer
 
+sys.path.append(str(Path(__file__).resolve().parents[1]/'.ci'))
 
 @pytest.fixture(autouse=True)
 def no_process_left():

@@ -1,7 +1,6 @@
 "House rules that a script can check: who imports whom, sizes, documentation, chapter form, stored outputs, set-up."
 import ast
 import io
-import json
 import re
 import statistics
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +74,7 @@ ROOMS = {
     'evaluation': 'runs plots readers text_rules dataset model chat trainer scores',
     'planner': 'runs tokenizer dataset model runlog trainer_options trainer pretrain',
     'course': 'runs plots busy report_card',
-    'website': '',
+    'website': 'runs',
     'cli': 'runs busy',
     'rewards': '',
     'batching': 'dataset model chat',
@@ -363,7 +361,7 @@ def test_every_import_is_a_requirement():
     asked = {Requirement(r).name.replace('-', '_').lower() for r in settings()['requirements'].split()}
     served = {Requirement(r).name.replace('-', '_').lower() for r in settings()['serve_requirements'].split()}
     extra = {Requirement(r).name.replace('-', '_').lower() for r in settings()['export_requirements'].split()}
-    dev = {'website': {'nbdev', 'execnb'}, 'serve': served, 'export': extra, 'runtimes': extra, # extras
+    dev = {'serve': served, 'export': extra, 'runtimes': extra, # extras
            'cluster': {'ray'}}
     for p in MODULES:
         unknown = {t for t in third_parties(p) if t.lower() not in asked} - dev.get(p.stem, set())
@@ -375,35 +373,6 @@ def test_requirements_are_used():
     comment = next(line for line in source(ROOT/'settings.ini').split('\n') if line.startswith('# The library imports'))
     asked = {Requirement(r).name.replace('-', '_').lower() for r in settings()['requirements'].split()}
     assert [r for r in sorted(asked - used) if r not in comment] == []
-
-def hrefs(x:object)->Iterator[str]:
-    "Every page that a part of the sidebar names."
-    if isinstance(x, str): yield x
-    elif isinstance(x, list): yield from (h for e in x for h in hrefs(e))
-    elif isinstance(x, dict): yield from (h for k in ('href', 'contents', 'file') if k in x for h in hrefs(x[k]))
-
-def test_the_site_has_every_notebook():
-    conf = yaml.safe_load(source(ROOT/'_quarto.yml'))
-    assert set(hrefs(conf['website']['sidebar'])) == {p.relative_to(ROOT).as_posix() for p in NOTEBOOKS}
-    assert conf['execute']['enabled'] is False
-
-def code_of(nb:dict)->str:
-    return '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code')
-
-@each_notebook
-def test_the_site_filter_keeps_the_lesson(path):
-    from scclm.website import site_notebook
-    before = json.loads(source(path))
-    after = json.loads(site_notebook(json.loads(source(path))))
-    nbformat.validate(nbformat.from_dict(after))
-    first = after['cells'][0]
-    assert first['cell_type'] == 'raw' and ''.join(first['source']).startswith('---\ntitle: "')
-    outputs = [[c['outputs'] for c in nb['cells'] if c.get('outputs')] for nb in (before, after)]
-    assert len(outputs[0]) == len(outputs[1])
-    code = code_of(after)
-    assert not re.search(r'^#\| *(export|default_exp)', code, re.M)
-    shown = {line.strip() for line in code.splitlines()}
-    assert not [line for cell in export_cells(path) for line in body(cell) if line.strip() not in shown]
 
 @pytest.mark.parametrize('name', ['README.md', 'README.en.md'])
 def test_readme_links_and_targets_exist(name):

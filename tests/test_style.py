@@ -26,7 +26,7 @@ class Code(NamedTuple):
 
 def plain(text:str)->str:
     "Lines of IPython become `pass`."
-    return '\n'.join('pass' if re.match(r'\s*[%!]', line) else line for line in text.split('\n'))
+    return re.sub(r'^([ \t]*)[%!].*$', r'\1pass', text, flags=re.M)
 
 def pieces(path:Path)->Iterator[Code]:
     "The code of a file: a notebook's cells one by one."
