@@ -86,7 +86,7 @@ SIX_HEAD = dict(zh='| 量什么 | 我们 | 对照 | 对照是谁 |', en='| what 
 
 def mean_and_range(runs:list[float])->str:
     "Of the seeds: the mean, and the lowest and the highest."
-    return f'{mean(runs):.3f} ({min(runs):.3f} – {max(runs):.3f})'
+    return f'{mean(runs):.3f} ({min(runs):.3f}–{max(runs):.3f})'
 
 def six_rows(seeds:dict[str, dict], lang:str)->list[str]:
     "The table of six results."
@@ -103,7 +103,7 @@ NOTES = dict(
             wrong='第 {number} 题，答错了，应该是：{expected}'),
     en=dict(who='you', bot='bot', right='question {number}, right',
             refused='untaught question {number}: as it should be',
-            wrong='question {number}, wrong; it should be {expected}'))
+            wrong='question {number}, wrong: {expected}'))
 
 def talk_lines(talk:list[dict], lang:str)->list[str]:
     "The conversation as it stands in a README: a question, the answer, what to think of it."
@@ -153,7 +153,7 @@ def base_values(lang:str)->dict[str, str]:
     cost = base_cost()
     low, high = cost['hours_range']
     return dict(base_parameters=count(cost['n_params'], lang), base_pairs=count(1e7, lang),
-                base_hours=f"{cost['hours']:.0f}", base_range=f'{low:.0f} – {high:.0f}',
+                base_hours=f"{cost['hours']:.0f}", base_range=f'{low:.0f}–{high:.0f}',
                 base_gib=f"{cost['memory_gb']['peak']:.0f}", base_gpu='24')
 
 def values(root:Path, lang:str)->dict[str, str]:
@@ -169,7 +169,7 @@ def values(root:Path, lang:str)->dict[str, str]:
                 download=f"{sizes['download']:.0f}", installed=f"{sizes['installed']/1e3:.1f}",
                 python=cfg['min_python'], url=cfg['git_url'],
                 stranger=share(seeds['chat.refused_stranger']['runs']['ours']),
-                pattern=f"{mean(seeds['ie.f1_pattern_final']['runs']['ours']):.2f}",
+                pattern=f"{mean(seeds['ie.f1_pattern_final']['runs']['ours']):.3f}",
                 seeds=f"{len(seeds['chat.slip_final']['runs']['ours'])}")
     made = {key: '\n' + '\n'.join(lines) + '\n' for key, lines in blocks.items()}
     return made | said | course_values(course, lang) | base_values(lang)
