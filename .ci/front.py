@@ -8,6 +8,7 @@ benchmarks/results/*.json, settings.ini) and from the library itself.
 In a README `<!--=key-->what stands here<!--=-->` is filled in; the words around it are yours.
 """
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from configparser import ConfigParser, SectionProxy
@@ -19,7 +20,7 @@ from licences import licences_page
 from picture import draw
 
 from scclm.planner import PlanCfg, plan
-from scclm.runs import checkout_root, read_json
+from scclm.runs import checkout_root, read_json, write_aside
 from scclm.sample_facts import facts
 
 MARK = re.compile(r'<!--=(\w+)-->(.*?)<!--=-->', re.S)
@@ -47,6 +48,12 @@ def tracked(root:Path)->list[Path]:
                             capture_output=True, check=True).stdout.decode('utf-8')
     return [root/name for name in sorted(set(listed.split('\0'))) if name and (root/name).is_file()]
 
+def replaced(path:Path, new:bytes):
+    "Write aside, then rename, with the rights of the old file: a crash leaves one of the two whole."
+    with write_aside(path) as tmp:
+        tmp.write_bytes(new)
+        if path.exists(): shutil.copymode(path, tmp)
+
 def move_in(root:Path)->list[Path]:
     "Write the addresses of settings.ini over the old ones, CITATION.cff last; returns what changed."
     moves = {old: new for old, new in addresses(root).items() if old != new}
@@ -56,7 +63,7 @@ def move_in(root:Path)->list[Path]:
         after = before
         for old, new in moves.items(): after = re.sub(re.escape(old).encode() + rb'(?![\w-])', new.encode(), after)
         if after == before: continue
-        path.write_bytes(after)
+        replaced(path, after)
         changed.append(path)
     return changed
 
@@ -202,7 +209,7 @@ def main(root:Path, say:Callable[[str], None]=print):
     for path in move_in(root): say(f'{path.relative_to(root)}: the address of settings.ini')
     for path, text in (made(root) | {root/'DEPENDENCIES.md': licences_page(root)}).items():
         if path.exists() and path.read_text(encoding='utf-8') == text: continue
-        path.write_text(text, encoding='utf-8')
+        replaced(path, text.encode('utf-8'))
         say(f'{path.relative_to(root)}')
 
 if __name__ == '__main__': main(checkout_root())

@@ -262,10 +262,17 @@ def test_a_fork_changes_two_lines(tmp_path):
     ini = re.sub(r'^user = .*', 'user = someone', ini, flags=re.M)
     ini = re.sub(r'^repo = .*', 'repo = my-course', ini, flags=re.M)
     (copy/'settings.ini').write_text(ini, encoding='utf-8')
-    assert front.move_in(copy)
-    addresses = [old['git_url'], old['doc_host'] + old['doc_baseurl']]
-    names = [p.relative_to(copy).as_posix() for p in front.tracked(copy) for a in addresses if a.encode() in p.read_bytes()]
-    assert [n for n in names if n != 'scclm/_modidx.py'] == [], 'nbdev_export writes that one'
+    (copy/'tool').write_text(f"#!/bin/sh\necho {old['git_url']}.git {old['git_url']}-two\n", encoding='utf-8')
+    (copy/'tool').chmod(0o755)
+    before, cited = (copy/'tool').stat().st_mode, (copy/'CITATION.cff').read_bytes()
+    assert copy/'tool' in front.move_in(copy) and (copy/'tool').stat().st_mode == before
+    assert (copy/'tool').read_text(encoding='utf-8').endswith(f"/my-course.git {old['git_url']}-two\n"), 'not another one'
+    (copy/'tool').unlink()
+    (copy/'CITATION.cff').write_bytes(cited)
+    assert front.move_in(copy) == [copy/'CITATION.cff'], 'a run that was killed before its last file ends the next time'
+    addresses = [a.encode() for a in (old['git_url'], old['doc_host'] + old['doc_baseurl'])]
+    names = {p.relative_to(copy).as_posix() for p in front.tracked(copy) for a in addresses if a in p.read_bytes()}
+    assert names <= {'scclm/_modidx.py'}, 'nbdev_export writes that one'
     assert 'https://github.com/someone/my-course' in (copy/'README.md').read_text(encoding='utf-8')
     assert 'https://someone.github.io/my-course' in (copy/'CITATION.cff').read_text(encoding='utf-8')
     assert front.move_in(copy) == []
