@@ -112,6 +112,12 @@ def test_the_readmes_ask_the_model_as_printed(tok, tmp_path, monkeypatch, capsys
     exec(compile(code, 'README.md', 'exec'), {})
     assert len(ast.literal_eval(capsys.readouterr().out)) == 2
 
+def test_every_appendix_is_where_a_reader_looks():
+    "The READMEs send a reader to the list of the home page."
+    listed = text('nbs/index.ipynb')
+    names = sorted(p.name for p in (ROOT/'nbs/appendix').glob('*.ipynb') if not p.name.startswith('solutions'))
+    assert [name for name in names if f'(appendix/{name})' not in listed] == []
+
 # The conversation
 
 def test_the_conversation_is_one_of_each_and_true():
@@ -266,7 +272,7 @@ def test_a_fork_changes_two_lines(tmp_path):
     (copy/'tool').chmod(0o755)
     before, cited = (copy/'tool').stat().st_mode, (copy/'CITATION.cff').read_bytes()
     assert copy/'tool' in front.move_in(copy) and (copy/'tool').stat().st_mode == before
-    assert (copy/'tool').read_text(encoding='utf-8').endswith(f"/my-course.git {old['git_url']}-two\n"), 'not another one'
+    assert (copy/'tool').read_text(encoding='utf-8').endswith(f"/my-course.git {old['git_url']}-two\n"), 'another one'
     (copy/'tool').unlink()
     (copy/'CITATION.cff').write_bytes(cited)
     assert front.move_in(copy) == [copy/'CITATION.cff'], 'a run that was killed before its last file ends the next time'
