@@ -109,10 +109,11 @@ def _is_plain(backend:Tokenizer)->bool:
     "A BPE that reads its text as it is, one [UNK] for each unknown character?"
     bpe = backend.model
     if not isinstance(bpe, models.BPE) or bpe.unk_token is None: return False
-    around = (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.truncation, backend.padding)
+    around = (backend.normalizer, backend.pre_tokenizer, backend.truncation, backend.padding)
     inside = (bpe.dropout, bpe.continuing_subword_prefix, bpe.end_of_word_suffix)
     switches = (bpe.fuse_unk, bpe.byte_fallback, bpe.ignore_merges)
     if any(x is not None for x in around) or any(inside) or any(switches): return False
+    if backend.num_special_tokens_to_add(is_pair=False): return False
     added = backend.get_added_tokens_decoder().values()
     return all(token.special for token in added) and (backend.encode_special_tokens or not added)
 
