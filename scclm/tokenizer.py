@@ -471,6 +471,14 @@ def close_pieces(
         for piece, n in asked.items(): counts[piece] = counts.get(piece, 0) + n
     return counts
 
+# %% ../nbs/01_tokenizer.ipynb #tkm00008
+#| code-fold: true
+def _fill_room(chars:list[str], pieces:dict[str, int], later:dict[str, int], room:int)->dict[str, int]:
+    "The pieces and the next words of two characters: they need no bridge, and ranked last they take nothing away."
+    pairs = [word for word in later if len(word) == 2 and word not in pieces]
+    filled = pieces | {word: later[word] for word in pairs[:room - len(pieces)]}
+    return pieces if _stuck(chars, filled) else filled # a bridge counted as rarely may be ranked after them
+
 # %% ../nbs/01_tokenizer.ipynb #453c6650
 #| code-fold: true
 def fit_pieces(
@@ -478,7 +486,8 @@ def fit_pieces(
     words:dict[str, int], # kept words, most frequent first
     room:int, # ids left for words and bridges
 )->dict[str, int]: # words and bridges with their counts, at most `room`
-    "The most frequent words, fewer and fewer until they fit with their bridges. Raises ValueError if there is no room."
+    """The most frequent words, fewer and fewer until they fit with their bridges; what room is left goes to the next
+    words that need none. Raises ValueError if there is no room."""
     if room < 1:
         raise ValueError(f"max_vocab leaves no room for words: {len(chars)} characters are kept already; "
                          "raise it or min_char_count")
@@ -486,8 +495,9 @@ def fit_pieces(
     keep = min(len(words), room)
     while True:
         pieces = close_pieces(chars, {w: words[w] for w in order[:keep]})
-        if len(pieces) <= room: return pieces
+        if len(pieces) <= room: break
         keep = max(0, keep - len(pieces) + room)
+    return _fill_room(chars, pieces, {w: words[w] for w in order[keep:]}, room)
 
 # %% ../nbs/01_tokenizer.ipynb #9a6dd21c
 def bpe_tokenizer(
