@@ -4,7 +4,7 @@
 
 (Not `tokenizers.py`: that name would hide the library from every script beside it.)
 
-FOLDER may hold .parquet, .jsonl, .json, .csv and .txt files at any depth; every text of every record is taken. One row
+FOLDER may hold .parquet, .jsonl, .json, .csv, .txt and .tar.xz files at any depth; every text of every record is taken. One row
 in fifty is held out; folders named `eval` are read by no trainer and stand, with the course's own prose, for text of
 another kind. Each trainer works in a process of its own at each size (0: all rows) and reports its peak memory
 (VmHWM). What is done lies in the work folder and is not done again; results/tokenizers.json is written after every
@@ -16,12 +16,13 @@ import re
 import resource
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -56,6 +57,11 @@ def json_records(text:str)->list:
     if text.lstrip().startswith('['): return json.loads(text)
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
+def csv_records(file:Path|IO[bytes], encoding:str)->Iterator[list[str]]:
+    "The fields of each row."
+    table = pd.read_csv(file, encoding=encoding, dtype=str, encoding_errors='replace', on_bad_lines='skip')
+    for fields in table.fillna('').itertuples(index=False): yield list(fields)
+
 def records(file:Path)->Iterator[tuple[str, list[str]]]:
     "The source and the texts of each record."
     name = f'{file.parent.name}/{file.stem}'
@@ -65,8 +71,11 @@ def records(file:Path)->Iterator[tuple[str, list[str]]]:
     elif file.suffix in ('.json', '.jsonl'):
         for x in json_records(decoded(file)): yield name, list(strings(x))
     elif file.suffix == '.csv':
-        table = pd.read_csv(file, encoding='gb18030', dtype=str, encoding_errors='replace', on_bad_lines='skip')
-        for x in table.fillna('').itertuples(index=False): yield name, list(x)
+        for x in csv_records(file, 'gb18030'): yield name, x
+    elif file.name.endswith('.tar.xz'):
+        with tarfile.open(file) as packed:
+            for member in (m for m in packed if m.name.endswith('.csv')):
+                for x in csv_records(packed.extractfile(member), 'utf-8-sig'): yield name.partition('.')[0], x
     elif file.suffix == '.txt':
         for line in decoded(file).splitlines():
             if line.strip() and not line.startswith(('<doc', '</doc')): yield name, [line]

@@ -91,6 +91,16 @@ def compare_cuts(file:Path)->dict:
     name = f'that many ties among {len(texts):,} texts'
     return row('texts that jieba cuts otherwise', [len(differ)], [len(differ)], name, 'texts')
 
+def block_share(file:Path)->dict:
+    "How much of `file` is left to cut when every distinct block is cut once, its rows counted together."
+    table = pq.read_table(file, columns=['prompt', 'response'])
+    texts = [text for column in table.columns for text in column.to_pylist() if text]
+    points = code_points(''.join(texts))
+    longer = cut_blocks(points, np.cumsum([len(t) for t in texts]), _jieba_joins()).longer
+    left = pc.sum(pc.utf8_length(pc.unique(longer))).as_py()
+    name = f'characters of {len(table):,} rows'
+    return row('characters in distinct blocks', [left], [len(points)], name, 'characters', higher_is_better=False)
+
 def rows_per_s(count:Callable[[Path], object], file:Path)->float:
     "Rows of `file` that `count` takes a second."
     t = time.perf_counter()
@@ -198,8 +208,9 @@ def main():
         few = thin(file, 4000, Path(tmp)/'few.parquet')
         all_rows = thin(file, 10**9, Path(tmp)/'all.parquet')
         ours, theirs = counting(all_rows, few, args.runs)
+        some = thin(file, 30_000, Path(tmp)/'some.parquet')
         rows = [row('word counting', ours, theirs, 'jieba, one process', 'rows/s'), encoding(few, args.runs),
-                in_batches(thin(file, 30_000, Path(tmp)/'some.parquet'), args.runs),
+                in_batches(some, args.runs), block_share(some),
                 compare_cuts(thin(file, args.check, Path(tmp)/'check.parquet'))]
         if args.rows: rows += big(all_rows, args.rows, Path(tmp)/'big.parquet', theirs[-1])
     n_rows = pq.ParquetFile(file).metadata.num_rows
