@@ -4,16 +4,16 @@
 
 (Not `tokenizers.py`: that name would hide the library from every script beside it.)
 
-FOLDER may hold .parquet, .jsonl, .json, .csv, .txt and .tar.xz files at any depth; every text of every record is taken. One row
-in fifty is held out; folders named `eval` are read by no trainer and stand, with the course's own prose, for text of
-another kind. Each trainer works in a process of its own at each size (0: all rows) and reports its peak memory
-(VmHWM). What is done lies in the work folder and is not done again; results/tokenizers.json is written after every
-part. The line through the two largest sizes is drawn on to ten million rows: `peak memory at 10,000,000 rows`.
+FOLDER may hold .parquet, .jsonl, .json, .csv, .txt and .tar.xz files at any depth; every text of every record is
+taken. One row in fifty is held out; folders named `eval` are read by no trainer and stand, with the course's own
+prose, for text of another kind. Each trainer works in a process of its own at each size (0: all rows) and reports its
+peak memory (VmHWM; what ours and its workers hold together, where that is more). What is done lies in the work folder
+and is not done again; results/tokenizers.json is written after every part.
+The line through the two largest sizes is drawn on to ten million rows: `peak memory at 10,000,000 rows`.
 """
 import argparse
 import json
 import re
-import resource
 import subprocess
 import sys
 import tarfile
@@ -21,10 +21,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from report import row, write
@@ -149,10 +151,9 @@ def train(trainer:str, file:Path, out:Path, size:int)->None:
     else: train_sentencepiece(file, out, size, trainer.split()[1])
 
 def peak_mb()->float:
-    "MB at the peak: this process, and the largest of its workers twice, as ours has two at a time."
-    status = Path('/proc/self/status').read_text() # ru_maxrss of this process begins with the parent's peak
-    own = int(status.split('VmHWM:')[1].split()[0])/1024
-    return own + 2*resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/1024
+    "MB of this process alone at its peak."
+    status = Path('/proc/self/status').read_text() # ru_maxrss begins with the parent's peak
+    return int(status.split('VmHWM:')[1].split()[0])/1024
 
 def child(trainer:str, file:str, out:str, size:str)->None:
     "Train and print seconds and the peak."
@@ -160,15 +161,28 @@ def child(trainer:str, file:str, out:str, size:str)->None:
     train(trainer, Path(file), Path(out), int(size))
     print(json.dumps(dict(seconds=time.perf_counter() - start, peak_mb=peak_mb(), imports_mb=imports_mb)))
 
+def held_mb(top:psutil.Process)->float:
+    "MB that a process and its children hold, shared pages divided among them."
+    try: return sum(p.memory_full_info().pss for p in [top, *top.children(recursive=True)])/2**20
+    except psutil.Error: return 0 # one has just ended
+
+def run_child(command:list[str])->dict:
+    "What a child reports; its peak is its own, or the largest that it and its workers held together."
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    together = 0
+    while process.poll() is None:
+        together = max(together, held_mb(psutil.Process(process.pid)))
+        time.sleep(.2)
+    if process.returncode: raise SystemExit(f"{' '.join(command)} failed")
+    result = json.loads(process.stdout.read().strip().split('\n')[-1])
+    return result | dict(peak_mb=max(result['peak_mb'], together))
+
 def train_apart(trainer:str, file:Path, work:Path, n:int, size:int)->dict:
     "What the child reports; what is known already is not measured again."
     name = f"{trainer.replace(' ', '_')}-{n}"
     done = work/f'{name}.json'
     if done.exists(): return json.loads(done.read_text())
-    command = [sys.executable, __file__, '--child', trainer, str(file), str(work/name), str(size)]
-    found = subprocess.run(command, capture_output=True, text=True)
-    if found.returncode: raise SystemExit(f'{name} failed:\n{found.stderr[-2000:]}')
-    result = json.loads(found.stdout.strip().split('\n')[-1])
+    result = run_child([sys.executable, __file__, '--child', trainer, str(file), str(work/name), str(size)])
     result['rows'] = pq.ParquetFile(file).metadata.num_rows
     done.write_text(json.dumps(result))
     print(f"{name:<32} {result['seconds']:>8,.0f} s {result['peak_mb']:>8,.0f} MB", flush=True)
@@ -189,8 +203,12 @@ def open_rival(trainer:str, folder:Path)->Rival:
         sp = sentencepiece.SentencePieceProcessor(model_file=str(folder/'sp.model'))
         return Rival(lambda texts: sp.encode(texts, num_threads=2), sp.unk_id(), sp.get_piece_size())
     tok = load_tokenizer(folder)
-    if trainer == 'ours': return Rival(lambda texts: [x[:-1] for x in encode(texts, tok)], tok.unk_token_id, len(tok))
-    return Rival(lambda texts: hugging_face(tok, texts), tok.unk_token_id, len(tok))
+    batch = ours if trainer == 'ours' else hugging_face
+    return Rival(partial(batch, tok), tok.unk_token_id, len(tok))
+
+def ours(tok:PreTrainedTokenizerFast, texts:list[str])->list[list[int]]:
+    "The course's one encoder, without the end marks."
+    return [ids[:-1] for ids in encode(texts, tok)]
 
 def hugging_face(tok:PreTrainedTokenizerFast, texts:list[str])->list[list[int]]:
     "The library's own batches."

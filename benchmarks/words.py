@@ -167,7 +167,8 @@ def in_batches(file:Path, runs:int)->dict:
     assert ours() == library()
     pairs = [(seconds(ours), seconds(library)) for _ in range(runs)]
     mine = [len(table)/s for s, _ in pairs]
-    return row('encoding, batches of 4096 rows', mine, [len(table)/s for _, s in pairs], "the library's batches", 'rows/s')
+    theirs = [len(table)/s for _, s in pairs]
+    return row('encoding, batches of 4096 rows', mine, theirs, "the library's batches", 'rows/s')
 
 def seconds(f:Callable[[], object])->float:
     "How long it takes."
@@ -214,6 +215,7 @@ def main():
                 compare_cuts(thin(file, args.check, Path(tmp)/'check.parquet'))]
         if args.rows: rows += big(all_rows, args.rows, Path(tmp)/'big.parquet', theirs[-1])
     n_rows = pq.ParquetFile(file).metadata.num_rows
-    write('data', dict(words_file=file.name, words_rows=n_rows, big_rows=args.rows, checked_rows=args.check), rows, merge=True)
+    config = dict(words_file=file.name, words_rows=n_rows, big_rows=args.rows, checked_rows=args.check)
+    write('data', config, rows, merge=True)
 
 if __name__ == '__main__': main()

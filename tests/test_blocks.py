@@ -142,18 +142,26 @@ def no_gap():
     "Every character stands in a longer piece."
     return Tokenizer(models.BPE({'[UNK]': 0, '甲': 1, '甲甲': 2}, [('甲', '甲')], unk_token='[UNK]'))
 
-@pytest.mark.parametrize('make', [
-    lambda: with_part('normalizer', normalizers.NFKC()),
-    lambda: with_part('pre_tokenizer', pre_tokenizers.Whitespace()),
-    lambda: with_part('post_processor', processors.TemplateProcessing('$A 甲', special_tokens=[('甲', 2)])),
-    lambda: Tokenizer(models.BPE({'甲': 0}, [])),
-    lambda: Tokenizer(models.BPE({'[UNK]': 0, '甲': 1}, [], dropout=.5, unk_token='[UNK]')),
-    lambda: Tokenizer(models.BPE({'[UNK]': 0, '甲': 1}, [], fuse_unk=True, unk_token='[UNK]')),
-    lambda: Tokenizer(models.BPE({'[UNK]': 0, '甲': 1}, [], byte_fallback=True, unk_token='[UNK]')),
-    lambda: Tokenizer(models.BPE({'甲': 1}, [], unk_token='[UNK]')),
-    lambda: Tokenizer(models.Unigram([('甲', 0.)], 0, False)),
-    lambda: Tokenizer(models.WordLevel({'[UNK]': 0}, '[UNK]')),
-    with_added, no_gap])
+def one_piece(**options):
+    "A BPE without merges, with another switch set."
+    return Tokenizer(models.BPE({'[UNK]': 0, '甲': 1}, [], **{'unk_token': '[UNK]'} | options))
+
+def with_mark():
+    "A mark is put behind each text."
+    mark = processors.TemplateProcessing('$A 甲', special_tokens=[('甲', 2)])
+    return with_part('post_processor', mark)
+
+OTHERS = dict(
+    normalizer=lambda: with_part('normalizer', normalizers.NFKC()),
+    splits=lambda: with_part('pre_tokenizer', pre_tokenizers.Whitespace()),
+    mark=with_mark, added=with_added, no_gap=no_gap,
+    drops=lambda: one_piece(unk_token=None), dropout=lambda: one_piece(dropout=.5),
+    fuses=lambda: one_piece(fuse_unk=True), bytes=lambda: one_piece(byte_fallback=True),
+    whole=lambda: one_piece(ignore_merges=True), no_unk=lambda: one_piece(unk_token='[?]'),
+    unigram=lambda: Tokenizer(models.Unigram([('甲', 0.)], 0, False)),
+    words=lambda: Tokenizer(models.WordLevel({'[UNK]': 0}, '[UNK]')))
+
+@pytest.mark.parametrize('make', OTHERS.values(), ids=OTHERS)
 def test_what_cannot_be_cut_goes_to_the_library(make):
     assert block_encoder(make()) is None
 
