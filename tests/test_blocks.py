@@ -151,6 +151,8 @@ def with_mark():
     mark = processors.TemplateProcessing('$A 甲', special_tokens=[('甲', 2)])
     return with_part('post_processor', mark)
 
+def words_only(): return Tokenizer(models.WordLevel({'[UNK]': 0}, '[UNK]'))
+
 OTHERS = dict(
     normalizer=lambda: with_part('normalizer', normalizers.NFKC()),
     splits=lambda: with_part('pre_tokenizer', pre_tokenizers.Whitespace()),
@@ -159,7 +161,7 @@ OTHERS = dict(
     fuses=lambda: one_piece(fuse_unk=True), bytes=lambda: one_piece(byte_fallback=True),
     whole=lambda: one_piece(ignore_merges=True), no_unk=lambda: one_piece(unk_token='[?]'),
     unigram=lambda: Tokenizer(models.Unigram([('甲', 0.)], 0, False)),
-    words=lambda: Tokenizer(models.WordLevel({'[UNK]': 0}, '[UNK]')))
+    words=words_only)
 
 @pytest.mark.parametrize('make', OTHERS.values(), ids=OTHERS)
 def test_what_cannot_be_cut_goes_to_the_library(make):
