@@ -3,7 +3,7 @@
     python benchmarks/ie_forget.py
 
 Needs a finished `make course` at tiny. `ours` is the model of `ie/`, `baseline` the same steps on extraction alone;
-then a twentieth of the steps on extraction alone, with the marks left as they were (`ours`) and made twins (`baseline`).
+then a twentieth of the steps on extraction alone, the marks left as they were (`ours`) and made twins (`baseline`).
 The configuration holds, for every model, how a sample of the old questions is answered."""
 import sys
 from collections import Counter
