@@ -112,11 +112,16 @@ NOTES = dict(
             refused='untaught question {number}: as it should be',
             wrong='question {number}, wrong: {expected}'))
 
+def quoted(words:str)->str:
+    "An answer on one line that neither ends the block it stands in nor looks like a mark, whatever a model wrote."
+    return ' '.join(words.split()).replace('`', "'").replace('<!--', '<! --')
+
 def talk_lines(talk:list[dict], lang:str)->list[str]:
     "The conversation as it stands in a README: a question, the answer, what to think of it."
     notes, lines = NOTES[lang], []
     colon = '：' if lang == 'zh' else ': '
-    for t in talk:
+    for said in talk:
+        t = {k: quoted(v) if isinstance(v, str) else v for k, v in said.items()}
         note = notes[t['kind']].format(**t)
         lines += [notes['who'] + colon + t['question'], f"{notes['bot']}{colon}{t['answer']}    ← {note}"]
     return ['```text', *lines, '```']

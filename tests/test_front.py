@@ -130,6 +130,16 @@ def test_the_conversation_is_one_of_each_and_true():
     for _, name in READMES:
         for t in (right, refused, wrong): assert t['question'] in text(name) and t['answer'] in text(name)
 
+def test_whatever_the_model_writes_stays_in_its_place():
+    talk = held('course')['talk']
+    talk[0]['answer'] = 'a ```\n<!--=six--> {number} | b'
+    for lang in front.LANGUAGES:
+        lines = front.talk_lines(talk, lang)
+        assert len(lines) == 8 and [x for x in lines if '```' in x] == ['```text', '```']
+        known = dict(talk='\n'.join(lines))
+        once = front.fill('<!--=talk--><!--=-->', known)
+        assert front.fill(once, known) == once and '{number} | b' in once
+
 TAUGHT = [FinalQuestion(f'q{i}', f'a{i}', 'r') for i in range(70)]
 UNTAUGHT = [f'u{i}' for i in range(70)]
 
