@@ -141,17 +141,7 @@ def test_whatever_the_model_writes_stays_in_its_place():
         assert front.fill(once, known) == once and '{number} | b' in once
 
 TAUGHT = [FinalQuestion(f'q{i}', f'a{i}', 'r') for i in range(70)]
-UNdef test_whatever_the_model_writes_stays_in_its_place():
-    talk = held('course')['talk']
-    talk[0]['answer'] = 'a ```\n<!--=six--> {number} | b'
-    for lang in front.LANGUAGES:
-        lines = front.talk_lines(talk, lang)
-        assert len(lines) == 8 and [x for x in lines if '```' in x] == ['```text', '```']
-        known = dict(talk='\n'.join(lines))
-        once = front.fill('<!--=talk--><!--=-->', known)
-        assert front.fill(once, known) == once and '{number} | b' in once
-
-TAUGHT = [f'u{i}' for i in range(70)]
+UNTAUGHT = [f'u{i}' for i in range(70)]
 
 def student(wrong=(), refuses=()):
     "Answers as told, and remembers what it was asked."
