@@ -2,10 +2,10 @@
 
     python benchmarks/only_good.py [--seeds 1]
 
-Needs a finished chapter 07 at tiny: that run is seed 0 of both terms of the loss. The better answers alone start from the
-same model and take the same steps on the same pairs at the same learning rate, with the SFT term only. Scored are the
-watched pairs, the final test, and what either model says by itself. `ours` is both terms, `baseline` the better answers
-alone; the configuration holds the start model's scores."""
+Needs a finished chapter 07 at tiny: that run is seed 0 of both terms of the loss. The better answers alone start from
+the same model and take the same steps on the same pairs at the same learning rate, with the SFT term only. Scored are
+the watched pairs, the final test, and what either model says by itself. `ours` is both terms, `baseline` the better
+answers alone; the configuration holds the start model's scores."""
 import argparse
 import statistics
 import tempfile
@@ -59,9 +59,9 @@ def compared(model:nn.Module, tok:PreTrainedTokenizerBase, cfg:DpoCfg, kind:str,
 
 def scores(folder:Path)->dict[str, float]:
     "All examinations of a stage's model."
-    model, tok = load_model(folder/'model')
+    (model, tok), cfg = load_model(folder/'model'), dpo_cfg('tiny')
     found = {}
-    for kind, pairs in exams(run_path('dpo')).items(): found |= compared(model.eval(), tok, dpo_cfg('tiny'), kind, pairs)
+    for kind, pairs in exams(run_path('dpo')).items(): found |= compared(model.eval(), tok, cfg, kind, pairs)
     return found | {'plain questions, exact': read_json(folder/'figures.json')['exact_heldout']['all']}
 
 def trained(seed:int, beta:float, folder:Path)->dict[str, float]:
@@ -83,7 +83,7 @@ def main():
     rows = []
     for what in both[0]:
         unit = 'nats an answer' if what.endswith((', chosen', ', rejected')) else 'share'
-        direct = not what.endswith((', chosen', ', says rejected')) # of negative figures the larger has the smaller ratio
+        direct = not what.endswith((', chosen', ', says rejected')) # of two negative figures the ratio is turned
         rows.append(row(what, [f[what] for f in both], [f[what] for f in alone], 'better answers alone', unit,
                         direct, statistics.mean))
     write('only_good', dict(scale='tiny', seeds=list(range(a.seeds)), start=scores(run_path('sft'))), rows)
