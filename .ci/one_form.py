@@ -60,12 +60,13 @@ def first_cell(text:str)->str:
     return '\n\n'.join([*rest[:end], *map(folded_abstract, abstracts), *rest[end:]])
 
 def indented_answers(text:str)->str:
-    "A fold behind a numbered exercise belongs to it."
+    "Exercises are a numbered list; a fold behind one belongs to it."
     def shift(m:re.Match)->str:
         "Three spaces before every line."
         return '\n\n' + '\n'.join(f'   {line}' for line in m[1].split('\n'))
+    text = re.sub(r'^\*\*(\d+)\.\*\* ', r'\1. ', text, flags=re.M)
     head, *exercises = re.split(r'(?=^\d+\. )', text, flags=re.M)
-    return head + ''.join(re.sub(r'\n\n(<details>.*?</details>)', shift, e, flags=re.S) for e in exercises)
+    return head + ''.join(re.sub(r'\n+(<details>.*?</details>)', shift, e, flags=re.S) for e in exercises)
 
 def one_markdown(text:str, first:bool)->str:
     "A markdown cell in the one form."

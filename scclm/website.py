@@ -143,8 +143,8 @@ def raw_folds(
     "Folds that stay folded."
     def fold(m:re.Match)->str:
         "One fold."
-        lines = raw_html(m[0]).split('\n')
-        return '\n'.join(f'{m[1]}{line.strip()}' for line in lines)
+        inside = '\n'.join(line.removeprefix(m[1]) for line in m[0].split('\n'))
+        return '\n'.join(m[1] + line for line in raw_html(inside).split('\n'))
     return _FOLD.sub(fold, markdown)
 
 # %% ../nbs/appendix/website.ipynb #ws000020

@@ -121,6 +121,12 @@ def test_a_fold_keeps_its_place_in_a_list():
     lines = text.split('\n')
     assert lines[2:7] == ['   ```{=html}', '   <details><summary>答案</summary>三。', '   四。</details>', '   ```', '']
 
+def test_code_in_a_fold_keeps_its_indents():
+    code = '<details><summary>答案</summary><pre>def f():\n    return 1\n</pre></details>'
+    assert f'```{{=html}}\n{code}\n```' in raw_folds(code)
+    inside = raw_folds('1. 几？\n\n' + '\n'.join('   ' + line for line in code.split('\n')))
+    assert '\n       return 1\n' in inside
+
 def test_outputs_of_html_become_raw_blocks():
     table = {'data': {'text/html': ['<style scoped>x</style>\n', '<table></table>'], 'text/plain': 'x'}}
     made = raw_output(table)['data']
@@ -151,7 +157,8 @@ def test_the_site_has_every_notebook():
     assert set(hrefs(site['sidebar'])) == {name_of(p) for p in NBS}
     tops = [h for h in hrefs(site['navbar']['left'])]
     assert all((ROOT/h).exists() for h in tops) and 'index.ipynb' in tops
-    assert all((ROOT/site[k]).exists() for k in ('favicon', 'image'))
+    card = quarto()['image']
+    assert card.startswith('/') and (ROOT/card[1:]).exists() and (ROOT/site['favicon']).exists()
     ignored = (ROOT/'.gitignore').read_text(encoding='utf-8').split('\n')
     assert {'/.quarto/', '**/*.quarto_ipynb'} <= set(ignored), '`quarto render` would add the line itself'
 
@@ -351,6 +358,8 @@ def test_titles_and_lines(path):
     if path in CHAPTERS: assert re.fullmatch(rf'# {path.name[:2]} .+：.+？', title)
     elif 'solutions' in path.stem: assert title == f'# 练习答案 {path.stem[-2:]}'
     elif path.parent.name == 'appendix': assert title.startswith('# 附录：')
+    exercises = re.search(r'^##+ .*练习$(.*?)(?=^## |\Z)', '\n'.join(sources(nb, 'markdown')), re.M | re.S)
+    if exercises: assert set(re.findall(r'^([ \t]*)<details', exercises[1], re.M)) <= {'   '}
     lessons = [s for s in sources(nb) if not re.search(r'^#\| *export', s, re.M)]
     assert [line for s in lessons for line in s.split('\n') if len(line) > 100] == []
     outputs = [''.join(o.get('text', '')) + ''.join(map(str, o.get('data', {}).values()))
