@@ -7,16 +7,15 @@ __all__ = ['MANY_CHARS', 'TOO_LONG', 'encode', 'decode', 'Pair', 'PairIds', 'cut
            'padding_share', 'length_order', 'cut_batches', 'real_share', 'encode_files', 'token_lengths',
            'length_index', 'kept_lengths', 'LongRows', 'long_rows', 'permutation', 'plan_window', 'alike',
            'plot_padding', 'group_windows', 'EpochPlan', 'epoch_rows', 'Position', 'Planned', 'walk', 'check_state',
-           'check_position', 'PairFiles', 'PairStream', 'read_pairs', 'columns', 'PairDataset', 'pair_batches',
-           'hf_dataset']
+           'check_position', 'PairFiles', 'check_worker', 'take_rows', 'PairStream', 'read_pairs', 'columns',
+           'PairDataset', 'pair_batches', 'hf_dataset']
 
 # %% ../nbs/02_dataset.ipynb #b4a31528
 #| code-fold: true
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import cache, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -27,11 +26,12 @@ import pyarrow.parquet as pq
 import torch
 from tokenizers import Encoding, Tokenizer
 from torch import LongTensor
+from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from .blocks import BlockEncoder, block_encoder, encode_blocks
-from scclm.parquet_pairs import (check_columns, check_files, file_key, group_sizes, read_columns, read_groups,
-    stored_lengths)
+from .parquet_pairs import (check_columns, check_files, content_key, file_key, group_sizes, read_columns,
+    read_groups, stored_lengths)
 from .plots import new_axes
 from .prefetch import prefetched
 from .runs import fingerprint, run_path
@@ -44,6 +44,7 @@ class _Copy(NamedTuple):
     backend:Tokenizer # switched to plain text, and never switched again
     special:frozenset # ids that no text may have
     blocks:Callable[[], BlockEncoder|None] # made when a large batch asks for it; None: no plain BPE
+    key:str # identity: the backend's JSON, without the switches that calls leave behind
 
 # %% ../nbs/02_dataset.ipynb #77a5740e
 #| code-fold: true
@@ -55,12 +56,14 @@ def _plain_copy(tok:PreTrainedTokenizerBase)->_Copy:
     made_of = repr(tok.added_tokens_decoder)
     known = _COPIES.get(tok)
     if known is None or known.made_of != made_of:
-        backend = copy.deepcopy(tok.backend_tokenizer)
+        text = tok.backend_tokenizer.to_str()
+        backend = Tokenizer.from_str(text)
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True
         special = frozenset(i for i, token in tok.added_tokens_decoder.items() if token.special)
-        known = _COPIES[tok] = _Copy(made_of, backend, special, cache(partial(block_encoder, backend)))
+        key = fingerprint(text.partition('"added_tokens"')[2])
+        known = _COPIES[tok] = _Copy(made_of, backend, special, cache(partial(block_encoder, backend)), key)
     return known
 
 # %% ../nbs/02_dataset.ipynb #7d4cfdf8
@@ -265,7 +268,7 @@ def token_lengths(
     chunk:int=4096, # rows tokenised at once
 )->np.ndarray: # (rows, 2) uint16: tokens of prompt and response, without [EOS], at most 65535
     "Tokenise a whole file once, a row group at a time, and keep only the lengths."
-    parts = []
+    parts = [np.zeros((0, 2), np.uint16)]
     for g in range(len(group_sizes(path))):
         for rows in read_groups([(path, g)]).to_batches(chunk):
             lens = [[len(ids) - 1 for ids in encode(col.to_pylist(), tok)] for col in rows.columns]
@@ -273,17 +276,17 @@ def token_lengths(
             beat(len(rows))
     return np.concatenate(parts)
 
-# %% ../nbs/02_dataset.ipynb #eb03c4eb
-#| code-fold: true
-def _tok_key(tok:PreTrainedTokenizerBase)->str:
-    "Identity of a tokenizer: its backend's JSON, without the padding and truncation switches that calls leave behind."
-    return fingerprint(tok.backend_tokenizer.to_str().partition('"added_tokens"')[2])
-
 # %% ../nbs/02_dataset.ipynb #69107ca7
 #| code-fold: true
-def _index_path(path:Path, tok:PreTrainedTokenizerBase, index_dir:Path|None)->Path:
+def _index_path(path:Path, content:str, tok:PreTrainedTokenizerBase, folder:Path)->Path:
     "The index of one file with one tokenizer."
-    return Path(index_dir or run_path('data', 'lengths'))/f'{path.stem}-{file_key(path)}-{_tok_key(tok)}.npy'
+    return folder/f'{path.stem}-{content}-{_plain_copy(tok).key}.npy'
+
+def _count_unchanged(path:Path, content:str, tok:PreTrainedTokenizerBase, folder:Path, beat:Callable)->np.ndarray:
+    "`token_lengths` of a file that stays what it was. Raises OSError if somebody writes it meanwhile."
+    lens = token_lengths(path, tok, beat)
+    if content_key(path, folder) != content: raise OSError(f"{path} changed while its lengths were counted: count again")
+    return lens
 
 # %% ../nbs/02_dataset.ipynb #51b4ebc7
 #| code-fold: true
@@ -298,9 +301,11 @@ def length_index(
     """Token lengths of all texts, counted once and kept. A missing or damaged index is built.
     Raises FileNotFoundError or ValueError as `check_files` does."""
     res = []
+    folder = Path(index_dir or run_path('data', 'lengths'))
     for path in check_files(files):
-        name = _index_path(path, tok, index_dir)
-        count = partial(token_lengths, path, tok)
+        content = content_key(path, folder)
+        name = _index_path(path, content, tok, folder)
+        count = partial(_count_unchanged, path, content, tok, folder)
         title = f'lengths of {path.name}'
         res.append(stored_lengths(name, sum(group_sizes(path)), count, title, rank, patience_s, progress))
     return res
@@ -544,6 +549,18 @@ def check_state(
         raise ValueError(f"stream state has (epoch, window, batch) = {pos}: expected three integers >= 0")
     return Position(*pos)
 
+# %% ../nbs/02_dataset.ipynb #ds2stm01
+#| code-fold: true
+def _check_same_files(state:dict, own:dict, files:list[Path]):
+    """Raise ValueError that names the first file that is not the one that the state was saved with.
+    A state from before contents were noted says nothing of them."""
+    for k in ('fingerprint', 'content'):
+        saved = str(state.get(k, own[k])).split('+')
+        for path, then, now in zip(files, saved, own[k].split('+')):
+            if then == now: continue
+            raise ValueError(f"stream state was saved with {k}={then!r} of {path}, which now has {now!r}: "
+                             "expected the same bytes as then")
+
 # %% ../nbs/02_dataset.ipynb #97247bd3
 #| code-fold: true
 def check_position(
@@ -590,11 +607,11 @@ def _count_long(files:list[Path], lens:list[np.ndarray], max_len:int, too_long:s
 
 # %% ../nbs/02_dataset.ipynb #428a136c
 #| code-fold: true
-def _stream_key(files:list[Path], tok:PreTrainedTokenizerBase, plan:EpochPlan, n_long:int)->dict:
+def _stream_key(files:list[Path], contents:list[str], tok:PreTrainedTokenizerBase, plan:EpochPlan, n_long:int)->dict:
     """What a position depends on: files, tokenizer, dials. Not the number of ranks; and `too_long` only where there
     are `n_long` rows that it changes."""
     key = dict(
-        fingerprint='+'.join(map(file_key, files)), tokenizer=_tok_key(tok),
+        fingerprint='+'.join(map(file_key, files)), content='+'.join(contents), tokenizer=_plain_copy(tok).key,
         budget_tok=plan.budget_tok, max_len=plan.max_len, window_rows=plan.window,
         seed=plan.seed, shuffle=plan.shuffle)
     if n_long and plan.too_long != 'close': key['too_long'] = plan.too_long
@@ -625,11 +642,13 @@ class PairFiles:
         self.rank, self.world = rank, world
         self.prefetch, self.n_epochs = prefetch, n_epochs
         self.pos = Position(0, 0, 0)
-        lens = length_index(self.files, tok, index_dir, rank)
+        self.notes = Path(index_dir or run_path('data', 'lengths'))
+        self.contents = [content_key(o, self.notes) for o in self.files]
+        lens = length_index(self.files, tok, self.notes, rank)
         self.long = _count_long(self.files, lens, max_len, too_long)
         sizes = [group_sizes(o) for o in self.files]
         self.planner = EpochPlan(lens, sizes, budget_tok, max_len, window, seed, shuffle, too_long)
-        self.own = _stream_key(self.files, tok, self.planner, self.long.either)
+        self.own = _stream_key(self.files, self.contents, tok, self.planner, self.long.either)
 
     def plan(self,
         epoch:int=0, # 0-based
@@ -644,34 +663,86 @@ class PairFiles:
         windows = self.planner.windows(epoch)
         return sum(len(self.planner.batches(groups, epoch, w)) for w, groups in enumerate(windows))
 
+# %% ../nbs/02_dataset.ipynb #ds2stm03
+#| code-fold: true
+def _worker()->tuple[int, int]:
+    "(number, of how many): which worker of a DataLoader this process is; (0, 1) outside of one."
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+def check_worker(
+    state:dict, # from `PairStream.state_dict`
+)->int|None: # batches of the other workers before the next own one; None: the state is of no worker
+    "Raise ValueError for the state of another worker, or of another number of workers."
+    if 'worker' not in state: return None
+    own = list(_worker())
+    if state['worker'] != own:
+        raise ValueError(f"stream state is of DataLoader worker {state['worker']}, but this is {own} (number, of how "
+                         "many): expected a loader with as many workers")
+    skip = state.get('skip')
+    if type(skip) is not int or not 0 <= skip < own[1]:
+        raise ValueError(f"stream state has skip={skip!r}: expected 0 to {own[1] - 1}")
+    return skip
+
+# %% ../nbs/02_dataset.ipynb #ds2stm05
+#| code-fold: true
+def take_rows(
+    table:pa.Table, # of any columns
+    rows:np.ndarray, # row numbers
+)->pa.Table: # these rows, in this order
+    "As `table.take`, which imports pandas when it is given an array: half a second at every start."
+    rows = np.ascontiguousarray(rows, np.int64)
+    return table.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)]))
+
+# %% ../nbs/02_dataset.ipynb #ds2stm06
+#| code-fold: true
+def _window_text(stream:PairFiles, groups:np.ndarray)->pa.Table:
+    "The text of a window's row groups. Raises OSError that names a file whose bytes are not those that were planned."
+    files = stream.files
+    for f in np.unique(groups[:, 0]):
+        if content_key(files[f], stream.notes) == stream.contents[f]: continue
+        raise OSError(f"{files[f]} has changed since it was opened: expected the rows that were planned")
+    return read_groups([(files[f], g) for f, g, _, _ in groups])
+
 # %% ../nbs/02_dataset.ipynb #b7d5fd81
-class PairStream(PairFiles):
-    "Batches from parquet, epoch after epoch. Resumes at any batch; any number of ranks share the same global batches."
+class PairStream(PairFiles, IterableDataset):
+    """Batches from parquet, epoch after epoch. Resumes at any batch; any number of ranks share the same global batches.
+    For a DataLoader, a dataset of batches (`batch_size=None`): its workers take turns."""
+    skip = None # batches of other workers that come before the next own one; None: as many as the worker's number
+
     def state_dict(self)->dict: # integers, strings and a boolean; JSON-able
         "The position of the next batch, as the consumer sees it, and what the stream is made of."
-        return self.pos._asdict() | self.own
+        k, n = _worker()
+        turn = {} if n == 1 else dict(worker=[k, n], skip=k if self.skip is None else self.skip)
+        return self.pos._asdict() | self.own | turn
 
     def load_state_dict(self,
         state:dict, # from `state_dict`; the number of ranks may differ
     ):
         "Continue with the batch that would have come. Raises ValueError naming what differs."
-        pos = check_state(state, self.own)
+        _check_same_files(state, self.own, self.files)
+        pos = check_state(dict(content=self.own['content']) | state, self.own)
         check_position(pos, _n_batches_at(self.planner, pos))
-        self.pos = pos
+        self.pos, self.skip = pos, check_worker(state)
 
     def __iter__(self)->Iterator[dict[str, LongTensor]]:
         "Batches from the current position on; a second loop goes on where the first one stopped."
-        with closing(prefetched(self._shares(), self.prefetch)) as items:
-            for self.pos, batch in items: yield batch
+        k, n = _worker()
+        ahead = self.prefetch if n == 1 else 0
+        with closing(prefetched(self._shares(k, n), ahead)) as items:
+            for self.pos, batch in items:
+                self.skip = n - 1 if n > 1 else None
+                yield batch
 
-    def _shares(self)->Iterator[tuple[Position, dict[str, LongTensor]]]:
-        "(position afterwards, this rank's share of the batch); reads a window's text when the walk enters it."
+    def _shares(self, k:int, n:int)->Iterator[tuple[Position, dict[str, LongTensor]]]:
+        "(position afterwards, this rank's share) of every n-th batch; reads a window's text when the walk enters it."
         groups = None
-        for batch in walk(self.planner, self.pos, self.n_epochs):
+        first = k if self.skip is None else self.skip
+        for batch in islice(walk(self.planner, self.pos, self.n_epochs), first, None, n):
             if batch.groups is not groups:
                 groups = batch.groups
-                text = read_groups([(self.files[f], g) for f, g, _, _ in groups])
-            own = text.take(batch.rows[self.rank::self.world])
+                text = _window_text(self, groups)
+            own = take_rows(text, batch.rows[self.rank::self.world])
             yield batch.after, collate(_encode_table(own, self.tok, self.planner.max_len, self.planner.too_long))
 
 # %% ../nbs/02_dataset.ipynb #5de6c97c
@@ -768,8 +839,8 @@ def hf_dataset(
     """The same samples for `Seq2SeqTrainer`, in file order, on disk.
     Raises ValueError or FileNotFoundError as `check_files` does."""
     from datasets import Dataset
-    paths = check_files(files)
-    cache = str(cache_dir or run_path('data', 'hf'))
+    paths = [path for path in check_files(files) if check_columns(path)] # `datasets` cannot read one without rows
+    cache = Path(cache_dir or run_path('data', 'hf'))
     def encode_rows(rows:dict[str, list[str]])->dict[str, list]:
         "The columns of some rows."
         pairs = encode_pairs(rows['prompt'], rows['response'], tok, max_len, too_long)
@@ -777,6 +848,7 @@ def hf_dataset(
             input_ids=[p.prompt for p in pairs], attention_mask=[[1]*len(p.prompt) for p in pairs],
             labels=[p.response for p in pairs], length=[len(p.prompt) + len(p.response) for p in pairs])
     both = ['prompt', 'response']
-    ds = Dataset.from_parquet([str(o) for o in paths], columns=both, cache_dir=cache)
-    key = fingerprint(*map(file_key, paths), _tok_key(tok), max_len, too_long)
+    ds = Dataset.from_parquet([str(o) for o in paths], columns=both, cache_dir=str(cache))
+    seen = [content_key(path, cache) for path in paths]
+    key = fingerprint(*seen, _plain_copy(tok).key, max_len, too_long)
     return ds.map(encode_rows, batched=True, remove_columns=both, new_fingerprint=key)

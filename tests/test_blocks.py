@@ -5,6 +5,7 @@ import random
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def words_only(): return Tokenizer(models.WordLevel({'[UNK]': 0}, '[UNK]'))
 
 OTHERS = dict(
     normalizer=lambda: with_part('normalizer', normalizers.NFKC()),
-    splits=lambda: with_part('pre_tokenizer', pre_tokenizers.Whitespace()),
+    splits=partial(with_part, 'pre_tokenizer', pre_tokenizers.Whitespace()),
     mark=with_mark, added=with_added, no_gap=no_gap,
     drops=lambda: one_piece(unk_token=None), dropout=lambda: one_piece(dropout=.5),
     fuses=lambda: one_piece(fuse_unk=True), bytes=lambda: one_piece(byte_fallback=True),
