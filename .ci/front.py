@@ -8,6 +8,7 @@ benchmarks/results/*.json, settings.ini) and from the library itself.
 In a README `<!--=key-->what stands here<!--=-->` is filled in; the words around it are yours.
 """
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from configparser import ConfigParser, SectionProxy
@@ -19,7 +20,7 @@ from licences import licences_page
 from picture import draw
 
 from scclm.planner import PlanCfg, plan
-from scclm.runs import checkout_root, read_json
+from scclm.runs import checkout_root, read_json, write_aside
 from scclm.sample_facts import facts
 
 MARK = re.compile(r'<!--=(\w+)-->(.*?)<!--=-->', re.S)
@@ -47,6 +48,12 @@ def tracked(root:Path)->list[Path]:
                             capture_output=True, check=True).stdout.decode('utf-8')
     return [root/name for name in sorted(set(listed.split('\0'))) if name and (root/name).is_file()]
 
+def replaced(path:Path, new:bytes):
+    "Write aside, then rename, with the rights of the old file: a crash leaves one of the two whole."
+    with write_aside(path) as tmp:
+        tmp.write_bytes(new)
+        if path.exists(): shutil.copymode(path, tmp)
+
 def move_in(root:Path)->list[Path]:
     "Write the addresses of settings.ini over the old ones, CITATION.cff last; returns what changed."
     moves = {old: new for old, new in addresses(root).items() if old != new}
@@ -56,7 +63,7 @@ def move_in(root:Path)->list[Path]:
         after = before
         for old, new in moves.items(): after = re.sub(re.escape(old).encode() + rb'(?![\w-])', new.encode(), after)
         if after == before: continue
-        path.write_bytes(after)
+        replaced(path, after)
         changed.append(path)
     return changed
 
@@ -86,7 +93,7 @@ SIX_HEAD = dict(zh='| 量什么 | 我们 | 对照 | 对照是谁 |', en='| what 
 
 def mean_and_range(runs:list[float])->str:
     "Of the seeds: the mean, and the lowest and the highest."
-    return f'{mean(runs):.3f} ({min(runs):.3f} – {max(runs):.3f})'
+    return f'{mean(runs):.3f} ({min(runs):.3f}–{max(runs):.3f})'
 
 def six_rows(seeds:dict[str, dict], lang:str)->list[str]:
     "The table of six results."
@@ -103,13 +110,18 @@ NOTES = dict(
             wrong='第 {number} 题，答错了，应该是：{expected}'),
     en=dict(who='you', bot='bot', right='question {number}, right',
             refused='untaught question {number}: as it should be',
-            wrong='question {number}, wrong; it should be {expected}'))
+            wrong='question {number}, wrong: {expected}'))
+
+def quoted(words:str)->str:
+    "An answer on one line that neither ends the block it stands in nor looks like a mark, whatever a model wrote."
+    return ' '.join(words.split()).replace('`', "'").replace('<!--', '<! --')
 
 def talk_lines(talk:list[dict], lang:str)->list[str]:
     "The conversation as it stands in a README: a question, the answer, what to think of it."
     notes, lines = NOTES[lang], []
     colon = '：' if lang == 'zh' else ': '
-    for t in talk:
+    for said in talk:
+        t = {k: quoted(v) if isinstance(v, str) else v for k, v in said.items()}
         note = notes[t['kind']].format(**t)
         lines += [notes['who'] + colon + t['question'], f"{notes['bot']}{colon}{t['answer']}    ← {note}"]
     return ['```text', *lines, '```']
@@ -153,7 +165,7 @@ def base_values(lang:str)->dict[str, str]:
     cost = base_cost()
     low, high = cost['hours_range']
     return dict(base_parameters=count(cost['n_params'], lang), base_pairs=count(1e7, lang),
-                base_hours=f"{cost['hours']:.0f}", base_range=f'{low:.0f} – {high:.0f}',
+                base_hours=f"{cost['hours']:.0f}", base_range=f'{low:.0f}–{high:.0f}',
                 base_gib=f"{cost['memory_gb']['peak']:.0f}", base_gpu='24')
 
 def values(root:Path, lang:str)->dict[str, str]:
@@ -169,7 +181,7 @@ def values(root:Path, lang:str)->dict[str, str]:
                 download=f"{sizes['download']:.0f}", installed=f"{sizes['installed']/1e3:.1f}",
                 python=cfg['min_python'], url=cfg['git_url'],
                 stranger=share(seeds['chat.refused_stranger']['runs']['ours']),
-                pattern=f"{mean(seeds['ie.f1_pattern_final']['runs']['ours']):.2f}",
+                pattern=f"{mean(seeds['ie.f1_pattern_final']['runs']['ours']):.3f}",
                 seeds=f"{len(seeds['chat.slip_final']['runs']['ours'])}")
     made = {key: '\n' + '\n'.join(lines) + '\n' for key, lines in blocks.items()}
     return made | said | course_values(course, lang) | base_values(lang)
@@ -202,7 +214,7 @@ def main(root:Path, say:Callable[[str], None]=print):
     for path in move_in(root): say(f'{path.relative_to(root)}: the address of settings.ini')
     for path, text in (made(root) | {root/'DEPENDENCIES.md': licences_page(root)}).items():
         if path.exists() and path.read_text(encoding='utf-8') == text: continue
-        path.write_text(text, encoding='utf-8')
+        replaced(path, text.encode('utf-8'))
         say(f'{path.relative_to(root)}')
 
 if __name__ == '__main__': main(checkout_root())

@@ -34,7 +34,7 @@ each_readme = pytest.mark.parametrize('lang, name', READMES, ids=[lang for lang,
 # What is made is what the files say
 
 def test_nothing_that_is_made_is_stale():
-    stale = [str(p.relative_to(ROOT)) for p, new in front.made(ROOT).items() if p.read_text(encoding='utf-8') != new]
+    stale = [p.name for p, new in front.made(ROOT).items() if p.read_text(encoding='utf-8') != new]
     assert stale == [], 'run `make front`'
 
 @each_readme
@@ -89,7 +89,7 @@ def test_numbers_come_from_where_they_should(lang, name):
     sizes = {r['what']: r['ours'] for r in held('results/setup_size')['rows']}
     assert float(said['download']) == round(sizes['download'])
     assert said['stranger'] == f"{round(100*sum(seeds['chat.refused_stranger'])/3)} %"
-    for key in front.SIX: assert f'{min(seeds[key]):.3f} – {max(seeds[key]):.3f}' in said['six'], key
+    for key in front.SIX: assert f'{min(seeds[key]):.3f}–{max(seeds[key]):.3f}' in said['six'], key
     assert said['python'] == front.settings(ROOT)['min_python'] and front.settings(ROOT)['git_url'] in said['commands']
     for c in course['chapters']: assert float(said[f"m{c['name'][:2]}"]) == pytest.approx(c['seconds']/60, abs=.05)
     assert len([s for s in held('card')['data']['sources'] if s != 'heldout']) == 6, 'six formats'
@@ -112,6 +112,12 @@ def test_the_readmes_ask_the_model_as_printed(tok, tmp_path, monkeypatch, capsys
     exec(compile(code, 'README.md', 'exec'), {})
     assert len(ast.literal_eval(capsys.readouterr().out)) == 2
 
+def test_every_appendix_is_where_a_reader_looks():
+    "The READMEs send a reader to the list of the home page."
+    listed = text('nbs/index.ipynb')
+    names = sorted(p.name for p in (ROOT/'nbs/appendix').glob('*.ipynb') if not p.name.startswith('solutions'))
+    assert [name for name in names if f'(appendix/{name})' not in listed] == []
+
 # The conversation
 
 def test_the_conversation_is_one_of_each_and_true():
@@ -123,6 +129,16 @@ def test_the_conversation_is_one_of_each_and_true():
     for t in (right, wrong): assert final_questions()[t['number'] - 1].prompt == t['question']
     for _, name in READMES:
         for t in (right, refused, wrong): assert t['question'] in text(name) and t['answer'] in text(name)
+
+def test_whatever_the_model_writes_stays_in_its_place():
+    talk = held('course')['talk']
+    talk[0]['answer'] = 'a ```\n<!--=six--> {number} | b'
+    for lang in front.LANGUAGES:
+        lines = front.talk_lines(talk, lang)
+        assert len(lines) == 8 and [x for x in lines if '```' in x] == ['```text', '```']
+        known = dict(talk='\n'.join(lines))
+        once = front.fill('<!--=talk--><!--=-->', known)
+        assert front.fill(once, known) == once and '{number} | b' in once
 
 TAUGHT = [FinalQuestion(f'q{i}', f'a{i}', 'r') for i in range(70)]
 UNTAUGHT = [f'u{i}' for i in range(70)]
@@ -244,6 +260,8 @@ def test_the_address_is_the_one_of_settings():
     assert all(old == new for old, new in moves.items()), 'run `make front`'
     cited = yaml.safe_load(text('CITATION.cff'))
     assert cited['repository-code'] == front.settings(ROOT)['git_url']
+    version = front.settings(ROOT)['version']
+    assert str(cited['version']) == version and f'\n## {version}\n' in text('CHANGELOG.md')
     site = yaml.safe_load(text('_quarto.yml'))['website']
     assert site['repo-url'] == cited['repository-code'] and site['site-url'] == cited['url']
 
@@ -260,10 +278,17 @@ def test_a_fork_changes_two_lines(tmp_path):
     ini = re.sub(r'^user = .*', 'user = someone', ini, flags=re.M)
     ini = re.sub(r'^repo = .*', 'repo = my-course', ini, flags=re.M)
     (copy/'settings.ini').write_text(ini, encoding='utf-8')
-    assert front.move_in(copy)
-    addresses = [old['git_url'], old['doc_host'] + old['doc_baseurl']]
-    names = [str(p.relative_to(copy)) for p in front.tracked(copy) for a in addresses if a.encode() in p.read_bytes()]
-    assert [n for n in names if n != 'scclm/_modidx.py'] == [], 'nbdev_export writes that one'
+    (copy/'tool').write_text(f"#!/bin/sh\necho {old['git_url']}.git {old['git_url']}-two\n", encoding='utf-8')
+    (copy/'tool').chmod(0o755)
+    before, cited = (copy/'tool').stat().st_mode, (copy/'CITATION.cff').read_bytes()
+    assert copy/'tool' in front.move_in(copy) and (copy/'tool').stat().st_mode == before
+    assert (copy/'tool').read_text(encoding='utf-8').endswith(f"/my-course.git {old['git_url']}-two\n"), 'another one'
+    (copy/'tool').unlink()
+    (copy/'CITATION.cff').write_bytes(cited)
+    assert front.move_in(copy) == [copy/'CITATION.cff'], 'a run that was killed before its last file ends the next time'
+    addresses = [a.encode() for a in (old['git_url'], old['doc_host'] + old['doc_baseurl'])]
+    names = {p.relative_to(copy).as_posix() for p in front.tracked(copy) for a in addresses if a in p.read_bytes()}
+    assert names <= {'scclm/_modidx.py'}, 'nbdev_export writes that one'
     assert 'https://github.com/someone/my-course' in (copy/'README.md').read_text(encoding='utf-8')
     assert 'https://someone.github.io/my-course' in (copy/'CITATION.cff').read_text(encoding='utf-8')
     assert front.move_in(copy) == []
