@@ -259,7 +259,8 @@ def triples()->dict:
     texts, stated, said = extracted(f'ie_{max(IE_EPOCHS)}_sft')
     plain = {n: strict(pred, stated) for n, pred in by_dictionary(texts).items()}
     choice = read_json(run_path('ie_choice', 'choice.json'))
-    return dict(choice=choice, runs=found, dictionary=plain, relations=relations(stated, said), errors=errors(texts, stated, said))
+    return dict(choice=choice, runs=found, dictionary=plain, relations=relations(stated, said),
+                errors=errors(texts, stated, said))
 
 # ---- the whole
 

@@ -3,7 +3,7 @@
 Baselines: random batches of 16 rows; transformers' `get_length_grouped_indices` (group_by_length)
 on prompt + response, 16 rows; for resuming, a loader without positions, which must replay the epoch up to there.
 Rows come from a parquet file with prompt and response (`--data`), else from data/train.parquet of the scale.
-The tokenizer has words and is trained on the same file."""
+The tokenizer has words and is trained on the same file, unless `--tokenizer` names one."""
 import argparse
 import json
 import statistics
@@ -36,9 +36,9 @@ class Course(NamedTuple):
     window:int # rows planned at a time
 
 
-def open_stream(c:Course, budget_tok:int=768, seed:int=0)->PairStream:
+def open_stream(c:Course, budget_tok:int=768, seed:int=0, rank:int=0, world:int=1)->PairStream:
     "A stream of batches from the beginning of its first epoch."
-    return PairStream(c.data, c.tok, budget_tok, c.max_len, c.window, seed, index_dir=c.index_dir)
+    return PairStream(c.data, c.tok, budget_tok, c.max_len, c.window, seed, rank, world, index_dir=c.index_dir)
 
 
 def row_lengths(c:Course)->np.ndarray:
@@ -99,54 +99,71 @@ class Resumed(NamedTuple):
     "How a resume went."
     seconds:float # to open the stream, go to the state and hold a batch
     cpu_seconds:float # the same, which other programs do not disturb
-    input_ids:list[list[int]] # of that batch
+    questions:list[list[int]] # ids of that batch's rows, without padding
 
 
-def open_at(c:Course, state:dict)->Resumed:
+def questions(batch:dict)->list[list[int]]:
+    "Ids of the rows of a batch; the dummy row of a rank without rows is none."
+    real = batch['labels'].ne(-100).any(1)
+    return [ids[mask == 1].tolist() for ids, mask in zip(batch['input_ids'][real], batch['attention_mask'][real])]
+
+
+def open_at(c:Course, state:dict, rank:int, world:int)->Resumed:
     "Open a stream in the middle of an epoch and take one batch."
     start, cpu_start = time.perf_counter(), time.process_time()
-    stream = open_stream(c)
+    stream = open_stream(c, rank=rank, world=world)
     stream.load_state_dict(state)
     it = iter(stream)
     batch = next(it)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     it.close()
-    return Resumed(seconds, cpu_seconds, batch['input_ids'].tolist())
+    return Resumed(seconds, cpu_seconds, questions(batch))
 
 
-def resume_apart(c:Course, state:dict)->Resumed:
+def resume_apart(c:Course, state:dict, rank:int, world:int)->Resumed:
     "Resume in a fresh process."
-    job = json.dumps([*map(str, (c.data, c.tok_dir, c.index_dir)), c.max_len, c.window, state])
+    job = json.dumps([*map(str, (c.data, c.tok_dir, c.index_dir)), c.max_len, c.window, state, rank, world])
     command = [sys.executable, __file__, '--resume', job]
     return Resumed(*json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 
 def resume_here(job:str):
     "What the fresh process does: resume and print."
-    data, tok_dir, index_dir, max_len, window, state = json.loads(job)
+    data, tok_dir, index_dir, max_len, window, state, rank, world = json.loads(job)
     c = Course(Path(data), load_tokenizer(tok_dir), Path(tok_dir), Path(index_dir), max_len, window)
-    print(json.dumps(open_at(c, state)))
+    print(json.dumps(open_at(c, state, rank, world)))
 
 
-def resume(c:Course, runs:int)->tuple[dict, float]:
-    "Row of the table and CPU seconds; the replay streams every batch of the first 90 %."
-    ours, cpu, replay = [], [], []
+def replayed(c:Course)->tuple[float, dict, list[list[int]]]:
+    "Seconds to stream the first 90 % of an epoch, the state there, and the questions of the batch that follows."
+    stream = open_stream(c)
+    n = int(0.9*stream.n_batches(0))
+    start = time.perf_counter()
+    it = iter(stream)
+    for _ in range(n): next(it)
+    state = stream.state_dict()
+    want = questions(next(it))
+    seconds = time.perf_counter() - start
+    it.close()
+    return seconds, state, want
+
+
+def resume(c:Course, runs:int, world:int=4)->tuple[list[dict], list[float]]:
+    "Rows of the table, and the CPU seconds of every resume: alone, then each rank of several, one after the other."
+    alone, slowest, cpu, replay = [], [], [], []
     for _ in range(runs):
-        stream = open_stream(c)
-        n = int(0.9*stream.n_batches(0))
-        start = time.perf_counter()
-        it = iter(stream)
-        for _ in range(n): next(it)
-        state = stream.state_dict()
-        want = next(it)['input_ids'].tolist()
-        replay.append(time.perf_counter() - start)
-        it.close()
-        resumed = resume_apart(c, state)
-        assert resumed.input_ids == want, 'the resumed batch differs'
-        ours.append(resumed.seconds)
-        cpu.append(resumed.cpu_seconds)
-    last = row('resume at 90 %', ours, replay, 'replaying from the start', 'seconds', higher_is_better=False)
-    return last, statistics.median(cpu)
+        seconds, state, want = replayed(c)
+        replay.append(seconds)
+        one = resume_apart(c, state, 0, 1)
+        ranks = [resume_apart(c, state, rank, world) for rank in range(world)]
+        assert one.questions == want, 'the resumed batch differs'
+        for rank, r in enumerate(ranks): assert r.questions == want[rank::world], f'the batch of rank {rank} differs'
+        alone.append(one.seconds)
+        slowest.append(max(r.seconds for r in ranks))
+        cpu += [r.cpu_seconds for r in (one, *ranks)]
+    names = {'resume at 90 %': alone, f'resume at 90 %, slowest of {world} ranks': slowest}
+    return [row(name, ours, replay, 'replaying from the start', 'seconds', higher_is_better=False)
+            for name, ours in names.items()], cpu
 
 
 def options()->argparse.Namespace:
@@ -158,6 +175,7 @@ def options()->argparse.Namespace:
     p.add_argument('--window', type=int, default=16384)
     p.add_argument('--min-count', type=int, default=20, help='words seen less often are cut into characters')
     p.add_argument('--runs', type=int, default=3)
+    p.add_argument('--tokenizer', type=Path, help='folder; none: trained on the file')
     p.add_argument('--resume', help=argparse.SUPPRESS)
     args, _ = p.parse_known_args()
     return args
@@ -171,8 +189,9 @@ def measure(c:Course, args:argparse.Namespace):
     config = dict(file=c.data.name, rows=sum(map(len, stream.planner.lens)), vocabulary=len(c.tok), max_len=c.max_len,
                   window=c.window, min_count=args.min_count, index_seconds=index_seconds, plan_20k_rows_ms=plan_ms(c))
     check_text(c)
-    last, config['resume_cpu_seconds'] = resume(c, args.runs)
-    write('resume', config, [*shares(c, args.budget_tok, args.runs), last])
+    last, cpu = resume(c, args.runs)
+    config |= dict(resume_cpu_seconds=statistics.median(cpu), resume_cpu_seconds_most=max(cpu))
+    write('resume', config, [*shares(c, args.budget_tok, args.runs), *last])
 
 
 def main():
@@ -183,9 +202,9 @@ def main():
         return
     data = args.data or require(run_path('data', 'train.parquet'), 'clean')
     with tempfile.TemporaryDirectory() as tmp:
-        tok_dir = Path(tmp)/'tokenizer'
+        tok_dir = args.tokenizer or Path(tmp)/'tokenizer'
         counts = dict(min_count=args.min_count, min_char_count=args.min_count)
-        train_tokenizer(TokenizerCfg(files=(data,), out=tok_dir, **counts))
+        if not args.tokenizer: train_tokenizer(TokenizerCfg(files=(data,), out=tok_dir, **counts))
         measure(Course(data, load_tokenizer(tok_dir), tok_dir, Path(tmp)/'lengths', args.max_len, args.window), args)
 
 

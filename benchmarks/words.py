@@ -1,10 +1,14 @@
 """Word counting against jieba in one process, encoding speed, and peak memory at a chosen size.
 
-    python benchmarks/words.py [--data data.parquet] [--rows 5000000]
+    python benchmarks/words.py [--data data.parquet] [--rows 5000000] [--check 4000]
 
 Both sides read parquet, cut with jieba's dictionary mode and count; the baseline reads every k-th row of the same
 file. `--rows` counts a file of that many rows as well, each with a number of its own, so that distinct words grow
-with the rows; memory is summed over processes.
+with the rows; memory is summed over processes. The repeated rows do not help: a process cuts no more than a few
+megabytes of neighbouring rows at once, in which no row comes twice.
+
+`--check` rows are cut by jieba and block by block. Where they differ, the two cuts must be equally likely in jieba's
+dictionary, in whole numbers; anything else stops the benchmark.
 """
 import argparse
 import subprocess
@@ -13,9 +17,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import jieba
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,8 +30,10 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerFast
 
 from report import row, write
+from scclm.blocks import code_points, cut_blocks
+from scclm.dataset import encode
 from scclm.runs import require, run_path
-from scclm.tokenizer import TokenizerCfg, _word_runs, build_tokenizer, count_words
+from scclm.tokenizer import TokenizerCfg, _jieba_joins, _word_runs, build_tokenizer, count_words, cut
 
 def thin(file:Path, n:int, out:Path)->Path:
     "Every k-th row of `file`, about `n` rows."
@@ -53,6 +62,44 @@ def jieba_count(file:Path)->Counter:
         for col in b.columns:
             for text in col.to_pylist(): counts.update(jieba.cut(text or '', HMM=False))
     return counts
+
+def block_words(text:str)->list[str]:
+    "The words of a text, each block cut alone: what `count_words` counts."
+    last = cut_blocks(code_points(text), np.array([len(text)]), _jieba_joins()).last
+    ends = np.flatnonzero(last) + 1
+    return [word for start, end in pairwise([0, *ends.tolist()]) for word in cut(text[start:end])]
+
+def equally_likely(a:list[str], b:list[str])->bool:
+    "Do two cuts of a text have the same probability, in whole numbers?"
+    times = [prod(jieba.dt.FREQ.get(word) or 1 for word in words) for words in (a, b)]
+    return times[0]*jieba.dt.total**len(b) == times[1]*jieba.dt.total**len(a)
+
+def parts_that_differ(a:list[str], b:list[str])->tuple[list[str], list[str]]:
+    "The words of two cuts of a text without those that both have at the same place."
+    places = [[0, *np.cumsum([len(word) for word in words]).tolist()] for words in (a, b)]
+    spans = [dict(zip(pairwise(ends), words)) for ends, words in zip(places, (a, b))]
+    return tuple([word for span, word in mine.items() if span not in other] for mine, other in (spans, spans[::-1]))
+
+def compare_cuts(file:Path)->dict:
+    "How many texts of `file` jieba cuts otherwise than block by block. Every one must be a tie."
+    table = pq.read_table(file, columns=['prompt', 'response'])
+    texts = [text for column in table.columns for text in column.to_pylist() if text]
+    cuts = ((text, block_words(text), list(jieba.cut(text, HMM=False))) for text in texts)
+    differ = [(text, *parts_that_differ(ours, theirs)) for text, ours, theirs in cuts if ours != theirs]
+    wrong = [(ours, theirs) for _, ours, theirs in differ if not equally_likely(ours, theirs)]
+    if wrong: raise SystemExit(f'{len(wrong)} texts are cut otherwise, and not for a tie: {wrong[:3]}')
+    name = f'that many ties among {len(texts):,} texts'
+    return row('texts that jieba cuts otherwise', [len(differ)], [len(differ)], name, 'texts')
+
+def block_share(file:Path)->dict:
+    "How much of `file` is left to cut when every distinct block is cut once, its rows counted together."
+    table = pq.read_table(file, columns=['prompt', 'response'])
+    texts = [text for column in table.columns for text in column.to_pylist() if text]
+    points = code_points(''.join(texts))
+    longer = cut_blocks(points, np.cumsum([len(t) for t in texts]), _jieba_joins()).longer
+    left = pc.sum(pc.utf8_length(pc.unique(longer))).as_py()
+    name = f'characters of {len(table):,} rows'
+    return row('characters in distinct blocks', [left], [len(points)], name, 'characters', higher_is_better=False)
 
 def rows_per_s(count:Callable[[Path], object], file:Path)->float:
     "Rows of `file` that `count` takes a second."
@@ -103,6 +150,32 @@ def encoding(file:Path, runs:int)->dict:
     split = [b for _, b in pairs]
     return row('encoding', built, split, 'with a pre-tokeniser', 'characters/s')
 
+def in_batches(file:Path, runs:int)->dict:
+    "Rows a second through `encode`, 4096 at a time in this process, against the library's own batches."
+    words, chars, _ = count_words([file])
+    tok = build_tokenizer(words, chars, TokenizerCfg(min_count=5, min_char_count=2))
+    table = pq.read_table(file, columns=['prompt', 'response'])
+    batches = [[t or '' for column in b.columns for t in column.to_pylist()] for b in table.to_batches(4096)]
+    backend = tok.backend_tokenizer
+    ends = [tok.eos_token_id]
+    def library()->list[list[list[int]]]:
+        "What `encode` gives, by the library."
+        return [[e.ids + ends for e in backend.encode_batch_fast(texts)] for texts in batches]
+    def ours()->list[list[list[int]]]:
+        "Each batch through `encode`."
+        return [encode(texts, tok) for texts in batches]
+    assert ours() == library()
+    pairs = [(seconds(ours), seconds(library)) for _ in range(runs)]
+    mine = [len(table)/s for s, _ in pairs]
+    theirs = [len(table)/s for _, s in pairs]
+    return row('encoding, batches of 4096 rows', mine, theirs, "the library's batches", 'rows/s')
+
+def seconds(f:Callable[[], object])->float:
+    "How long it takes."
+    t = time.perf_counter()
+    f()
+    return time.perf_counter() - t
+
 def big(file:Path, n:int, out:Path, jieba_rows_per_s:float)->list[dict]:
     "Speed and peak memory at `n` rows."
     seconds, peak = count_apart(repeat(file, n, out))
@@ -110,8 +183,7 @@ def big(file:Path, n:int, out:Path, jieba_rows_per_s:float)->list[dict]:
             row(f'peak memory, {n:,} rows', [peak], [1024], 'limit of 1 GB', 'MB', higher_is_better=False)]
 
 def counting(file:Path, few:Path, runs:int)->tuple[list[float], list[float]]:
-    "Rows a second of every run: ours on `file`, jieba on `few` of its rows; on these both find the same."
-    assert count_words([few])[0] == jieba_count(few)
+    "Rows a second of every run: ours on `file`, jieba on `few` of its rows."
     def ours(path:Path)->object:
         "Count on all cores."
         return count_words([path])
@@ -123,6 +195,7 @@ def options()->argparse.Namespace:
     p = argparse.ArgumentParser()
     p.add_argument('--data', type=Path, help='parquet with prompt and response; default: train.parquet of this scale')
     p.add_argument('--rows', type=int, default=0, help='also measure time and peak memory at this many rows')
+    p.add_argument('--check', type=int, default=4000, help='cut about this many rows by jieba too')
     p.add_argument('--runs', type=int, default=3)
     return p.parse_args()
 
@@ -136,9 +209,13 @@ def main():
         few = thin(file, 4000, Path(tmp)/'few.parquet')
         all_rows = thin(file, 10**9, Path(tmp)/'all.parquet')
         ours, theirs = counting(all_rows, few, args.runs)
-        rows = [row('word counting', ours, theirs, 'jieba, one process', 'rows/s'), encoding(few, args.runs)]
+        some = thin(file, 30_000, Path(tmp)/'some.parquet')
+        rows = [row('word counting', ours, theirs, 'jieba, one process', 'rows/s'), encoding(few, args.runs),
+                in_batches(some, args.runs), block_share(some),
+                compare_cuts(thin(file, args.check, Path(tmp)/'check.parquet'))]
         if args.rows: rows += big(all_rows, args.rows, Path(tmp)/'big.parquet', theirs[-1])
     n_rows = pq.ParquetFile(file).metadata.num_rows
-    write('data', dict(words_file=file.name, words_rows=n_rows, big_rows=args.rows), rows, merge=True)
+    config = dict(words_file=file.name, words_rows=n_rows, big_rows=args.rows, checked_rows=args.check)
+    write('data', config, rows, merge=True)
 
 if __name__ == '__main__': main()

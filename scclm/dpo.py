@@ -107,7 +107,7 @@ class DpoCfg(TrainCfg):
     data:tuple[str, ...]=()     # raw preference files or folders; none: prefs/ below SCCLM_RAW, else the sample
     pairs:str=''                # folder of the prepared pairs and own answers; none: dpo/ of this scale
     variant:str='sft'           # loss: sigmoid (DPO), ipo, or sft (DPO with an SFT term)
-    beta:float=0.1              # how far the model may move from the reference: smaller is farther
+    beta:float=0.1              # price of leaving the reference: the smaller, the later the push fades
     alpha:float=1.              # weight of the SFT term
     epochs:float=0.             # passes over the pairs, in place of steps; 0: steps count
     lora_r:int=0                # rank of the LoRA adapter, which wants 4 to 10 times the lr; 0 trains all parameters

@@ -30,15 +30,17 @@ class _Lot(NamedTuple):
 
 # %% ../nbs/appendix/prefetch.ipynb #1cad9181
 def _produce(items:Iterable, n:int, q:queue.Queue, stop:threading.Event):
-    "The thread's work: lots of n items each, then those that are left with the exception that ended it."
+    "The thread's work: lots of 1, 2, 4 … up to n items, then those that are left with the exception that ended it."
     ready = []
+    lot = 1
     end = StopIteration()
     try:
         for o in items:
             ready.append(o)
-            if len(ready) == n:
+            if len(ready) == lot:
                 _put(q, _Lot(ready, None), stop)
                 ready = []
+                lot = min(2*lot, n)
             if stop.is_set(): return
     except BaseException as e: end = e
     _put(q, _Lot(ready, end), stop)
@@ -46,7 +48,7 @@ def _produce(items:Iterable, n:int, q:queue.Queue, stop:threading.Event):
 # %% ../nbs/appendix/prefetch.ipynb #35ad4da7
 def prefetched(
     items:Iterable, # slow to produce
-    n:int, # how many are handed over together; 0: no thread
+    n:int, # how many are handed over together once it runs; 0: no thread
 )->Iterator: # the same items
     """Produce `items` in a thread, at most 3n ahead: n handed over, n ready, n in the making.
     An exception there is raised here; closing this generator, or leaving Python, ends the thread."""

@@ -11,27 +11,31 @@ __all__ = ['SPECIALS', 'ALWAYS', 'cut', 'bpe_split', 'sample_texts', 'wrap_token
 # %% ../nbs/01_tokenizer.ipynb #fd037385
 #| code-fold: true
 import copy
-import heapq
 import json
 import os
 import random
 import re
 import tempfile
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
-from operator import itemgetter
+from functools import cache
+from importlib.util import find_spec
+from itertools import chain, product
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from .blocks import Joins, code_points, cut_blocks, distinct_blocks, joins_of
 from .plots import new_axes
 from .runs import folder_aside, require, run_path, scale_name
 
@@ -186,31 +190,92 @@ class SpillCounter:
     def spill(self)->None:
         "Write what is held as a run sorted by word, and forget it."
         self.runs.append(self.folder/f'{self.name}.{len(self.runs)}.parquet')
-        words = sorted(self.counts)
-        table = pa.table({'word': words, 'n': [self.counts[w] for w in words]})
-        pq.write_table(table, self.runs[-1], row_group_size=1 << 16)
+        words = pa.array(self.counts.keys(), pa.large_string())
+        table = pa.table({'word': words, 'n': pa.array(self.counts.values(), pa.int64())})
+        pq.write_table(table.sort_by('word'), self.runs[-1], row_group_size=1 << 16)
         self.counts.clear()
 
-    def items(self)->Iterator[tuple[str, int]]: # each word once, with its count
-        "All counts; runs are read side by side, never whole."
-        if not self.runs: return iter(self.counts.items())
-        held = sorted(self.counts.items())
-        merged = heapq.merge(*map(_read_run, self.runs), held)
-        return ((word, sum(n for _, n in same)) for word, same in groupby(merged, key=itemgetter(0)))
+    def items(self,
+        min_count:int=1, # words counted less often are left out
+    )->Iterator[tuple[str, int]]: # each word once, with its count
+        "The counts; runs are read side by side, never whole."
+        if not self.runs: return ((word, n) for word, n in self.counts.items() if n >= min_count)
+        if self.counts: self.spill()
+        return _frequent(_merge_runs(self.runs), min_count)
 
 # %% ../nbs/01_tokenizer.ipynb #8c1f9ea4
 #| code-fold: true
-def _read_run(path:Path)->Iterator[tuple[str, int]]:
-    "The (word, count) pairs of one run, in order."
-    for batch in pq.ParquetFile(path).iter_batches(1 << 14, use_threads=False):
-        yield from zip(batch[0].to_pylist(), batch[1].to_pylist())
+def _read_run(path:Path)->Iterator[pa.RecordBatch]:
+    "One run in order, in batches of columns word and n."
+    with pq.ParquetFile(path) as f: yield from f.iter_batches(1 << 14, use_threads=False)
+
+# %% ../nbs/01_tokenizer.ipynb #tkm00001
+#| code-fold: true
+def _merge_runs(paths:Iterable[Path])->Iterator[pa.Table]:
+    "Tables of columns word and n_sum, in order; a word is in one of them, with its counts of all runs together."
+    runs = [(run, next(run)) for run in map(_read_run, paths)] # each with the batch that it has come to
+    while runs:
+        known = min(batch['word'][-1].as_py() for _, batch in runs) # no run has a word up to here left to read
+        parts, later = [], []
+        for run, batch in runs:
+            end = bisect_right(batch['word'], known, key=str)
+            parts.append(batch.slice(0, end))
+            batch = batch.slice(end) if end < len(batch) else next(run, None)
+            if batch is not None: later.append((run, batch))
+        yield pa.Table.from_batches(parts).group_by('word', use_threads=False).aggregate([('n', 'sum')])
+        runs = later
+
+# %% ../nbs/01_tokenizer.ipynb #tkm00002
+#| code-fold: true
+def _frequent(tables:Iterable[pa.Table], min_count:int)->Iterator[tuple[str, int]]:
+    "The (word, count) pairs that reach `min_count`."
+    for table in tables:
+        kept = table.filter(pc.field('n_sum') >= min_count)
+        yield from zip(kept['word'].to_pylist(), kept['n_sum'].to_pylist())
+
+# %% ../nbs/01_tokenizer.ipynb #tkm00004
+#| code-fold: true
+@cache
+def _jieba_joins()->Joins:
+    "Where jieba may find a word across two characters: its dictionary, letters and digits in a row, a line's end."
+    file = Path(find_spec('jieba').origin).parent/'dict.txt' # found, not imported: that takes a second
+    lines = file.read_text(encoding='utf-8').splitlines()
+    alphabet = ascii_letters + digits
+    pairs = map(''.join, product(alphabet, alphabet))
+    return joins_of(chain((line.split(' ', 1)[0] for line in lines), pairs, ['\r\n']))
 
 # %% ../nbs/01_tokenizer.ipynb #d5fda637
 #| code-fold: true
-def _lumps(texts:pa.Array, size:int=64)->list[str]:
+def _lumps(texts:pa.Array, size:int=256)->list[str]:
     "The texts joined by NUL, `size` at a time: fewer, longer calls, and no word crosses a NUL."
     starts = pa.array([*range(0, len(texts), size), len(texts)], pa.int32())
     return pc.binary_join(pa.ListArray.from_arrays(starts, texts), pa.scalar('\0', texts.type)).to_pylist()
+
+# %% ../nbs/01_tokenizer.ipynb #tkm00006
+#| code-fold: true
+def _heaps(arrays:Iterable[pa.Array], n_bytes:int=12 << 20)->Iterator[pa.Array]:
+    "The arrays joined until they hold `n_bytes`: the more text at once, the more blocks are alike."
+    held = []
+    for array in arrays:
+        held.append(array)
+        if sum(a.nbytes for a in held) < n_bytes: continue
+        yield pa.concat_arrays(held)
+        held = []
+    if held: yield pa.concat_arrays(held)
+
+# %% ../nbs/01_tokenizer.ipynb #tkm00007
+#| code-fold: true
+def _count_texts(texts:pa.Array, counter:SpillCounter)->np.ndarray:
+    "Count the words of some texts; returns how often each character occurs, by its number."
+    points = code_points(''.join(texts.to_pylist()))
+    blocks = cut_blocks(points, np.cumsum(pc.utf8_length(texts).to_numpy()), _jieba_joins())
+    alone = np.bincount(points[blocks.single])
+    counter.add({chr(c): int(alone[c]) for c in alone.nonzero()[0]})
+    for times, kinds in distinct_blocks(blocks.longer):
+        words = Counter(chain.from_iterable(map(cut, _lumps(kinds))))
+        del words['\0'] # stood between the blocks
+        counter.add({word: n*times for word, n in words.items()})
+    return np.bincount(points, minlength=0x110000)
 
 # %% ../nbs/01_tokenizer.ipynb #c3818e79
 #| code-fold: true
@@ -227,6 +292,7 @@ class _ShardCounts(NamedTuple):
     "What one process found."
     counts:Counter # words and their counts, unless they were spilled
     runs:list[Path] # those that were
+    chars:np.ndarray # (0x110000,) counts of characters
     n_texts:int # texts that are not empty
 
 # %% ../nbs/01_tokenizer.ipynb #a43e5c02
@@ -234,14 +300,13 @@ class _ShardCounts(NamedTuple):
 def _count_shard(shard:_Shard)->_ShardCounts:
     "Count the words of some row groups."
     counter = SpillCounter(shard.folder, f'shard{shard.number}', shard.limit)
+    chars = np.zeros(0x110000, np.int64)
     n_texts = 0
-    for texts in chain.from_iterable(map(_read_texts, shard.groups)):
-        lumps = _lumps(texts)
-        counter.add(chain.from_iterable(map(cut, lumps)))
-        counter.add({'\0': len(lumps) - len(texts)}) # takes away the NULs that joined texts
+    for texts in _heaps(chain.from_iterable(map(_read_texts, shard.groups))):
+        chars += _count_texts(texts, counter)
         n_texts += pc.sum(pc.not_equal(texts, '')).as_py() or 0
     if counter.runs: counter.spill() # what is large goes to the main process by disk
-    return _ShardCounts(counter.counts, counter.runs, n_texts)
+    return _ShardCounts(counter.counts, counter.runs, chars, n_texts)
 
 # %% ../nbs/01_tokenizer.ipynb #4f45fd3e
 #| code-fold: true
@@ -250,19 +315,9 @@ def _map_shards(shards:list[_Shard], workers:int)->Iterator[_ShardCounts]:
     if workers <= 1:
         yield from map(_count_shard, shards)
         return
-    cut('') # loads the dictionary once, before the processes fork
+    cut('') # loads both dictionaries once, before the processes fork
+    _jieba_joins()
     with ProcessPoolExecutor(workers) as pool: yield from pool.map(_count_shard, shards)
-
-# %% ../nbs/01_tokenizer.ipynb #21f9b2d8
-#| code-fold: true
-def _words_and_chars(items:Iterable[tuple[str, int]], min_count:int)->tuple[dict[str, int], Counter]:
-    "Frequent words, and all characters: the cut loses none, so the words give their counts exactly."
-    words = {}
-    chars = Counter()
-    for word, n in items:
-        for c in word: chars[c] += n
-        if n >= min_count: words[word] = n
-    return words, +chars # + drops a NUL that is left with 0
 
 # %% ../nbs/01_tokenizer.ipynb #19a8316a
 #| code-fold: true
@@ -279,8 +334,9 @@ def count_words(
     workers:int=0, # processes; 0: one per core
     limit:int=300_000, # distinct words a process holds before it spills to disk
 )->tuple[dict[str, int], Counter, int]: # counts of words, counts of all characters, number of texts
-    """Count jieba's words, exactly, the same for any number of workers.
-    Raises FileNotFoundError; ValueError for a bad file or no text."""
+    """Count jieba's words, exactly, the same for any number of workers. Of two cuts that are equally likely,
+    one is taken everywhere; jieba takes now this, now that. Raises FileNotFoundError; ValueError for a bad file
+    or no text."""
     groups = _row_groups(files)
     workers = min(workers or os.cpu_count() or 1, len(groups))
     n_shards = min(len(groups), 2*workers)
@@ -288,13 +344,15 @@ def count_words(
     with tempfile.TemporaryDirectory() as folder:
         shards = [_Shard(i, groups[i::n_shards], folder, limit) for i in range(n_shards)]
         total = SpillCounter(folder, 'total', limit)
+        chars = np.zeros(0x110000, np.int64)
         for found in _map_shards(shards, workers):
             total.add(found.counts)
             total.runs += found.runs
+            chars += found.chars
             n_texts += found.n_texts
-        words, chars = _words_and_chars(total.items(), min_count)
+        words = dict(total.items(min_count))
     if not n_texts: raise ValueError(f"no text in {', '.join(map(str, files))}")
-    return words, chars, n_texts
+    return words, Counter({chr(c): int(chars[c]) for c in chars.nonzero()[0]}), n_texts
 
 # %% ../nbs/01_tokenizer.ipynb #3402e5d0
 def plot_counts(
@@ -413,6 +471,14 @@ def close_pieces(
         for piece, n in asked.items(): counts[piece] = counts.get(piece, 0) + n
     return counts
 
+# %% ../nbs/01_tokenizer.ipynb #tkm00008
+#| code-fold: true
+def _fill_room(chars:list[str], pieces:dict[str, int], later:dict[str, int], room:int)->dict[str, int]:
+    "The pieces and the next words of two characters: they need no bridge, and ranked last they take nothing away."
+    pairs = [word for word in later if len(word) == 2 and word not in pieces]
+    filled = pieces | {word: later[word] for word in pairs[:room - len(pieces)]}
+    return pieces if _stuck(chars, filled) else filled # a bridge counted as rarely may be ranked after them
+
 # %% ../nbs/01_tokenizer.ipynb #453c6650
 #| code-fold: true
 def fit_pieces(
@@ -420,7 +486,8 @@ def fit_pieces(
     words:dict[str, int], # kept words, most frequent first
     room:int, # ids left for words and bridges
 )->dict[str, int]: # words and bridges with their counts, at most `room`
-    "The most frequent words, fewer and fewer until they fit with their bridges. Raises ValueError if there is no room."
+    """The most frequent words, fewer and fewer until they fit with their bridges; what room is left goes to the next
+    words that need none. Raises ValueError if there is no room."""
     if room < 1:
         raise ValueError(f"max_vocab leaves no room for words: {len(chars)} characters are kept already; "
                          "raise it or min_char_count")
@@ -428,8 +495,9 @@ def fit_pieces(
     keep = min(len(words), room)
     while True:
         pieces = close_pieces(chars, {w: words[w] for w in order[:keep]})
-        if len(pieces) <= room: return pieces
+        if len(pieces) <= room: break
         keep = max(0, keep - len(pieces) + room)
+    return _fill_room(chars, pieces, {w: words[w] for w in order[keep:]}, room)
 
 # %% ../nbs/01_tokenizer.ipynb #9a6dd21c
 def bpe_tokenizer(

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -211,3 +212,60 @@ def test_a_run_that_never_copies_counts_as_the_limit():
     assert (known['ours'], known['baseline'], known['ratio']) == (50, 150, 3)
     assert (new['ours'], new['baseline'], new['ratio']) == (100, 150, 1.5)
     assert known['reached'] == dict(mimetic=True, stock=True) and new['reached'] == dict(mimetic=True, stock=False)
+
+
+# Cleaning at scale
+
+
+SPIKE = '''
+import sys, time
+block = bytearray(300*2**20)
+del block
+print('done', flush=True)
+sys.stdin.read()
+'''
+
+def test_a_short_peak_of_a_worker_is_counted():
+    "300 MiB for a moment: what the process holds afterwards is little, what it held at most is not."
+    scale = load_benchmark('scale')
+    with subprocess.Popen([sys.executable, '-c', SPIKE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        p = scale.psutil.Process(child.pid)
+        assert scale.shared_out(p) < 100*2**20 < 300*2**20 < scale.most_held(p) < 400*2**20
+        child.stdin.close()
+    assert scale.most_held(p) == scale.shared_out(p) == 0
+
+
+def test_the_smallest_scale(tmp_path):
+    "600 rows made of 400: every part is timed, and the bound is no less than what was seen."
+    scale = load_benchmark('scale')
+    table = pa.table(dict(prompt=[f'第 {i} 个问题：山上的花什么时候开？' for i in range(400)],
+                          response=[f'第 {i} 个回答：山下的花四月开，山上的花要到六月才开。' * 2 for i in range(400)]))
+    found = scale.measured(table, 600, tmp_path)
+    assert found['rows_in'] == 600 and found['parts'].keys() == found['bound'].keys() == set(scale.PARTS)
+    assert sum(found['parts'].values()) <= found['seconds']
+    peaks = scale.peaks_of(found)
+    assert 30 < peaks['peak memory, bound, streaming parts'] <= peaks['peak memory, bound']
+    assert len({r['what'] for r in scale.rows_of({'600': found})}) == 5
+
+
+def test_copies_are_the_rows_in_other_characters():
+    scale = load_benchmark('scale')
+    texts = [f'{i} 春眠不觉晓，处处闻啼鸟。' for i in range(50)]
+    table = pa.table(dict(prompt=texts, response=texts))
+    made = pa.concat_tables(scale.copies(table, 120))['prompt'].to_pylist()
+    assert made[:50] == texts and len(made) == 120 and not set(made[50:]) & set(texts)
+    assert [len(t) for t in made[50:100]] == [len(t) for t in texts]
+    han = [sorted(t for t in text if t > '\u4dff') for text in (made[50], made[100])]
+    assert han[0] != han[1]
+
+
+# The stream
+
+
+def test_a_shuffle_buffer_brings_every_row_once():
+    stream = load_benchmark('stream')
+    order = stream.buffered(1000, 50, 0)
+    assert sorted(order) == list(range(1000)) and (order - np.arange(1000)).min() >= -1000
+    assert all(row <= place + 50 for place, row in enumerate(order))      # none before it is in the buffer
+    assert stream.cut(25, 10) == [10, 10, 5] and stream.cut(20, 10) == [10, 10]

@@ -280,7 +280,8 @@ def test_an_address_of_ones_own(world):
 def test_an_address_of_ones_own_for_a_source_of_the_hub(world):
     world.files['/mine/zhihu.zip'] = zipped(a_dot_parquet=zhihu(7))
     get(world, 'Zhihu-KOL', url=f'{world.url}/mine/zhihu.zip')
-    assert seen_in(world.raw/'zhihu-kol') == ['zhihu/a.parquet'] and [path for path, _ in world.log] == ['/mine/zhihu.zip']
+    assert seen_in(world.raw/'zhihu-kol') == ['zhihu/a.parquet']
+    assert [path for path, _ in world.log] == ['/mine/zhihu.zip']
     world.files['/mine/exam.zip'] = HUB['ceval/ceval-exam']['ceval-exam.zip']
     get(world, 'C-Eval', url=f'{world.url}/mine/exam.zip')
     assert (world.raw/'eval'/'C-Eval'/'exam.zip').read_bytes() == world.files['/mine/exam.zip']

@@ -39,10 +39,11 @@ ROOMS = {
     'sources': 'readers text_rules duplicates',
     'clean_stage': 'runs readers duplicates sources',
     'data_cleaning': 'runs plots readers sample_corpus duplicates splits sources clean_stage',
-    'tokenizer': 'runs plots',
+    'blocks': '',
+    'tokenizer': 'runs plots blocks',
     'prefetch': '',
     'parquet_pairs': 'runs',
-    'dataset': 'runs plots prefetch parquet_pairs',
+    'dataset': 'runs plots blocks prefetch parquet_pairs',
     'weights': 'runs tokenizer',
     'model': 'runs weights',
     'chat_view': '',
@@ -87,7 +88,8 @@ ROOMS = {
     'download': 'runs readers',
     'fetch': 'runs readers download',
     'cluster': 'readers duplicates sources clean_stage data_cleaning cli',
-    'leaks': 'runs readers duplicates splits triple_files evaluation'}
+    'leaks': 'runs readers duplicates splits triple_files evaluation',
+    'streaming': 'plots dataset'}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')

@@ -144,8 +144,11 @@ def test_words_and_bridges_fit_the_room(seed, room):
     merges = merges_of(pieces)
     assert len(pieces) <= room and all(simulate(p, merges) == [p] for p in pieces)
     first = list(takewhile(pieces.__contains__, words))         # the most frequent ones
-    assert all(any(p in w for w in first) for p in pieces)      # and nothing but parts of them
+    later = [p for p in pieces if not any(p in w for w in first)]
+    assert all(p in words and len(p) == 2 for p in later)       # and nothing but parts of them, and words of two
     assert first or room < 40
+    two = {w for w in words if len(w) == 2}
+    assert len(pieces) == room or two <= pieces.keys() or not later # room is left only when these have run out
 
 def test_same_folder_whatever_the_workers(corpus, tmp_path):
     for n in (1, 3):
