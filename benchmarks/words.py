@@ -4,7 +4,7 @@
 
 Both sides read parquet, cut with jieba's dictionary mode and count; the baseline reads every k-th row of the same
 file. `--rows` counts a file of that many rows as well, each with a number of its own, so that distinct words grow
-with the rows; memory is summed over processes. The repeated rows do not help: a process cuts no more than a few
+with the rows; memory is what all processes hold together, shared pages divided among them. The repeated rows do not help: a process cuts no more than a few
 megabytes of neighbouring rows at once, in which no row comes twice.
 
 `--check` rows are cut by jieba and block by block. Where they differ, the two cuts must be equally likely in jieba's
@@ -116,14 +116,14 @@ print(time.perf_counter() - t)
 """
 
 def count_apart(file:Path)->tuple[float, float]:
-    """Count in a process of its own: seconds, and the largest sum of resident memory over it and its children,
-    in MB (shared pages count in each)."""
+    """Count in a process of its own: seconds, and the most that it and its children hold together, in MB (shared
+    pages divided among them)."""
     child = subprocess.Popen([sys.executable, '-c', COUNT, str(file)], stdout=subprocess.PIPE, text=True)
     me = psutil.Process(child.pid)
     peak = 0
     while child.poll() is None:
-        try: held = sum(p.memory_info().rss for p in [me, *me.children(recursive=True)])
-        except psutil.NoSuchProcess: held = 0
+        try: held = sum(p.memory_full_info().pss for p in [me, *me.children(recursive=True)])
+        except psutil.Error: held = 0 # one has just ended
         peak = max(peak, held)
         time.sleep(.2)
     if child.returncode: raise SystemExit(f'counting {file} failed')

@@ -253,7 +253,7 @@ def _lumps(texts:pa.Array, size:int=256)->list[str]:
 
 # %% ../nbs/01_tokenizer.ipynb #tkm00006
 #| code-fold: true
-def _heaps(arrays:Iterable[pa.Array], n_bytes:int=12 << 20)->Iterator[pa.Array]:
+def _heaps(arrays:Iterable[pa.Array], n_bytes:int=4 << 20)->Iterator[pa.Array]:
     "The arrays joined until they hold `n_bytes`: the more text at once, the more blocks are alike."
     held = []
     for array in arrays:

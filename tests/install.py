@@ -60,7 +60,7 @@ def main(kinds):
     if unknown := set(kinds) - KINDS.keys(): sys.exit(f"{', '.join(unknown)}: expected some of {' '.join(KINDS)}")
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
-        leave = shutil.ignore_patterns('.git', '.venv', 'runs*', '__pycache__', '*.egg-info', '_site')
+        leave = shutil.ignore_patterns('.git', '.venv', 'runs', 'runs_*', '__pycache__', '*.egg-info', '_site')
         shutil.copytree(ROOT, tmp/'src', ignore=leave)
         sh(sys.executable, '-m', 'build', '--outdir', tmp/'dist', tmp/'src')
         for kind in kinds or KINDS:
