@@ -287,8 +287,14 @@ def test_a_method_has_its_table():
 
 def results(): return {p.stem: read(p) for p in sorted((ROOT/'benchmarks'/'results').glob('*.json'))}
 
+def once(pairs):
+    "An object whose keys stand once: of two entries of one name the first would be lost."
+    assert len(dict(pairs)) == len(pairs), [k for k, _ in pairs]
+    return dict(pairs)
+
 def test_every_figure_has_its_meaning():
-    meanings = read(ROOT/'benchmarks'/'meanings.json')
+    text = (ROOT/'benchmarks'/'meanings.json').read_text(encoding='utf-8')
+    meanings = json.loads(text, object_pairs_hook=once)
     for name, result in results().items():
         assert meanings[name]['title'] and meanings[name]['about'].endswith('。')
         for row in result['rows']:
