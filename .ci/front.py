@@ -34,13 +34,18 @@ def settings(root:Path)->SectionProxy:
     cfg.read(root/'settings.ini', encoding='utf-8')
     return cfg['DEFAULT']
 
+COLAB = 'https://colab.research.google.com/github/' # what stands before owner and name there
+
 def addresses(root:Path)->dict[str, str]:
-    "Old address -> new one, of the site and of the repository: as CITATION.cff has them, as settings.ini wants them."
+    """Old address -> new one, as CITATION.cff has them and as settings.ini wants them: of the site, of the repository,
+    and of its notebooks in Colab."""
     cfg, cited = settings(root), (root/'CITATION.cff').read_text(encoding='utf-8')
     new = {'url': cfg['doc_host'] + cfg['doc_baseurl'], 'repository-code': cfg['git_url']}
     old = {key: re.search(rf'^{key}: "(https://[^"]+)"$', cited, re.M) for key in new}
     if None in old.values(): raise ValueError(f'CITATION.cff: expected lines like {" and ".join(new)}: "https://…"')
-    return {old[key][1]: new[key] for key in new}
+    moves = {old[key][1]: new[key] for key in new}
+    was, now = (x.removeprefix('https://github.com/') for x in (old['repository-code'][1], cfg['git_url']))
+    return moves | {COLAB + was: COLAB + now}
 
 def tracked(root:Path)->list[Path]:
     "The files of the project, as git knows them; new ones that it does not ignore count too."

@@ -286,7 +286,7 @@ def test_a_fork_changes_two_lines(tmp_path):
     (copy/'tool').unlink()
     (copy/'CITATION.cff').write_bytes(cited)
     assert front.move_in(copy) == [copy/'CITATION.cff'], 'a run that was killed before its last file ends the next time'
-    addresses = [a.encode() for a in (old['git_url'], old['doc_host'] + old['doc_baseurl'])]
+    addresses = [a.encode() for a in front.addresses(ROOT)]
     names = {p.relative_to(copy).as_posix() for p in front.tracked(copy) for a in addresses if a in p.read_bytes()}
     assert names <= {'scclm/_modidx.py'}, 'nbdev_export writes that one'
     assert 'https://github.com/someone/my-course' in (copy/'README.md').read_text(encoding='utf-8')
@@ -294,11 +294,8 @@ def test_a_fork_changes_two_lines(tmp_path):
     assert front.move_in(copy) == []
 
 def test_no_other_address_is_written_by_hand():
-    "Whatever names the owner and the repository does so by the address that `make front` knows, or is a stored output."
-    cfg = front.settings(ROOT)
-    project = cfg['git_url'].removeprefix('https://github.com/')
-    outputs = f'https://colab.research.google.com/github/{project}' # of the cell that shows how the site links it
-    known = [cfg['git_url'], cfg['doc_host'] + cfg['doc_baseurl'], outputs]
+    "Whatever names the owner and the repository does so by the address that `make front` knows."
+    cfg, known = front.settings(ROOT), front.addresses(ROOT)
     for path in front.tracked(ROOT):
         if path.name in ('settings.ini', '_modidx.py'): continue
         left = path.read_bytes()
