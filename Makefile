@@ -73,7 +73,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	@grep -l __main__ benchmarks/*.py >/dev/null 2>&1 || { echo "benchmarks/ holds no script" >&2; exit 1; }
 	@for b in $$(grep -l __main__ benchmarks/*.py); do \
-	case $$b in */gpu_mini*) continue;; */setup_size*) echo "== $$b: wants the network, see its first lines"; continue;; */duplicates*|*/facts*|*/leaks*|*/real*|*/scale*|*/shapes*|*/slow_rules*) echo "== $$b: wants real text, see its first lines"; continue;; */gpu*) command -v nvidia-smi >/dev/null || { echo "== $$b: no GPU here"; continue; };; esac; \
+	case $$b in */gpu_mini*) continue;; */setup_size*) echo "== $$b: wants the network, see its first lines"; continue;; */duplicates*|*/facts*|*/leaks*|*/real*|*/scale*|*/shapes*|*/slow_rules*|*/tokenizer_trainers*) echo "== $$b: wants real text, see its first lines"; continue;; */gpu*) command -v nvidia-smi >/dev/null || { echo "== $$b: no GPU here"; continue; };; esac; \
 	echo "== $$b"; $(BIN)/python "$$b" $(ARGS) || exit 1; done
 
 export: $(STAMP)

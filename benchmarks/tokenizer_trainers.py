@@ -249,6 +249,7 @@ def measure(trainer:str, folder:Path, texts:dict[str, list[str]], done:Path)->di
 def guess(sizes:list[tuple[int, float]], n:int)->float:
     "The line through the two largest sizes, at `n` rows."
     (a, low), (b, high) = sorted(sizes)[-2:]
+    if a == b: raise SystemExit(f'two sizes have {a:,} rows: give --rows that differ')
     return low + (high - low)/(b - a)*(n - a)
 
 def memory_rows(trained:dict[str, list[dict]])->list[dict]:
@@ -267,11 +268,12 @@ def memory_rows(trained:dict[str, list[dict]])->list[dict]:
     return rows
 
 def domain_rows(measured:dict[str, dict])->list[dict]:
-    "Each figure of each domain against ours."
+    "The figures of all held-out text and of other kinds against ours; by source they stand in the configuration."
     units = dict(chars_per_token='characters a token', coverage='share', chars_per_s='characters/s')
     rows = []
     for trainer in [t for t in TRAINERS[1:] if t in measured]:
         for name, mine in measured['ours']['domains'].items():
+            if not name.startswith('another') and not name.endswith(': all'): continue
             theirs = measured[trainer]['domains'][name]
             for key, unit in units.items():
                 rows.append(row(f'{name}, {key}: against {trainer}', [mine[key]], [theirs[key]], trainer, unit))
@@ -283,7 +285,8 @@ def report(trained:dict[str, list[dict]], measured:dict[str, dict], size:int, la
     rows = memory_rows(trained)
     if 'ours' in measured: rows += domain_rows(measured)
     vocab = {trainer: m['vocab'] for trainer, m in measured.items()}
-    config = dict(size=size, rows=[x['rows'] for x in trained['ours']], vocab=vocab)
+    figures = {trainer: m['domains'] for trainer, m in measured.items()}
+    config = dict(size=size, rows=[x['rows'] for x in trained['ours']], vocab=vocab, figures=figures)
     with redirect_stdout(sys.stdout if last else None): write('tokenizers', config, rows)
 
 def options()->argparse.Namespace:
@@ -308,7 +311,7 @@ def main():
     texts = domains(corpus)
     trained, measured = {}, {}
     for n in args.rows:
-        file = some_rows(corpus.train, n, args.work/'some.parquet')
+        file = some_rows(corpus.train, n, args.work/f'train-{n}.parquet')
         for trainer in args.trainers:
             trained.setdefault(trainer, []).append(train_apart(trainer, file, args.work, n, args.size))
             report(trained, measured, args.size)

@@ -4,8 +4,8 @@
 
 Both sides read parquet, cut with jieba's dictionary mode and count; the baseline reads every k-th row of the same
 file. `--rows` counts a file of that many rows as well, each with a number of its own, so that distinct words grow
-with the rows; memory is what all processes hold together, shared pages divided among them. The repeated rows do not help: a process cuts no more than a few
-megabytes of neighbouring rows at once, in which no row comes twice.
+with the rows; memory is what all processes hold together, shared pages divided among them. The repeated rows do not
+help: a process cuts no more than a few megabytes of neighbouring rows at once, in which no row comes twice.
 
 `--check` rows are cut by jieba and block by block. Where they differ, the two cuts must be equally likely in jieba's
 dictionary, in whole numbers; anything else stops the benchmark.
