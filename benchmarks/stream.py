@@ -108,7 +108,7 @@ def apart(what:str, job:list)->dict:
 def options()->argparse.Namespace:
     "The command line."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--data', type=Path, help='file with prompt and response; default: data/train.parquet of the scale')
+    p.add_argument('--data', type=Path, help='with prompt and response; none: data/train.parquet of the scale')
     p.add_argument('--tokenizer', type=Path, help='folder; none: trained on the file')
     p.add_argument('--seeds', type=int, default=5)
     p.add_argument('--epochs', type=int, default=3)
@@ -135,8 +135,8 @@ def measure_memory(data:Path, tok_dir:Path, index_dir:Path, epochs:int):
     most = max(memory['rss_mib']) - memory['start_mib']
     rows = [row(f'resident memory, epoch {epochs}', [memory['rss_mib'][-1]], [memory['rss_mib'][0]], 'epoch 1', 'MiB',
                 higher_is_better=False),
-            row('memory that streaming adds', [most], [held['rss_mib'] - held['start_mib']], 'all rows as ids in memory',
-                'MiB', higher_is_better=False)]
+            row('memory that streaming adds', [most], [held['rss_mib'] - held['start_mib']],
+                'all rows as ids in memory', 'MiB', higher_is_better=False)]
     config = dict(file=data.name, rows=held['rows'], epochs=epochs, memory=memory, in_memory=held)
     write('stream', config, rows, merge=True)
 

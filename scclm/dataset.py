@@ -285,7 +285,7 @@ def _index_path(path:Path, content:str, tok:PreTrainedTokenizerBase, folder:Path
 def _count_unchanged(path:Path, content:str, tok:PreTrainedTokenizerBase, folder:Path, beat:Callable)->np.ndarray:
     "`token_lengths` of a file that stays what it was. Raises OSError if somebody writes it meanwhile."
     lens = token_lengths(path, tok, beat)
-    if content_key(path, folder) != content: raise OSError(f"{path} changed while its lengths were counted: count again")
+    if content_key(path, folder) != content: raise OSError(f"{path} changed while its lengths were counted")
     return lens
 
 # %% ../nbs/02_dataset.ipynb #51b4ebc7
