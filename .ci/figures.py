@@ -3,10 +3,10 @@
 Made from benchmarks/results/*.json, benchmarks/meanings.json and the card of the last course; `make front` writes it.
 """
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from scclm.report_card import main_rows, meaning, missing
+from scclm.website import meaning_of
 from scclm.runs import read_json
 
 ARROWS = {'higher': '↑', 'lower': '↓', '': '·'}
@@ -30,13 +30,6 @@ def spread(middle:float, runs:list[float])->str:
     if len(runs) < 2: return number(middle)
     return f'{number(middle)} ({number(min(runs))} – {number(max(runs))})'
 
-def explained(name:str, what:str, meanings:dict)->tuple[str, str]:
-    "Direction and meaning of a row; the first pattern that fits counts. Raises ValueError if none does."
-    rows = meanings.get(name, {}).get('rows', {})
-    for pattern, (better, says) in rows.items():
-        if fnmatchcase(what, pattern): return better, says
-    raise ValueError(f'{name}.json, {what!r}: expected a pattern for it in benchmarks/meanings.json')
-
 def cell(text:str)->str:
     "Text that may stand in a table."
     return text.replace('|', '\\|')
@@ -47,7 +40,7 @@ def result_rows(name:str, result:dict, meanings:dict)->Iterator[str]:
     yield '|---|---|---|---|---|---|---|---|'
     for r in result['rows']:
         runs = r['runs'] if isinstance(r['runs'], dict) else {} # some scripts write only how many there were
-        better, says = explained(name, r['what'], meanings)
+        better, says = meaning_of(meanings, name, r['what'])
         figures = [spread(r[k], runs.get(k, [])) for k in ('ours', 'baseline')]
         times = '' if r['ratio'] is None else f"{r['ratio']:.2f}"
         than = '—' if r['baseline_name'] == 'itself' else r['baseline_name']

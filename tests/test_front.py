@@ -215,7 +215,7 @@ ROWS = [(p.stem, r) for p in sorted((ROOT/'benchmarks/results').glob('*.json')) 
 def test_every_figure_is_in_the_page_with_a_meaning():
     page, meanings = text('benchmarks/README.md'), held('meanings')
     for name, r in ROWS:
-        better, says = figures.explained(name, r['what'], meanings)
+        better, says = figures.meaning_of(meanings, name, r['what'])
         than = r['baseline_name']
         start = f"| {r['what']} | {says} | {figures.ARROWS[better]} | {figures.number(r['ours'])} "
         lines = [x for x in page.splitlines() if x.startswith(start)]
@@ -224,7 +224,7 @@ def test_every_figure_is_in_the_page_with_a_meaning():
 def test_the_direction_is_the_one_of_the_ratio():
     "A ratio above 1 says that ours is better: where ours is larger, larger must be better."
     for name, r in ROWS:
-        better, _ = figures.explained(name, r['what'], held('meanings'))
+        better, _ = figures.meaning_of(held('meanings'), name, r['what'])
         if not better or r['ratio'] is None or r['ours'] == r['baseline'] or abs(r['ratio'] - 1) < .02: continue
         rises = (r['ratio'] > 1) == (r['ours'] > r['baseline'])
         assert rises == (better == 'higher'), (name, r['what'])
@@ -245,9 +245,9 @@ def test_words_are_ours():
 
 def test_a_figure_without_a_meaning_is_named():
     meanings = dict(toy=dict(title='t', about='a', rows={'known *': ['lower', 'x']}))
-    assert figures.explained('toy', 'known one', meanings) == ('lower', 'x')
-    with pytest.raises(ValueError, match="toy.json, 'other'"): figures.explained('toy', 'other', meanings)
-    with pytest.raises(ValueError, match="gone.json, 'a'"): figures.explained('gone', 'a', meanings)
+    assert figures.meaning_of(meanings, 'toy', 'known one') == ('lower', 'x')
+    with pytest.raises(ValueError, match="'toy' says nothing of 'other'"): figures.meaning_of(meanings, 'toy', 'other')
+    with pytest.raises(ValueError, match="'gone' says nothing of 'a'"): figures.meaning_of(meanings, 'gone', 'a')
 
 @pytest.mark.parametrize('x, said', [
     (0, '0'), (0.00537, '0.00537'), (999.5, '999.5'), (17370.2, '17,370'), (3.69e6, '3,690,000')])
