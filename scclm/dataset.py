@@ -635,12 +635,10 @@ class PairFiles:
         n_epochs:int|None=None, # stop after so many; None: never
         too_long:str='close', # what happens to rows longer than `max_len`, as for `encode_pairs`
     ):
-        """Open the files, build or map their length index.
-        Raises ValueError or FileNotFoundError for what cannot be streamed."""
+        "Open the files, build or map their length index. ValueError or FileNotFoundError for what cannot be streamed."
         _check_dials(budget_tok, max_len, window, seed, rank, world, prefetch, too_long)
         self.files, self.tok = check_files(files), tok
-        self.rank, self.world = rank, world
-        self.prefetch, self.n_epochs = prefetch, n_epochs
+        self.rank, self.world, self.prefetch, self.n_epochs = rank, world, prefetch, n_epochs
         self.pos = Position(0, 0, 0)
         self.notes = Path(index_dir or run_path('data', 'lengths'))
         self.contents = [content_key(o, self.notes) for o in self.files]

@@ -413,17 +413,17 @@ words = Tokenizer(models.WordLevel({'[PAD]': 0, '[EOS]': 1, '[UNK]': 2}, unk_tok
 tok = PreTrainedTokenizerFast(tokenizer_object=words, pad_token='[PAD]', eos_token='[EOS]', unk_token='[UNK]')
 held = []
 for _ in range(4):
-    for _ in PairStream(sys.argv[2], tok, window=500, index_dir=sys.argv[1], n_epochs=1): pass
+    for _ in PairStream(sys.argv[2], tok, 4096, window=500, index_dir=sys.argv[1], n_epochs=1): pass
     held.append(psutil.Process().memory_info().rss / 2**20)
 print(*held)
 '''
 
 def test_memory_is_flat_over_epochs(tmp_path):
-    "12 MB of text an epoch, one token each; the first epoch warms up, the next three may not keep what they read."
-    n = 4000
+    "24 MB of text an epoch, one token each: three epochs that kept it would hold 72 MB more than the first."
+    n = 8000
     rows = dict(prompt=[f'{i:05}' for i in range(n)], response=['春眠不觉晓' * 200 + CHARS[i % 20] for i in range(n)])
     pq.write_table(pa.table(rows), tmp_path/'long.parquet', row_group_size=200)
     command = [sys.executable, '-c', FLAT, str(tmp_path/'i'), str(tmp_path/'long.parquet')]
     out = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     first, *later = map(float, out.stdout.split())
-    assert max(later) - first < 8, (first, later)
+    assert max(later) - first < 24, (first, later) # allocators keep some pages, now more, now fewer
