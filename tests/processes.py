@@ -11,6 +11,15 @@ import psutil
 MARK = 'SCCLM_TEST_MARK'
 
 
+def environment(p:psutil.Process)->dict[str, str]:
+    "Its environment; a program that has just been started shows none for a moment, the kernel's own threads never do."
+    for _ in range(50):
+        found = p.environ()
+        if found or p.ppid() == 2: break
+        time.sleep(.01)
+    return found
+
+
 def marked(
     mark:str, # from `gone_afterwards`
     since:float=0., # seconds of the clock: older processes are left alone, their environment is not looked at
@@ -20,7 +29,7 @@ def marked(
     for p in psutil.process_iter():
         with suppress(psutil.Error, OSError): # gone, a zombie, or somebody else's
             if p.pid == os.getpid() or p.create_time() < since: continue
-            if p.environ().get(MARK) == mark: found.append(p)
+            if environment(p).get(MARK) == mark: found.append(p)
     return found
 
 
