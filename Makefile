@@ -8,7 +8,7 @@
 #   make bench           benchmarks/*.py, results in benchmarks/results/
 #   make export          notebooks -> scclm/*.py, after you edited a notebook
 #   make outputs         outputs of the last course run -> nbs/, cleaned; then make front
-#   make form            one form for all notebooks: quotation marks, abstracts, answers, lines, the cell for Colab
+#   make form            one form for all notebooks: quotation marks, abstracts, answers, the cell for Colab
 #   make front           numbers and picture of the READMEs, benchmarks/README.md, DEPENDENCIES.md, addresses of settings.ini
 # The dials SCCLM_SCALE, SCCLM_RAW and SCCLM_RUNS are passed on:  SCCLM_RAW=~/corpus SCCLM_RUNS=runs_mine make course
 

@@ -2,14 +2,14 @@
 
 Made from benchmarks/results/*.json, benchmarks/meanings.json and the card of the last course; `make front` writes it.
 """
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from scclm.report_card import main_rows, meaning, missing
-from scclm.website import meaning_of
 from scclm.runs import read_json
+from scclm.website import ARROWS, figures_of, result_files, script_of
 
-ARROWS = {'higher': '↑', 'lower': '↓', '': '·'}
+TABLE = ('| 量什么 | 意思 | | 我们 | 对照 | 对照是谁 | 单位 | 倍数 |', '|---|---|---|---|---|---|---|---|')
 LOWER = ('loss', 'bits_per_char', 'refused_known', 'loops') # names of scores of the card that should be small
 
 HEAD = '''# 全部数字
@@ -21,42 +21,19 @@ HEAD = '''# 全部数字
 “倍数”是好了几倍，大于 1 总是我们好，不管这个数是高好还是低好；没有好坏的，倍数就是两数之比。三个种子的一节写的是平均数。
 '''
 
-def number(x:float)->str:
-    "A figure to four digits; large ones with commas."
-    return f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.4g}'
-
-def spread(middle:float, runs:list[float])->str:
-    "A median, and the lowest and highest run where there were several."
-    if len(runs) < 2: return number(middle)
-    return f'{number(middle)} ({number(min(runs))} – {number(max(runs))})'
-
 def cell(text:str)->str:
     "Text that may stand in a table."
     return text.replace('|', '\\|')
-
-def result_rows(name:str, result:dict, meanings:dict)->Iterator[str]:
-    "The table of one results file."
-    yield '| 量什么 | 意思 | | 我们 | 对照 | 对照是谁 | 单位 | 倍数 |'
-    yield '|---|---|---|---|---|---|---|---|'
-    for r in result['rows']:
-        runs = r['runs'] if isinstance(r['runs'], dict) else {} # some scripts write only how many there were
-        better, says = meaning_of(meanings, name, r['what'])
-        figures = [spread(r[k], runs.get(k, [])) for k in ('ours', 'baseline')]
-        times = '' if r['ratio'] is None else f"{r['ratio']:.2f}"
-        than = '—' if r['baseline_name'] == 'itself' else r['baseline_name']
-        if than == '—': figures[1], times = '', ''
-        cells = [r['what'], says, ARROWS[better], *figures, than, r['unit'], times]
-        yield '| ' + ' | '.join(map(cell, cells)) + ' |'
 
 def result_part(path:Path, meanings:dict)->list[str]:
     "Title, what it is about, where and when, the table."
     result, says = read_json(path), meanings.get(path.stem)
     if not says: raise ValueError(f'{path.name}: expected an entry {path.stem!r} in benchmarks/meanings.json')
     where = f"{result['machine']}；{result['date']}；提交 `{result['commit']}`；[{path.name}](results/{path.name})"
-    script = path.parents[1]/f'{path.stem}.py'
-    if script.exists(): where += f'，由 [{script.name}]({script.name}) 写出'
-    rows = result_rows(path.stem, result, meanings)
-    return [f"## {says['title']}", '', says['about'], '', where + '。', '', *rows, '']
+    script = script_of(path, result)
+    if script: where += f'，由 [{script}]({script}) 写出'
+    rows = ['| ' + ' | '.join(map(cell, f)) + ' |' for f in figures_of(path.stem, result, meanings)]
+    return [f"## {says['title']}", '', says['about'], '', where + '。', '', *TABLE, *rows, '']
 
 def falls(key:str)->bool:
     "Whether a score of the card should be small."
@@ -85,11 +62,7 @@ def figures_page(
     folder:Path, # benchmarks/
 )->str: # markdown
     "The whole page; the seeds first, then the last course, then the benchmarks by name."
-    meanings, results = read_json(folder/'meanings.json'), sorted((folder/'results').glob('*.json'))
-    first = [p for p in results if p.stem == 'seeds']
-    rest = [line for p in results if p not in first for line in result_part(p, meanings)]
-    real = ['真实数据上的一次训练另有一个文件夹：[results/real_small](results/real_small)。', '']
-    real = real if (folder/'results'/'real_small'/'card.json').exists() else []
-    parts = [*real, *(line for p in first for line in result_part(p, meanings)),
-             *card_part(read_json(folder/'card.json'), read_json(folder/'course.json')), *rest]
-    return '\n'.join([HEAD, *parts]).rstrip() + '\n'
+    meanings = read_json(folder/'meanings.json')
+    seeds, *rest = (result_part(p, meanings) for p in result_files(folder))
+    course = card_part(read_json(folder/'card.json'), read_json(folder/'course.json'))
+    return '\n'.join([HEAD, *seeds, *course, *chain(*rest)]).rstrip() + '\n'

@@ -215,7 +215,7 @@ def made(root:Path)->dict[Path, str]:
     return texts | pictures | {found/'README.md': figures_page(found)}
 
 def main(root:Path, say:Callable[[str], None]=print):
-    "Addresses first, then everything that is made; nothing is written before all of it could be made."
+    "Addresses are written first; of everything that is made nothing before all of it could be made."
     for path in move_in(root): say(f'{path.relative_to(root)}: the address of settings.ini')
     for path, text in (made(root) | {root/'DEPENDENCIES.md': licences_page(root)}).items():
         if path.exists() and path.read_text(encoding='utf-8') == text: continue

@@ -26,14 +26,15 @@ WORDS = dict(
             parameters='{parameters} 个参数', sft_rows='{sft} 条指令', prefs='{prefs} 对回答', sentences='{sentences} 句话',
             rejected='{rejected} 行被拒，各有理由', minutes='{:.1f} 分钟', seconds='{:.0f} 秒', who='问：', bot='答：',
             text='原文：', out='读出：', found='读出的三元组',
-            note='用时只算这一步的训练或处理：{cpu}，{cores} 核，{date}'),
+            note='训练只算训练的时间，清洗和词元化是整章：{cpu}，{cores} 核，{date}'),
     en=dict(title='From raw text to chat and triples: clean, tokenize, pretrain, instruct, prefer; with rows and time',
             raw='raw text', clean='cleaning', tokenizer='tokenizer', pretrain='pretraining', sft='instructions',
             dpo='preferences', chat='chat', ie='triples', read='{read} rows, 6 formats', kept='{train} pairs',
             vocabulary='{vocabulary} tokens', parameters='{parameters} parameters', sft_rows='{sft} instructions',
             prefs='{prefs} pairs of answers', sentences='{sentences} sentences', rejected='{rejected} rows rejected',
             minutes='{:.1f} minutes', seconds='{:.0f} seconds', who='Q: ', bot='A: ', text='text: ', out='read: ',
-            found='triples found', note='time of the step alone: {cpu}, {cores} cores, {date}'))
+            found='triples found',
+            note='training alone; cleaning, tokenizer: whole chapters; {cpu}, {cores} cores, {date}'))
 
 def width(words:str, size:float)->float:
     "Pixels that words take at most: a Chinese character is as wide as it is high, another half as wide on average."

@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def write(name:str, config:dict, rows:list[dict], merge:bool=False)->Path:
     head = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, cwd=RESULTS.parent)
     RESULTS.mkdir(exist_ok=True)
     today = datetime.date.today().isoformat()
-    result = dict(machine=machine(), commit=head.stdout.strip(), date=today, config=config, rows=rows)
+    script = Path(sys.argv[0]).name
+    result = dict(machine=machine(), commit=head.stdout.strip(), date=today, script=script, config=config, rows=rows)
     path = RESULTS/f'{name}.json'
     if merge and path.exists(): result = joined(json.loads(path.read_text(encoding='utf-8')), result)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')

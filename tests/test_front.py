@@ -22,6 +22,7 @@ from scclm.model import save_model
 from scclm.runs import STAGES
 from scclm.sample_facts import facts
 from scclm.sample_unknown import REFUSALS, is_refusal
+from scclm.website import meaning_of, number
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,8 +97,8 @@ def test_numbers_come_from_where_they_should(lang, name):
 
 @each_readme
 def test_commands_and_modules_exist(lang, name):
-    done = set(re.findall(r'scclm (?!and)([a-z]+)', ' '.join(re.findall(r'`([^`]+)`', text(name)))))
-    assert done <= set(STAGES), done
+    done = set(re.findall(r'[`/]scclm (?!and)([a-z]+)', text(name)))
+    assert {'chat', 'fetch', 'page', 'plan'} <= done <= set(STAGES), done
     for module in re.findall(r'-m scclm\.(\w+)', text(name)): assert (ROOT/'scclm'/f'{module}.py').exists()
     for path in re.findall(r'configs/\w+\.yaml', text(name)): assert (ROOT/path).exists()
     for word in ('make course', 'make test', 'make chat', 'make serve', 'Apache-2.0', 'charent'):
@@ -115,7 +116,7 @@ def test_the_readmes_ask_the_model_as_printed(tok, tmp_path, monkeypatch, capsys
 def test_every_appendix_is_where_a_reader_looks():
     "The READMEs send a reader to the list of the home page."
     listed = text('nbs/index.ipynb')
-    names = sorted(p.name for p in (ROOT/'nbs/appendix').glob('*.ipynb') if not p.name.startswith('solutions'))
+    names = sorted(p.name for p in (ROOT/'nbs/appendix').glob('*.ipynb'))
     assert [name for name in names if f'(appendix/{name})' not in listed] == []
 
 # The conversation
@@ -178,7 +179,7 @@ def test_the_picture_says_what_the_course_did(name):
     for key in ('read', 'rejected', 'train', 'sft', 'prefs', 'sentences'):
         assert f"{course['rows'][key]:,}" in said, key
     assert course['talk'][0]['answer'] in said and course['triple']['extracted'] in said
-    assert re.search(r'3\.\d (分钟|minutes)|\d+ (秒|seconds)', said)
+    for stage in ('pretrain', 'ie'): assert f"{held('card')['seconds'][stage]/60:.1f} " in said, stage
 
 def leaving(svg):
     "Words that do not end inside the smallest box they begin in; Chinese ones are as wide as high, others half."
@@ -215,16 +216,16 @@ ROWS = [(p.stem, r) for p in sorted((ROOT/'benchmarks/results').glob('*.json')) 
 def test_every_figure_is_in_the_page_with_a_meaning():
     page, meanings = text('benchmarks/README.md'), held('meanings')
     for name, r in ROWS:
-        better, says = figures.meaning_of(meanings, name, r['what'])
+        better, says = meaning_of(meanings, name, r['what'])
         than = r['baseline_name']
-        start = f"| {r['what']} | {says} | {figures.ARROWS[better]} | {figures.number(r['ours'])} "
+        start = f"| {r['what']} | {says} | {figures.ARROWS[better]} | {number(r['ours'])} "
         lines = [x for x in page.splitlines() if x.startswith(start)]
         assert lines and any(than in x or than == 'itself' for x in lines), (name, r['what'])
 
 def test_the_direction_is_the_one_of_the_ratio():
     "A ratio above 1 says that ours is better: where ours is larger, larger must be better."
     for name, r in ROWS:
-        better, _ = figures.meaning_of(held('meanings'), name, r['what'])
+        better, _ = meaning_of(held('meanings'), name, r['what'])
         if not better or r['ratio'] is None or r['ours'] == r['baseline'] or abs(r['ratio'] - 1) < .02: continue
         rises = (r['ratio'] > 1) == (r['ours'] > r['baseline'])
         assert rises == (better == 'higher'), (name, r['what'])
@@ -245,13 +246,13 @@ def test_words_are_ours():
 
 def test_a_figure_without_a_meaning_is_named():
     meanings = dict(toy=dict(title='t', about='a', rows={'known *': ['lower', 'x']}))
-    assert figures.meaning_of(meanings, 'toy', 'known one') == ('lower', 'x')
-    with pytest.raises(ValueError, match="'toy' says nothing of 'other'"): figures.meaning_of(meanings, 'toy', 'other')
-    with pytest.raises(ValueError, match="'gone' says nothing of 'a'"): figures.meaning_of(meanings, 'gone', 'a')
+    assert meaning_of(meanings, 'toy', 'known one') == ('lower', 'x')
+    with pytest.raises(ValueError, match="'toy' says nothing of 'other'"): meaning_of(meanings, 'toy', 'other')
+    with pytest.raises(ValueError, match="'gone' says nothing of 'a'"): meaning_of(meanings, 'gone', 'a')
 
 @pytest.mark.parametrize('x, said', [
     (0, '0'), (0.00537, '0.00537'), (999.5, '999.5'), (17370.2, '17,370'), (3.69e6, '3,690,000')])
-def test_figures_are_readable(x, said): assert figures.number(x) == said
+def test_figures_are_readable(x, said): assert number(x) == said
 
 # One address
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
+import one_form
 import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
@@ -103,7 +104,10 @@ def test_rendered_pages_ask_no_foreign_host(path):
     if path is None: return
     reader = parsed(path.read_text(encoding='utf-8'))
     assert not foreign(reader.fetched) and '' not in reader.folds
-    for css in path.parent.glob('**/*.css'):
+
+def test_rendered_styles_ask_no_foreign_host():
+    "The same of their styles."
+    for css in (ROOT/'_site').rglob('*.css'):
         assert not re.search(r'@import[^;]*//|url\(["\']?(https?:)?//', css.read_text(encoding='utf-8')), css.name
 
 @each_notebook
@@ -113,6 +117,7 @@ def test_folds_hold_what_they_hide(path):
     wanted = len(re.findall(r'^ *<details', text, re.M))
     readers = [parsed(b) for b in blocks]
     assert all(not r.open for r in readers), 'a tag is not closed'
+    assert not [b for b in blocks if re.search(r'\]\([^)\s]+\.ipynb', b)], 'markdown in a raw block'
     folds = [f for r in readers for f in r.folds]
     assert len(folds) == wanted + any('class="interface"' in b for b in blocks) and all(folds)
 
@@ -345,17 +350,9 @@ def test_the_first_cell_installs_only_there(where, commands, monkeypatch):
 
 # One form
 
-@pytest.fixture(scope='module')
-def form():
-    "The script that rewrites."
-    spec = importlib.util.spec_from_file_location('one_form', ROOT/'.ci'/'one_form.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 @each_notebook
-def test_one_form(path, form):
-    assert form.one_form(path, ROOT) == read(path), 'run `make form`'
+def test_one_form(path):
+    assert one_form.one_form(path, ROOT) == read(path), 'run `make form`'
 
 @each_notebook
 def test_titles_and_lines(path):
@@ -373,29 +370,12 @@ def test_titles_and_lines(path):
     elsewhere = re.compile(r'\bruns_\w+/|SCCLM_\w+ is set')
     assert not [o for o in outputs if elsewhere.search(o)], 'stored outputs come from `make course`'
 
-def test_the_form_changes_words_only(form):
-    assert form.corner_marks('“甲‘乙’”，`“丙”`，<code>“丁”</code>') == '「甲『乙』」，`“丙”`，<code>“丁”</code>'
+def test_the_form_changes_words_only():
+    assert one_form.corner_marks('“甲‘乙’”，`“丙”`，<code>“丁”</code>') == '「甲『乙』」，`“丙”`，<code>“丁”</code>'
     text = '1. 问？\n\n<details><summary>答案</summary>答\n答</details>\n\n2. 又？'
-    assert form.indented_answers(text).split('\n')[2:4] == ['   <details><summary>答案</summary>答', '   答</details>']
+    assert one_form.indented_answers(text).split('\n')[2:4] == ['   <details><summary>答案</summary>答', '   答</details>']
     english = '# 题\n> Sum.\n\n*' + 'An abstract with `code` & more. '*3 + '*\n\n正文。'
-    made = form.first_cell(english)
+    made = one_form.first_cell(english)
     head = '# 题\n\n> Sum.\n\n正文。\n\n<details><summary>English abstract</summary>An abstract with <code>'
     assert made.startswith(head)
-    assert '&amp; more' in made and form.first_cell(made) == made
-
-LONG = [
-    f'f({"a, "*40}b)',
-    f'x = [i for i, j in zip({"a"*40}, {"b"*40}) if i == j and {"c"*30}]',
-    f'if {"a"*60}: print({"b"*50})',
-    f'assert {"a"*60} and {"b"*60} == 1 # why',
-    f'x = {"a"*90} # {"b"*30}',
-    f'def f(a, b): return g({"a"*40}[1, 2], {"b"*60})',
-    f"print('{'é，'*20}', {'a'*40}, '{'中'*20}')"]
-
-@pytest.mark.parametrize('source', LONG)
-def test_long_lines_are_broken_and_mean_the_same(source, form):
-    made = form.short_lines(source)
-    assert max(map(len, made.split('\n'))) <= 100
-    def tests(text): return [ast.dump(n.test) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Assert)]
-    if not tests(source): assert ast.dump(ast.parse(made)) == ast.dump(ast.parse(source))
-    assert form.short_lines(made) == made
+    assert '&amp; more' in made and one_form.first_cell(made) == made
