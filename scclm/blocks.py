@@ -126,9 +126,10 @@ def block_encoder(
     vocab = backend.get_vocab(with_added_tokens=False)
     joins = joins_of(vocab)
     alone = {piece: i for piece, i in vocab.items() if len(piece) == 1}
-    gap = next((c for c in sorted(alone) if not joins.number[ord(c)]), None)
-    if gap is None or backend.model.unk_token not in vocab: return None
-    char_ids = np.full(0x110000, vocab[backend.model.unk_token], np.int32)
+    unk = backend.model.unk_token
+    gap = next((c for c in sorted(alone) if c != unk and not joins.number[ord(c)]), None)
+    if gap is None or unk not in vocab: return None
+    char_ids = np.full(0x110000, vocab[unk], np.int32)
     for c, i in alone.items(): char_ids[ord(c)] = i
     return BlockEncoder(backend, joins, char_ids, gap)
 

@@ -268,7 +268,9 @@ def _own_exams()->list[Path]:
 def _files(cfg:LeakCfg)->list[Path]:
     "The files of training rows, each once whatever its name: those asked for, else the training rows of this scale."
     own = [p for name in ('train', 'sft_train') if (p := run_path('data', f'{name}.parquet')).exists()]
-    return list(dict.fromkeys(Path(f).resolve() for f in cfg.files or own))
+    first = {}
+    for file in map(Path, cfg.files or own): first.setdefault(file.resolve(), file)
+    return list(first.values())
 
 # %% ../nbs/appendix/leaks.ipynb #lks00024b
 def find_leaks(

@@ -145,7 +145,7 @@ def content_key(
     began = time.time_ns()
     key = fingerprint(path)
     if _stamp(path) != stamp: raise OSError(f"{path} changed while it was read: expected that nobody writes it")
-    if began - max(stamp[1:]) > _SETTLED_NS:
+    if min(abs(began - t) for t in stamp[1:]) > _SETTLED_NS: # an edit that is to come is stamped with its own time
         with suppress(OSError), write_aside(note) as tmp: tmp.write_text(_note(stamp, key)) # a note saves time, no more
     return key
 

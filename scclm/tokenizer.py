@@ -189,6 +189,7 @@ class SpillCounter:
 
     def spill(self)->None:
         "Write what is held as a run sorted by word, and forget it."
+        if not self.counts: return
         self.runs.append(self.folder/f'{self.name}.{len(self.runs)}.parquet')
         words = pa.array(self.counts.keys(), pa.large_string())
         table = pa.table({'word': words, 'n': pa.array(self.counts.values(), pa.int64())})
@@ -200,7 +201,7 @@ class SpillCounter:
     )->Iterator[tuple[str, int]]: # each word once, with its count
         "The counts; runs are read side by side, never whole."
         if not self.runs: return ((word, n) for word, n in self.counts.items() if n >= min_count)
-        if self.counts: self.spill()
+        self.spill()
         return _frequent(_merge_runs(self.runs), min_count)
 
 # %% ../nbs/01_tokenizer.ipynb #8c1f9ea4
@@ -253,10 +254,15 @@ def _lumps(texts:pa.Array, size:int=256)->list[str]:
 
 # %% ../nbs/01_tokenizer.ipynb #tkm00006
 #| code-fold: true
+def _parts(array:pa.Array, n_bytes:int)->Iterator[pa.Array]:
+    "An array in slices of about `n_bytes`."
+    step = max(1, len(array)*n_bytes//max(1, array.nbytes))
+    for start in range(0, len(array), step): yield array.slice(start, step)
+
 def _heaps(arrays:Iterable[pa.Array], n_bytes:int=4 << 20)->Iterator[pa.Array]:
-    "The arrays joined until they hold `n_bytes`: the more text at once, the more blocks are alike."
+    "The texts in heaps of about `n_bytes`: the more text at once, the more blocks are alike."
     held = []
-    for array in arrays:
+    for array in chain.from_iterable(_parts(a, n_bytes) for a in arrays):
         held.append(array)
         if sum(a.nbytes for a in held) < n_bytes: continue
         yield pa.concat_arrays(held)
@@ -477,7 +483,11 @@ def _fill_room(chars:list[str], pieces:dict[str, int], later:dict[str, int], roo
     "The pieces and the next words of two characters: they need no bridge, and ranked last they take nothing away."
     pairs = [word for word in later if len(word) == 2 and word not in pieces]
     filled = pieces | {word: later[word] for word in pairs[:room - len(pieces)]}
-    return pieces if _stuck(chars, filled) else filled # a bridge counted as rarely may be ranked after them
+    while stuck := _stuck(chars, filled): # a bridge that is counted as rarely may be ranked after one of them
+        late = stuck.keys() - pieces.keys()
+        if not late: return pieces
+        filled = {piece: n for piece, n in filled.items() if piece not in late}
+    return filled
 
 # %% ../nbs/01_tokenizer.ipynb #453c6650
 #| code-fold: true

@@ -15,7 +15,7 @@ def environment(p:psutil.Process)->dict[str, str]:
     "Its environment; a program that has just been started shows none for a moment, the kernel's own threads never do."
     for _ in range(50):
         found = p.environ()
-        if found or p.ppid() == 2: break
+        if found or 2 in (p.pid, p.ppid()) or time.time() - p.create_time() > 10: break
         time.sleep(.01)
     return found
 

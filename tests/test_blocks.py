@@ -126,6 +126,18 @@ def test_ids_are_the_librarys(seed):
     ids, ends = encode_blocks(texts, block_encoder(backend))
     assert [x.tolist() for x in np.split(ids, ends)[:-1]] == [e.ids for e in backend.encode_batch_fast(texts)]
 
+def test_an_unknown_mark_of_one_character_sets_nothing_apart():
+    "It stands for every unknown character, so it may be in the middle of a block: the letters of [PAD]."
+    vocab = {'?': 0, '甲': 1, '乙': 2, '甲乙': 3, '[PAD]': 4, '丙': 5}
+    backend = Tokenizer(models.BPE(vocab, [('甲', '乙')], unk_token='?'))
+    texts = ['甲乙[PAD]甲', '', '?', '丙?甲乙']
+    encoder = block_encoder(backend)
+    ids, ends = encode_blocks(texts, encoder)
+    assert encoder.gap == '丙'
+    assert [x.tolist() for x in np.split(ids, ends)[:-1]] == [e.ids for e in backend.encode_batch_fast(texts)]
+    del vocab['丙']
+    assert block_encoder(Tokenizer(models.BPE(vocab, [('甲', '乙')], unk_token='?'))) is None
+
 def plain(): return random_bpe(random.Random(0))
 
 def with_part(part, value):

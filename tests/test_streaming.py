@@ -359,6 +359,18 @@ def test_a_state_of_before_contents_were_noted_is_taken(mk):
     again.load_state_dict(old)
     assert all(same(a, b) for a, b in zip(again, whole[4:], strict=True))
 
+def test_a_file_dated_in_the_future_is_noted_too(tmp_path, monkeypatch):
+    "An edit that is to come gets the time of the edit, which is another one."
+    monkeypatch.setattr('scclm.parquet_pairs._SETTLED_NS', -1)
+    path = tmp_path/'f.bin'
+    path.write_bytes(b'some bytes')
+    in_an_hour = path.stat().st_mtime_ns + 3600*10**9
+    os.utime(path, ns=(in_an_hour, in_an_hour))
+    key = content_key(path, tmp_path/'notes')
+    assert len(list((tmp_path/'notes').iterdir())) == 1
+    path.write_bytes(b'same bytes')
+    assert content_key(path, tmp_path/'notes') != key
+
 def test_notes_save_the_hashing_and_damaged_ones_do_not_matter(tmp_path, monkeypatch):
     path = tmp_path/'f.bin'
     path.write_bytes(b'some bytes')
@@ -411,10 +423,11 @@ from transformers import PreTrainedTokenizerFast
 from scclm.dataset import PairStream
 words = Tokenizer(models.WordLevel({'[PAD]': 0, '[EOS]': 1, '[UNK]': 2}, unk_token='[UNK]'))
 tok = PreTrainedTokenizerFast(tokenizer_object=words, pad_token='[PAD]', eos_token='[EOS]', unk_token='[UNK]')
-held = []
-for _ in range(4):
-    for _ in PairStream(sys.argv[2], tok, 4096, window=500, index_dir=sys.argv[1], n_epochs=1): pass
+stream, epoch, held = PairStream(sys.argv[2], tok, 4096, window=500, index_dir=sys.argv[1], n_epochs=4), 0, []
+for _ in stream:
+    if stream.pos.epoch == epoch: continue
     held.append(psutil.Process().memory_info().rss / 2**20)
+    epoch = stream.pos.epoch
 print(*held)
 '''
 

@@ -67,6 +67,17 @@ def test_min_count_only_drops_words(corpus, texts):
     found, chars, _ = count_words(corpus, min_count=3, workers=2, limit=100)
     assert found == {w: n for w, n in words.items() if n >= 3} and chars == Counter(''.join(texts))
 
+def test_a_counter_that_holds_nothing_spills_nothing(tmp_path):
+    "The last words may have been spilled already when a shard ends."
+    counter = SpillCounter(tmp_path, 'x', 2)
+    counter.add('abc')
+    counter.spill()
+    assert len(counter.runs) == 1 and dict(counter.items()) == dict(a=1, b=1, c=1)
+
+@pytest.mark.parametrize('limit', range(1, 40))
+def test_any_limit_counts_the_same(corpus, texts, limit):
+    assert count_words(corpus, workers=1, limit=limit)[0] == Counter(w for t in texts for w in jieba.cut(t, HMM=False))
+
 @pytest.mark.parametrize('seed', [1, 2])
 def test_spilling_bounds_what_is_held(tmp_path, seed):
     counter = SpillCounter(tmp_path, 'x', 100)
