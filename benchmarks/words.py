@@ -94,7 +94,8 @@ def compare_cuts(file:Path)->dict:
 def block_share(file:Path)->dict:
     "How much of `file` is left to cut when every distinct block of a heap is cut once, in the heaps that are counted."
     table = pq.read_table(file, columns=['prompt', 'response'])
-    arrays = (column.cast(pa.large_string()).drop_null() for batch in table.to_batches(4096) for column in batch.columns)
+    columns = (column for batch in table.to_batches(4096) for column in batch.columns)
+    arrays = (column.cast(pa.large_string()).drop_null() for column in columns)
     left = whole = 0
     for texts in _heaps(arrays):
         points = code_points(''.join(texts.to_pylist()))

@@ -259,6 +259,8 @@ def _parts(array:pa.Array, n_bytes:int)->Iterator[pa.Array]:
     step = max(1, len(array)*n_bytes//max(1, array.nbytes))
     for start in range(0, len(array), step): yield array.slice(start, step)
 
+# %% ../nbs/01_tokenizer.ipynb #tkm00009
+#| code-fold: true
 def _heaps(arrays:Iterable[pa.Array], n_bytes:int=4 << 20)->Iterator[pa.Array]:
     "The texts in heaps of about `n_bytes`: the more text at once, the more blocks are alike."
     held = []

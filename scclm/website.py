@@ -433,6 +433,7 @@ def number(
     if value is None: return ''
     return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
 
+# %% ../nbs/appendix/website.ipynb #ws000069
 def _spread(row:dict, key:str)->str:
     "A figure, and the lowest and highest of its runs where they differ."
     runs = row['runs'].get(key, []) if isinstance(row['runs'], dict) else [] # some scripts say only how many there were
@@ -453,6 +454,7 @@ class Figure(NamedTuple):
     unit:str # of both
     times:str # how much better
 
+# %% ../nbs/appendix/website.ipynb #ws000070
 def figures_of(
     name:str, # results/<name>.json
     result:dict, # what stands there
@@ -473,6 +475,7 @@ def result_files(
     "By name, but three seeds of the whole course come first."
     return sorted((folder/'results').glob('*.json'), key=lambda p: (p.stem != 'seeds', p.stem))
 
+# %% ../nbs/appendix/website.ipynb #ws000071
 def script_of(
     path:Path, # benchmarks/results/<name>.json
     result:dict, # what stands there
