@@ -77,13 +77,13 @@ def move_in(root:Path)->list[Path]:
 SIX = { # key of benchmarks/results/seeds.json -> what it says and what it is compared with, in both languages
     'dpo.exact_heldout_final': dict(
         zh='学过的事实换一种没见过的问法，一字不差', en='a taught fact asked in unseen words, exactly right',
-        zh_than='对齐之前（05 章的模型）', en_than='before alignment (the model of chapter 05)'),
+        zh_than='两种微调之前（05 章的模型）', en_than='before both kinds of fine-tuning (the model of chapter 05)'),
     'chat.slip_final': dict(
         zh='同样的问题，多打一个字', en='the same questions with one character too many',
         zh_than='没有打错', en_than='typed without a slip'),
     'chat.refused_unknown_final': dict(
         zh='没教过的问题，说不知道', en='an untaught question, answered with "I do not know"',
-        zh_than='教过的问题，误说不知道', en_than='taught questions refused by mistake', than='chat.refused_known_final'),
+        zh_than='教过的问题，误说不知道（越低越好）', en_than='taught questions refused by mistake (lower is better)', than='chat.refused_known_final'),
     'dpo.pref_acc_after_final': dict(
         zh='两个回答里认出好的那个', en='the better of two answers told apart',
         zh_than='偏好优化之前', en_than='before preference training'),
@@ -94,7 +94,8 @@ SIX = { # key of benchmarks/results/seeds.json -> what it says and what it is co
         zh='三元组 F1，句式没见过', en='triples, F1, sentence patterns never seen',
         zh_than='不预训练，走同样多步', en_than='no pretraining, equal steps')}
 
-SIX_HEAD = dict(zh='| 量什么 | 我们 | 对照 | 对照是谁 |', en='| what | ours | baseline | the baseline is |')
+SIX_HEAD = dict(zh='| 量什么（越高越好） | 我们 | 拿来比的 | 那是什么 |',
+                en='| what (higher is better) | ours | compared with | which is |')
 
 def mean_and_range(runs:list[float])->str:
     "Of the seeds: the mean, and the lowest and the highest."

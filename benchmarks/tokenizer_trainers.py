@@ -38,7 +38,6 @@ from scclm.tokenizer import TokenizerCfg, load_tokenizer, save_tokenizer, train_
 
 TRAINERS = ('ours', 'hugging face BPE', 'sentencepiece BPE', 'sentencepiece unigram')
 ROOT = Path(__file__).resolve().parents[1]
-MANY = 10_000_000 # rows at which the memory is guessed
 
 # --- the corpus
 
@@ -246,25 +245,14 @@ def measure(trainer:str, folder:Path, texts:dict[str, list[str]], done:Path)->di
 
 # --- the table
 
-def guess(sizes:list[tuple[int, float]], n:int)->float:
-    "The line through the two largest sizes, at `n` rows."
-    (a, low), (b, high) = sorted(sizes)[-2:]
-    if a == b: raise SystemExit(f'two sizes have {a:,} rows: give --rows that differ')
-    return low + (high - low)/(b - a)*(n - a)
-
 def memory_rows(trained:dict[str, list[dict]])->list[dict]:
     "Peak memory and seconds of each trainer against ours."
     rows = []
     for trainer in [t for t in TRAINERS[1:] if t in trained]:
-        both = list(zip(trained['ours'], trained[trainer]))
-        for a, b in both:
+        for a, b in zip(trained['ours'], trained[trainer]):
             for key, what, unit in (('peak_mb', 'peak memory', 'MB'), ('seconds', 'training', 's')):
                 name = f"{what}, {a['rows']:,} rows: against {trainer}"
                 rows.append(row(name, [a[key]], [b[key]], trainer, unit, higher_is_better=False))
-        if len(both) < 2: continue
-        at = [guess([(x['rows'], x['peak_mb']) for x in side], MANY)/1024 for side in zip(*both)]
-        name = f'peak memory at {MANY:,} rows, guessed: against {trainer}'
-        rows.append(row(name, [at[0]], [at[1]], trainer, 'GB', higher_is_better=False))
     return rows
 
 def domain_rows(measured:dict[str, dict])->list[dict]:

@@ -83,13 +83,14 @@ def _text_ids(encoded:Encoding, special:frozenset, unk:int|None, end:int)->list[
 MANY_CHARS = 1 << 15 # a batch this long repeats itself enough to be encoded block by block
 
 def _batch_ids(texts:list[str], plain:_Copy, special:frozenset, unk:int|None, end:int)->list[list[int]]:
-    "What `_text_ids` gives for each text; of a large batch every distinct block is encoded once."
+    "The ids of each text with its end mark; of a large batch every distinct block is encoded once."
     many = sum(map(len, texts)) >= MANY_CHARS and unk is not None
     blocks = plain.blocks() if many else None
-    if blocks is None: return [_text_ids(o, special, unk, end) for o in plain.backend.encode_batch_fast(texts)]
+    if blocks is None: return [_text_ids(o, special, unk, end) + [end] for o in plain.backend.encode_batch_fast(texts)]
     ids, ends = encode_blocks(texts, blocks)
     ids[np.isin(ids, list(special))] = unk # typed ones
-    ids = ids.tolist()
+    ids = np.insert(ids, ends, end).tolist()
+    ends += np.arange(1, len(texts) + 1) # an end mark more after every text
     return [ids[start:stop] for start, stop in pairwise([0, *ends.tolist()])]
 
 # %% ../nbs/02_dataset.ipynb #d207bc66
@@ -104,11 +105,12 @@ def encode(
     What the tokenizer itself puts around a text (ours: nothing) is kept."""
     if not texts: return []
     end = tok.eos_token_id if eos is None else eos
-    room = None if max_len is None else max_len - 1
     plain = _plain_copy(tok)
     unk = None if tok.unk_token_id == end else tok.unk_token_id
     special = (plain.special | {end}) - {unk}
-    return [ids[:room] + [end] for ids in _batch_ids(texts, plain, special, unk, end)]
+    each = _batch_ids(texts, plain, special, unk, end)
+    if max_len is None: return each
+    return [ids if len(ids) <= max_len else [*ids[:max_len - 1], end] for ids in each]
 
 # %% ../nbs/02_dataset.ipynb #ccb325bf
 def decode(
