@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 from report import RESULTS, row, write
 
 PARTS = ('fill_spool', 'mark_exact', 'mark_near', 'mark_sft_leaks', 'write_splits', 'write_rejects')
-PER_FILE = 250_000 # rows
+PER_FILE = 250_000 # rows at most
+FILES = 8 # at least: files are what the processes share out
 
 STREAMING = ('fill_spool', 'write_splits', 'write_rejects') # read and write row by row
 
@@ -69,14 +70,15 @@ def exchange(groups:list[str], copy:int)->dict[int, str]:
     return table
 
 def copies(table:pa.Table, n:int)->Iterator[pa.Table]:
-    "`n` rows in tables of PER_FILE and less: the rows themselves, then the same in other characters."
+    "`n` rows in FILES tables or more, none over PER_FILE: the rows themselves, then the same in other characters."
+    size = min(PER_FILE, max(1, n // FILES))
     texts = {name: table[name].to_pylist() for name in ('prompt', 'response')}
     groups = bands(texts['response'][:100_000])
     copy = 0
     while n > 0:
         change = exchange(groups, copy)
-        for start in range(0, min(n, table.num_rows), PER_FILE):
-            end = min(start + PER_FILE, n, table.num_rows)
+        for start in range(0, min(n, table.num_rows), size):
+            end = min(start + size, n, table.num_rows)
             yield pa.table({name: [t.translate(change) for t in column[start:end]] for name, column in texts.items()})
         n -= table.num_rows
         copy += 1
