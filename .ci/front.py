@@ -83,7 +83,8 @@ SIX = { # key of benchmarks/results/seeds.json -> what it says and what it is co
         zh_than='没有打错', en_than='typed without a slip'),
     'chat.refused_unknown_final': dict(
         zh='没教过的问题，说不知道', en='an untaught question, answered with "I do not know"',
-        zh_than='教过的问题，误说不知道（越低越好）', en_than='taught questions refused by mistake (lower is better)', than='chat.refused_known_final'),
+        zh_than='教过的问题，误说不知道（越低越好）', en_than='taught questions refused by mistake (lower is better)',
+        than='chat.refused_known_final'),
     'dpo.pref_acc_after_final': dict(
         zh='两个回答里认出好的那个', en='the better of two answers told apart',
         zh_than='偏好优化之前', en_than='before preference training'),

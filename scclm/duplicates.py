@@ -129,13 +129,15 @@ def ngram_hashes(
 
 # %% ../nbs/appendix/duplicates.ipynb #dupver01
 def _same_piece(texts:list[str], pairs:np.ndarray, bars:np.ndarray, short:int, n:int)->np.ndarray:
-    "`same_texts` of pairs whose n-grams are in memory together."
-    grams, starts = ngram_hashes(texts, n)
-    sets = [set(g) if len(t) >= short else () for t, g in zip(texts, _split(grams.tolist(), starts.tolist()))]
-    found = np.zeros(len(pairs), bool)
-    for k, ((i, j), bar) in enumerate(zip(pairs.tolist(), bars.tolist())):
-        if texts[i] == texts[j]: found[k] = True
-        elif sets[i] and sets[j]: found[k] = jaccard(sets[i], sets[j]) >= bar
+    "`same_texts` of pairs whose n-grams are in memory together: only of those that equality does not settle."
+    found = np.array([texts[i] == texts[j] for i, j in pairs.tolist()], bool)
+    is_long = np.array([len(t) >= short for t in texts], bool)
+    left = np.flatnonzero(~found & is_long[pairs].all(1))
+    ids, places = np.unique(pairs[left], return_inverse=True)
+    grams, starts = ngram_hashes([texts[i] for i in ids], n)
+    sets = [set(g) for g in _split(grams.tolist(), starts.tolist())]
+    shared = [jaccard(sets[i], sets[j]) for i, j in places.reshape(-1, 2).tolist()]
+    found[left] = shared >= bars[left]
     return found
 
 # %% ../nbs/appendix/duplicates.ipynb #dupver04
@@ -413,16 +415,14 @@ def find_pairs(
     return len(pairs)
 
 # %% ../nbs/appendix/duplicates.ipynb #3116b704
-def _normal_texts(spool:Spool, ids:np.ndarray)->tuple[list[str], list[str]]:
-    "The normal forms of some rows' questions and answers; `ids` are in order. One chunk is open at a time."
-    asks, answers = [], []
+def _normal_texts(spool:Spool, ids:np.ndarray, column:str)->list[str]:
+    "The normal forms of some rows' questions or answers; `ids` are in order. One chunk is open at a time."
+    texts = []
     chunk_of = np.searchsorted(spool.starts, ids, 'right') - 1
     for c in np.unique(chunk_of):
-        table = read_arrow(spool.folder/f'{spool.chunks[c].name}.kept').select(['prompt', 'response'])
-        rows = table.take(ids[chunk_of == c] - spool.starts[c])
-        asks += normal_forms(rows['prompt'].to_pylist())
-        answers += normal_forms(rows['response'].to_pylist())
-    return asks, answers
+        whole = read_arrow(spool.folder/f'{spool.chunks[c].name}.kept')[column]
+        texts += normal_forms(whole.take(ids[chunk_of == c] - spool.starts[c]).to_pylist())
+    return texts
 
 # %% ../nbs/appendix/duplicates.ipynb #d9380053
 class NearCfg(NamedTuple):
@@ -442,14 +442,12 @@ def holding_pairs(
     "Compare candidate pairs by their true n-grams: question with question and answer with answer."
     good = [np.zeros((0, 2), np.int64)]
     for chunk in np.array_split(pairs, 1 + len(pairs)//50_000):
-        ids, places = np.unique(chunk, return_inverse=True)
-        asks, answers = _normal_texts(spool, ids)
-        same_role = row_roles(spool, chunk[:, 0]) == row_roles(spool, chunk[:, 1])
-        alike = np.where(same_role, cfg.near, cfg.leak)
-        places = places.reshape(-1, 2)
-        for texts in (asks, answers):
-            holds = same_texts(texts, places, alike, cfg.short, cfg.ngram)
-            chunk, places, alike = chunk[holds], places[holds], alike[holds]
+        for column in ('prompt', 'response'): # answers are read only where the questions hold
+            ids, places = np.unique(chunk, return_inverse=True)
+            texts = _normal_texts(spool, ids, column)
+            same_role = row_roles(spool, chunk[:, 0]) == row_roles(spool, chunk[:, 1])
+            alike = np.where(same_role, cfg.near, cfg.leak)
+            chunk = chunk[same_texts(texts, places.reshape(-1, 2), alike, cfg.short, cfg.ngram)]
         good.append(chunk)
     return np.concatenate(good)
 
