@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'PRESETS', 'LORA', 'TINY_REAL', 'PairLogp', 'pair_logp', 'dpo_loss', 'no_dropout_', 'DpoCfg', 'dpo_cfg',
-           'add_lora', 'n_trained', 'prepare_prefs', 'pref_scores', 'FinalTest', 'final_test', 'pref_shares',
-           'final_figures', 'pref_eval', 'finish_dpo', 'dpo_figures', 'dpo', 'plot_logp']
+           'prepare_prefs', 'pref_scores', 'FinalTest', 'final_test', 'pref_shares', 'final_figures', 'pref_eval',
+           'finish_dpo', 'n_trained', 'dpo_figures', 'dpo', 'plot_logp', 'add_lora']
 
 # %% ../nbs/07_dpo.ipynb #86704992
 #| code-fold: true
@@ -166,26 +166,6 @@ def dpo_cfg(
     real = TINY_REAL if scale == 'tiny' and raw_dir() else {}
     return replace(PRESETS[scale], **real, **LORA[scale] if lora else {})
 
-# %% ../nbs/07_dpo.ipynb #0ba85287
-def add_lora(
-    model:nn.Module, # its weights are frozen
-    cfg:DpoCfg, # rank, scale, dropout, layers
-)->nn.Module: # a PeftModel around it, in eval mode
-    "Put a LoRA adapter (Hu 2021) on the named linear layers. The same seed gives the same adapter."
-    from peft import LoraConfig, get_peft_model
-    with quiet_peft(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(cfg.seed)
-        adapter = LoraConfig(task_type='SEQ_2_SEQ_LM', r=cfg.lora_r, lora_alpha=cfg.lora_alpha,
-                             lora_dropout=cfg.lora_dropout, target_modules=list(cfg.lora_targets))
-        return get_peft_model(model, adapter).eval()
-
-# %% ../nbs/07_dpo.ipynb #6617a1b5
-def n_trained(
-    model:nn.Module, # any model
-)->int: # parameters
-    "Parameters that training changes."
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
 # %% ../nbs/07_dpo.ipynb #8f881a2d
 #| code-fold: true
 def prepare_prefs(
@@ -315,6 +295,13 @@ def finish_dpo(
     keep = partial(save_adapter, folder=run.out/'adapter') if run.cfg.lora_r else None
     return finish_stage(run, tok, figures, keep)
 
+# %% ../nbs/07_dpo.ipynb #6617a1b5
+def n_trained(
+    model:nn.Module, # any model
+)->int: # parameters
+    "Parameters that training changes."
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
 # %% ../nbs/07_dpo.ipynb #dp0fg01a
 #| code-fold: true
 def dpo_figures(
@@ -393,3 +380,16 @@ def plot_logp(
     ax.set(xlabel='步数', ylabel='对数概率（奈特/句）')
     ax.legend()
     return ax
+
+# %% ../nbs/07_dpo.ipynb #0ba85287
+def add_lora(
+    model:nn.Module, # its weights are frozen
+    cfg:DpoCfg, # rank, scale, dropout, layers
+)->nn.Module: # a PeftModel around it, in eval mode
+    "Put a LoRA adapter (Hu 2021) on the named linear layers. The same seed gives the same adapter."
+    from peft import LoraConfig, get_peft_model
+    with quiet_peft(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(cfg.seed)
+        adapter = LoraConfig(task_type='SEQ_2_SEQ_LM', r=cfg.lora_r, lora_alpha=cfg.lora_alpha,
+                             lora_dropout=cfg.lora_dropout, target_modules=list(cfg.lora_targets))
+        return get_peft_model(model, adapter).eval()
