@@ -103,9 +103,9 @@ def n_workers(
     cfg:CleanCfg, # uses workers
     size:int, # bytes of raw input
 )->int: # processes
-    "The processes worth starting: every core, but one for less than 16 MB."
+    "The processes worth starting: every core, but one for less than 32 MB."
     if cfg.workers: return cfg.workers
-    if size < 2**24: return 1
+    if size < 2**25: return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 # %% ../nbs/appendix/clean_stage.ipynb #11b0c0d4
