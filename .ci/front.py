@@ -18,6 +18,7 @@ from statistics import mean
 from figures import figures_page
 from licences import licences_page
 from picture import draw
+from real_page import PAGE, filled_page
 
 from scclm.planner import PlanCfg, plan
 from scclm.runs import checkout_root, read_json, write_aside
@@ -214,7 +215,7 @@ def made(root:Path)->dict[Path, str]:
              for lang, name in LANGUAGES.items()}
     names = dict(zh='front.svg', en='front.en.svg')
     pictures = {root/'nbs'/'figures'/name: draw(course, card, lang) for lang, name in names.items()}
-    return texts | pictures | {found/'README.md': figures_page(found)}
+    return texts | pictures | {found/'README.md': figures_page(found), root/PAGE: filled_page(root, fill)}
 
 def main(root:Path, say:Callable[[str], None]=print):
     "Addresses are written first; of everything that is made nothing before all of it could be made."

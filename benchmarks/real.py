@@ -29,6 +29,7 @@ from scclm.leaks import LeakCfg, check_leaks
 from scclm.pretrain import pretrain, pretrain_cfg
 from scclm.reproduce import Step, note, read_diary
 from scclm.runs import check_out, raw_dir, read_json, run_path, write_json
+from scclm.sample_corpus import copy_rows
 from scclm.sft import sft, sft_cfg
 from scclm.tokenizer import tokenizer_cfg, train_tokenizer
 
@@ -96,11 +97,17 @@ def without_leaks():
     public = [raw_dir()/'eval'/'cmmlu.tar.xz', raw_dir()/'duie'/'duie_valid.json']
     check_leaks(LeakCfg(exams=(*own, *public), workers=2, remove=True))
 
-IE_EPOCHS = {1000: 15., 4000: 6., 17_000: 3.} # fewer rows, more often
+# One evening on two cores: a quarter of the preset's pretraining, and short fine-tunings of small batches
+PRETRAIN = replace(pretrain_cfg('small'), steps=2400, eval_every=240)
+SFT = replace(sft_cfg('small'), steps=200, eval_every=100)
+DPO = replace(dpo_cfg('small'), epochs=1.)
+IE_STEPS = {1000: 200, 4000: 300, 17_000: 1200} # training sentences -> steps, the same from every start
+IE_BATCH = 1024 # padded tokens; 99 of 100 answers fit into the 128 below
 IE_MIX = .1 # share of instruction rows among the sentences, for the chat to be kept
+IE = replace(ie_cfg('small'), mix=IE_MIX, epochs=0., budget_tok=IE_BATCH, max_test=1000, max_new_tok=128)
 IE_STARTS = ('sft', 'scratch', 'stock')
-RATES = (3e-4, 7e-4, 1.5e-3) # tried
-TRIAL_ROWS, TRIAL_EPOCHS, LOOKED_AT = 4000, 2., 1000 # rows and passes of a trial; sentences it is judged by
+RATES = (7e-4, 1.5e-3) # tried
+TRIAL_ROWS, TRIAL_STEPS, LOOKED_AT = 4000, 300, 500 # of a trial: rows, steps, sentences it is judged by
 
 def trial_folder()->Path: # duie_train.json, and its last sentences as duie_dev.json
     "Training sentences parted in two: what is chosen by a trial is chosen on rows that no reported test holds."
@@ -121,20 +128,20 @@ def trial(
     folder:Path, # from `trial_folder`
     start:str, # sft or scratch
     lr:float, # to try
-)->dict: # what was tried, and the F1 of the sentences that were held back
+)->dict: # what was tried, loss and F1 of the sentences that were held back
     "A short fine-tuning; one that was finished before is not run again. Exits with 3 if it is stopped on the way."
     out = run_path('ie_choice', f'{start}_{lr}')
-    cfg = replace(ie_cfg(), data=(str(folder),), mix=IE_MIX, max_rows=TRIAL_ROWS, epochs=TRIAL_EPOCHS, start=start,
-                  lr=lr, lr_scratch=lr, out=str(out))
+    cfg = replace(IE, data=(str(folder),), max_rows=TRIAL_ROWS, steps=TRIAL_STEPS, start=start, lr=lr, lr_scratch=lr,
+                  out=str(out))
     if not (out/'figures.json').exists() and not ie(cfg, progress=False).done: sys.exit(3)
     figures = read_json(out/'figures.json')
-    return dict(start=start, lr=lr, f1=figures[f'f1_{test_name(figures)}'])
+    return dict(start=start, lr=lr, f1=figures[f'f1_{test_name(figures)}'], loss=figures['loss_valid'])
 
 def choose_rates():
-    "The best learning rate of each start, kept with all that was tried."
+    "The learning rate of each start with the lowest loss, kept with all that was tried."
     folder = trial_folder()
     trials = [trial(folder, start, lr) for start in ('sft', 'scratch') for lr in RATES]
-    best = {t['start']: t['lr'] for t in sorted(trials, key=lambda t: t['f1'])}
+    best = {t['start']: t['lr'] for t in sorted(trials, key=lambda t: -t['loss'])} # so early F1 is still 0
     write_json(run_path('ie_choice', 'choice.json'), dict(trials=trials, best=best))
 
 def triples(
@@ -143,12 +150,36 @@ def triples(
 )->object: # the run
     "Extraction from so many sentences, from such a start."
     best = read_json(run_path('ie_choice', 'choice.json'))['best']
-    cfg = replace(ie_cfg(), mix=IE_MIX, max_rows=rows, start=start, epochs=IE_EPOCHS[rows], lr=best['sft'],
-                  lr_scratch=best['scratch'], out=str(run_path(f'ie_{rows}_{start}')))
+    cfg = replace(IE, max_rows=rows, start=start, steps=IE_STEPS[rows], lr=best['sft'], lr_scratch=best['scratch'],
+                  out=str(run_path(f'ie_{rows}_{start}')))
     return ie(cfg, progress=False)
 
-PARTS = {'8th': 1/8, '32nd': 1/32} # whole trainings with a smaller budget: points for the law that the loss follows
-TINY_STEPS = 7500 # of 2,048 tokens
+# Does practice in copying help where pretraining on these texts did not? A few minutes of the course's exercises.
+COPY_ROWS = 30_000
+COPIED = replace(sft_cfg('small'), freeze=(), steps=300, lr=1e-3, budget_tok=2048, eval_every=150)
+
+def copying_file()->str: # parquet with prompt and response
+    "The course's copying exercises, each with names of its own."
+    asked = [(f'{r.title}：{r.body}' if r.body else r.title, r.response) for r in copy_rows(COPY_ROWS)]
+    rows, path = [dict(prompt=p, response=r) for p, r in asked], run_path('copying.parquet')
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+def practise()->object: # the run
+    "Copying exercises among instruction rows, from the fine-tuned model."
+    files = copying_file(), str(run_path('data', 'sft_train.parquet'))
+    return sft(replace(COPIED, base=str(run_path('sft', 'model')), files=files, out=str(run_path('copied'))),
+               progress=False)
+
+def after_practice()->object: # the run
+    "Extraction from all training sentences afterwards, with the steps and the rate of the others."
+    best, rows = read_json(run_path('ie_choice', 'choice.json'))['best'], max(IE_STEPS)
+    cfg = replace(IE, max_rows=rows, start=str(run_path('copied', 'model')), steps=IE_STEPS[rows], lr=best['sft'],
+                  out=str(run_path(f'ie_{rows}_copied')))
+    return ie(cfg, progress=False)
+
+PARTS = {'16th': 1/16} # whole trainings with a smaller budget: points for the law that the loss follows
+TINY = replace(pretrain_cfg('tiny'), steps=1000, budget_tok=2048, max_len=257, precision='auto')
 
 def shorter(
     scale:str, # small, or tiny: the course's size on the same text
@@ -156,8 +187,8 @@ def shorter(
     name:str, # of the folder
 )->object: # the run
     "A pretraining of its own, not the beginning of another one: its learning rate comes down at its own end."
-    cfg = pretrain_cfg(scale)
-    if scale == 'tiny': cfg = replace(cfg, steps=TINY_STEPS, budget_tok=2048, max_len=257, precision='auto')
+    cfg = PRETRAIN
+    if scale == 'tiny': cfg = TINY
     steps = round(cfg.steps * share)
     cfg = replace(cfg, steps=steps, eval_every=max(1, steps // 20), out=str(run_path(name)))
     return pretrain(cfg, progress=False)
@@ -169,12 +200,13 @@ STEPS:dict[str, Callable] = dict(
     clean=clean,
     leaks=without_leaks,
     tokenizer=lambda: train_tokenizer(tokenizer_cfg()),
-    pretrain=partial(pretrain, pretrain_cfg('small'), QUESTIONS, progress=False),
-    sft=partial(sft, sft_cfg('small'), progress=False),
-    dpo=partial(dpo, dpo_cfg('small'), progress=False),
+    pretrain=partial(pretrain, PRETRAIN, QUESTIONS, progress=False),
+    sft=partial(sft, SFT, progress=False),
+    dpo=partial(dpo, DPO, progress=False),
     ie_choice=choose_rates,
-) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_EPOCHS for start in IE_STARTS} | {
-    name: partial(shorter, *how, name) for name, how in LAW.items()}
+) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_STEPS for start in IE_STARTS} | {
+    name: partial(shorter, *how, name) for name, how in LAW.items()} | {
+    'copied': practise, f'ie_{max(IE_STEPS)}_copied': after_practice}
 
 def diary()->Path:
     "Where it is noted what began, ended or was stopped, and when."
@@ -217,7 +249,7 @@ def main():
     p.add_argument('names', nargs='*', help='steps; none: all')
     p.add_argument('--data', type=Path, help='the public files')
     p.add_argument('--raw', type=Path, default=Path(os.environ.get('SCCLM_RAW', 'raw_real')), help='the raw folder')
-    a = p.parse_args()
+    a = p.parse_intermixed_args()
     set_dials(a.raw)
     if a.what == 'prepare': return prepare(a.data, a.raw) if a.data else p.error('prepare wants --data')
     if unknown := set(a.names) - STEPS.keys(): p.error(f"{', '.join(unknown)}: expected some of {' '.join(STEPS)}")

@@ -1,6 +1,7 @@
 """What the real run came to: figures, samples and a card, kept in results/real_small/.
 
-    python benchmarks/real_measure.py --raw RAW
+    python benchmarks/real_measure.py --raw RAW                     # figures, samples, a blank sheet for the judges
+    python benchmarks/real_measure.py --raw RAW --judged A.json B.json  # what two judges said of the sheet; the card
 
 Reads what real.py left under SCCLM_RUNS. A part that is measured already is kept (delete its file to measure again).
 No weights and no rows of the data go to the results but the questions asked and the answers given."""
@@ -11,32 +12,33 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pyarrow.parquet as pq
 from ngram import CharNgram
-from real import IE_EPOCHS, IE_STARTS, LAW, done_steps, set_dials, test_name
+from real import IE_STARTS, IE_STEPS, LAW, done_steps, set_dials, test_name
 from report import RESULTS, machine
 
 from scclm.chat import ChatBot
 from scclm.chat_exam import in_circles
-from scclm.dataset import columns, read_pairs
+from scclm.dataset import columns, encode, read_pairs
 from scclm.duplicates import normal_form
 from scclm.evaluation import EvaluateCfg, distinct, evaluate, repeats
 from scclm.ie_finetune import prf
 from scclm.model import load_model, meta_model, model_config, n_params
 from scclm.pretrain import pretrain_cfg
+from scclm.real_text import fit_law
 from scclm.reproduce import read_diary
 from scclm.runlog import read_log
 from scclm.runs import raw_dir, read_json, run_path, write_json
 from scclm.scores import bits_per_char, ratio_score, scored, share_score
-from scclm.tokenizer import tokenizer_cfg
+from scclm.tokenizer import load_tokenizer, tokenizer_cfg
 from scclm.triple_files import Rejects, parse_triples, read_duie
 
 OUT = RESULTS/'real_small'
 STAGES = ('pretrain', 'sft', 'dpo')
 DRAWN, SHOWN, SEED = 200, 50, 2026 # questions asked, those of them that are printed and judged, the draw
+WITH_IE = 'ie_17000_sft' # after extraction was learnt: is the chat still there?
+HELD_OUT = 2000 # rows of the test that bits are counted on
 KINDS = dict(A='instructions', B='medicine', C='instructions', D='knowledge', E='reading', J='law') # of mixed.parquet
 
 def kept(make:Callable[[], dict], name:str)->dict:
@@ -65,16 +67,29 @@ def by_source(pairs:list)->dict[str, list]:
     for pair in pairs: found[kinds.get(key(*pair), 'other')].append(pair)
     return {kind: rows for kind, rows in sorted(found.items()) if len(rows) >= 20}
 
+def share_read(
+    pairs:list[tuple[str, str]], # training rows
+)->float: # 0 to 1
+    "What part of them the pretraining read: its tokens over those of all rows, as a sample of 4,000 has them."
+    tok, cfg = load_tokenizer(), read_json(run_path('pretrain', 'config.json'))
+    sample = pairs[:4000]
+    ids = [x for column in columns(sample) for x in encode(list(column), tok, cfg['max_len'])]
+    each = sum(map(len, ids)) / len(sample)
+    return min(1., read_json(run_path('pretrain', 'figures.json'))['real_tok'] / (each * len(pairs)))
+
 def bits()->dict:
     "Bits per character of held-out answers: the model after each stage, and what counting knows; in all and by kind."
-    test = read_pairs(run_path('data', 'test.parquet'), 4000)
+    test = read_pairs(run_path('data', 'test.parquet'), HELD_OUT)
     groups = dict(all=test) | by_source(test)
     found = {kind: dict(rows=len(rows)) for kind, rows in groups.items()}
-    train = [response for _, response in read_pairs(run_path('data', 'train.parquet'))]
-    for order, name in ((1, 'unigram'), (2, 'bigram'), (5, 'ngram5')):
-        counted = CharNgram(train, order)
+    pairs = read_pairs(run_path('data', 'train.parquet')) # shuffled: any part is a sample
+    train = list(columns(pairs)[1])
+    part = train[:round(share_read(pairs) * len(train))]
+    counts = dict(unigram=(train, 1), bigram=(train, 2), ngram5=(train, 5), ngram5_part=(part, 5))
+    for name, (texts, order) in counts.items():
+        counted = CharNgram(texts, order)
         for kind, rows in groups.items(): found[kind][name] = counted.bits(columns(rows)[1])
-    for stage in ('pretrain_tiny', *STAGES):
+    for stage in ('pretrain_tiny', *STAGES, WITH_IE):
         model, tok = load_model(run_path(stage, 'model'))
         for kind, rows in groups.items(): found[kind][stage] = bits_per_char(model.eval(), tok, rows, 257)
     return found
@@ -96,30 +111,7 @@ def curves()->dict:
     "Of every training on pairs."
     return {stage: curve(stage) for stage in ('pretrain', *LAW, 'sft')}
 
-HOFFMANN = (.34, .28) # exponents of parameters and of tokens, Hoffmann et al. 2022
 BUDGETS = ('mini', 'base') # what the law is asked about
-
-class Law(NamedTuple):
-    "bits = floor + by_size / parameters**a + by_tokens / tokens**b"
-    floor:float
-    by_size:float
-    by_tokens:float
-    exponents:tuple[float, float]
-
-    def __call__(self, parameters:float, tokens:float)->float:
-        "Bits per character."
-        a, b = self.exponents
-        return self.floor + self.by_size / parameters**a + self.by_tokens / tokens**b
-
-def fitted(
-    points:list[dict], # ends of whole trainings: parameters, real_tok, bits_per_char
-    exponents:tuple[float, float]=HOFFMANN, # two sizes are too few to fit them
-)->Law: # with the least squares
-    "What is left to fit is linear."
-    a, b = exponents
-    rows = [(1, p['parameters']**-a, p['real_tok']**-b) for p in points]
-    best, *_ = np.linalg.lstsq(np.array(rows), np.array([p['bits_per_char'] for p in points]))
-    return Law(*map(float, best), exponents)
 
 def planned(scale:str)->dict:
     "Parameters and real tokens of a pretraining as its preset has it; 95 of 100 tokens of a batch are real."
@@ -133,7 +125,7 @@ def law()->dict:
     ends = {name: curve(name) for name in ('pretrain', *LAW)}
     points = [dict(name=name, parameters=c['parameters'], real_tok=c['real_tok'],
                    bits_per_char=c['points'][-1]['bits_per_char']) for name, c in ends.items()]
-    found = fitted(points)
+    found = fit_law(points)
     for p in points: p['law'] = found(p['parameters'], p['real_tok'])
     larger = {scale: planned(scale) for scale in BUDGETS}
     for p in larger.values(): p['law'] = found(p['parameters'], p['real_tok'])
@@ -149,7 +141,7 @@ def answers_of(stage:str)->dict:
     "The chat's own answers with its default decoding, and what can be counted in them."
     asked, wanted = columns(drawn_questions())
     said = ChatBot.from_dir(run_path(stage, 'model')).answer(list(asked))
-    thrice = [max(Counter(t[k:k + 4] for k in range(len(t) - 3)).values(), default=0) >= 3 for t in said]
+    thrice = [any(t.count(t[k:k + 4]) >= 3 for k in range(len(t) - 3)) for t in said] # not one over the other
     pieces = [repeats(t) for t in said]
     circles = sum(map(in_circles, said))
     measures = dict(
@@ -157,24 +149,56 @@ def answers_of(stage:str)->dict:
         pieces_again=ratio_score([p.again for p in pieces], [p.pieces for p in pieces]),
         length_ratio=ratio_score([len(t) for t in said], [len(t) for t in wanted]),
         distinct1=scored(distinct(said, 1)), distinct2=scored(distinct(said, 2)))
-    return dict(measures=measures, answers=said)
+    return dict(measures=measures, answers=said[:SHOWN])
 
 def samples()->dict:
-    "Every stage's answers to the same questions; the first 50 are printed whole, in the order of the draw."
-    asked, wanted = columns(drawn_questions())
-    return dict(questions=list(asked), references=list(wanted)) | {stage: answers_of(stage) for stage in STAGES}
+    "Every stage's answers to the same questions; the first 50 are kept, in the order of the draw."
+    asked, _ = columns(drawn_questions())
+    return dict(questions=list(asked[:SHOWN])) | {stage: answers_of(stage) for stage in (*STAGES, WITH_IE)}
 
 def blind(found:dict)->dict:
     "The first 50 questions with the stages' answers in an order that tells nothing; who wrote which is kept apart."
     rng, sheet, who = random.Random(SEED + 1), [], []
-    for k, question in enumerate(found['questions'][:SHOWN]):
+    for k, question in enumerate(found['questions']):
         order = rng.sample(STAGES, len(STAGES))
         sheet.append(dict(number=k + 1, question=question,
                           answers={letter: found[s]['answers'][k] for letter, s in zip('ABC', order)}))
         who.append(dict(zip('ABC', order)))
     return dict(sheet=sheet, who=who)
 
+MARKS = ('to_the_point', 'fluent') # what is judged, 0, 1 or 2 each
+# A judge's file: {"judged": [{"A": {"to_the_point": 0, "fluent": 2}, "B": …, "C": …}, …]}, as long as the sheet
+Judged = list[dict[str, dict[str, int]]] # of each question: letter -> mark -> 0, 1 or 2
+
+def weighted_kappa(a:list[int], b:list[int])->float:
+    "Agreement of two judges beyond chance, far apart counting more: Cohen 1968, squared weights. 1 if all is the same."
+    apart = sum((x - y)**2 for x, y in zip(a, b)) / len(a)
+    by_chance = sum((x - y)**2 for x in a for y in b) / len(a)**2
+    return 1 - apart / by_chance if by_chance else 1.
+
+def judged(
+    first:Judged, # one judge
+    second:Judged, # the other
+    who:list[dict[str, str]], # of each question: letter -> stage
+)->dict: # per mark: the mean of each stage with its interval, and how far the two agree
+    "What two judges made of the answers when they did not know who wrote them. Raises ValueError for a gap."
+    if not len(first) == len(second) == len(who):
+        raise ValueError(f'{len(first)} and {len(second)} questions judged: expected {len(who)} each')
+    found = {}
+    for mark in MARKS:
+        ways = [[(row[letter], said[letter][mark]) for row, said in zip(who, judge) for letter in sorted(row)]
+                for judge in (first, second)]
+        a, b = ([value for _, value in way] for way in ways)
+        if wrong := set(a + b) - {0, 1, 2}: raise ValueError(f'{mark}: {sorted(wrong)}, expected 0, 1 or 2')
+        means = {stage: [(x + y) / 2 for (s, x), y in zip(ways[0], b) if s == stage] for stage in STAGES}
+        same = sum(x == y for x, y in zip(a, b))
+        found[mark] = {stage: ratio_score(m, [1] * len(m)) for stage, m in means.items()} | dict(
+            agree=share_score(same, len(a)), kappa=weighted_kappa(a, b))
+    return found
+
 # ---- triples
+
+SHOWN_RUN = 'scratch' # the best of all: whose relations and mistakes are shown
 
 class Dictionary:
     "Extraction without a network: triples seen in training, and what stood between subject and object."
@@ -209,6 +233,26 @@ class Dictionary:
                           if (s, p, o) in self.known or p in likely]
         return found
 
+def copied_share(
+    pairs:list[tuple[str, str]], # what is read, what is to be written
+)->float: # 0 to 1
+    "How many of the pairs of neighbouring characters in the answers stand in their questions too."
+    there = total = 0
+    for prompt, response in pairs:
+        read = {prompt[k:k + 2] for k in range(len(prompt) - 1)}
+        written = [response[k:k + 2] for k in range(len(response) - 1)]
+        there += sum(two in read for two in written)
+        total += len(written)
+    return there / total
+
+def text()->dict:
+    "What part of the training text was read; how much of each task is copying: what was taught, what extraction asks."
+    texts, stated, _ = extracted(f'ie_{max(IE_STEPS)}_sft')
+    answers = [''.join(s + o for s, _, o in row) for row in stated]
+    rows = {name: read_pairs(run_path('data', f'{name}.parquet'), 5000) for name in ('train', 'sft_train')}
+    copied = {name: copied_share(pairs) for name, pairs in (rows | dict(duie=list(zip(texts, answers)))).items()}
+    return dict(share_read=share_read(read_pairs(run_path('data', 'train.parquet'))), copied=copied)
+
 def strict(pred:list[list], gold:list[list])->dict:
     "Strict micro precision, recall and F1, without an interval."
     found = prf(pred, gold, n_boot=1)
@@ -225,7 +269,7 @@ def by_dictionary(texts:list[str])->dict[int, list[list]]:
     found, tests = {}, dict.fromkeys(texts, 'leak')
     train = read_duie(raw_dir()/'duie'/'duie_train.json', 'train', Rejects(), tests)
     rows = [(s.text, s.triples) for s in train]
-    for n in IE_EPOCHS:
+    for n in IE_STEPS:
         look = Dictionary(rows[:n])
         found[n] = [look(t) for t in texts]
     return found
@@ -245,18 +289,20 @@ def errors(texts:list[str], stated:list[list], said:list[list])->list[dict]:
     return [dict(text=texts[k], missing=sorted(set(stated[k]) - set(said[k])),
                  wrong=sorted(set(said[k]) - set(stated[k]))) for k in drawn]
 
-def triples()->dict:
-    "The nine fine-tunings, the plain baseline, a table of relations, ten mistakes."
-    found = {}
-    for n in IE_EPOCHS:
-        for start in IE_STARTS:
-            f = read_json(run_path(f'ie_{n}_{start}', 'figures.json'))
-            name = test_name(f)
-            found[f'{n}_{"pretrained" if start == "sft" else start}'] = dict(
-                f1=f[f'f1_{name}'], ci95=f[f'f1_{name}_ci95'], p=f[f'p_{name}'], r=f[f'r_{name}'], n=f[f'f1_{name}_n'],
-                raw=f[f'published_f1_{name}'], unreadable=f[f'unreadable_{name}'],
+def fine_tuned(folder:str)->dict:
+    "What a fine-tuning for extraction came to."
+    f = read_json(run_path(folder, 'figures.json'))
+    name = test_name(f)
+    return dict(f1=f[f'f1_{name}'], ci95=f[f'f1_{name}_ci95'], p=f[f'p_{name}'], r=f[f'r_{name}'], n=f[f'f1_{name}_n'],
+                raw=f[f'published_f1_{name}'], unreadable=f[f'unreadable_{name}'], loss=f['loss_valid'],
                 steps=f['steps'], seconds=f['seconds'])
-    texts, stated, said = extracted(f'ie_{max(IE_EPOCHS)}_sft')
+
+def triples()->dict:
+    "The nine fine-tunings, one after practice in copying, the plain baseline, a table of relations, ten mistakes."
+    found = {f'{n}_{"pretrained" if start == "sft" else start}': fine_tuned(f'ie_{n}_{start}')
+             for n in IE_STEPS for start in IE_STARTS}
+    found[f'{max(IE_STEPS)}_copied'] = fine_tuned(f'ie_{max(IE_STEPS)}_copied')
+    texts, stated, said = extracted(f'ie_{max(IE_STEPS)}_{SHOWN_RUN}')
     plain = {n: strict(pred, stated) for n, pred in by_dictionary(texts).items()}
     choice = read_json(run_path('ie_choice', 'choice.json'))
     return dict(choice=choice, runs=found, dictionary=plain, relations=relations(stated, said),
@@ -277,9 +323,8 @@ def exams()->dict:
 
 def diary()->dict:
     "How often each step was started and stopped, and how long it took in all, waiting between two starts left out."
-    found = {name: dict(starts=0, stops=0) for name in done_steps()}
-    for e in read_diary(run_path('diary.jsonl')):
-        if e['step'] in found and e['what'] != 'end': found[e['step']][f"{e['what']}s"] += 1
+    starts = Counter(e['step'] for e in read_diary(run_path('diary.jsonl')) if e['what'] == 'start')
+    found = {name: dict(starts=starts[name], stops=starts[name] - 1) for name in done_steps()}
     for name, f in found.items():
         figures = run_path(name, 'figures.json')
         if figures.exists(): f['seconds'] = read_json(figures)['seconds']
@@ -297,8 +342,23 @@ def settings()->dict:
     for name in sorted(done_steps()):
         path = run_path(name, 'config.json')
         if not path.exists(): continue
-        found[name] = {k: v for k, v in read_json(path).items() if k not in ('out', 'data', 'files', 'pairs', 'base')}
-    return dict(machine=machine(), clean=read_json(run_path('data', 'report.json'))['splits'], stages=found)
+        kept_fields = {k: v for k, v in read_json(path).items() if k not in ('out', 'data', 'files', 'pairs', 'base')}
+        if '/' in str(kept_fields.get('start', '')): kept_fields['start'] = Path(kept_fields['start']).parent.name
+        found[name] = kept_fields
+    return dict(machine=machine(), stages=found)
+
+def copy_logs():
+    "Every training's log as it was written, and the answers given on the way."
+    shutil.copyfile(run_path('pretrain', 'samples.jsonl'), OUT/'along_the_way.jsonl')
+    (OUT/'logs').mkdir(exist_ok=True)
+    for name in sorted(done_steps()):
+        log = run_path(name, 'log.jsonl')
+        if log.exists(): shutil.copyfile(log, OUT/'logs'/f'{name}.jsonl')
+
+def clean()->dict:
+    "What cleaning was given, what it kept and why it turned rows away."
+    report = read_json(run_path('data', 'report.json'))
+    return {k: report[k] for k in ('rows_in', 'kept', 'rejected', 'duplicates', 'leaks', 'rules', 'splits')}
 
 def card()->dict:
     "The figures that are quoted, by the names of the report card."
@@ -314,19 +374,28 @@ def card()->dict:
     prefs = read_json(run_path('dpo', 'figures.json'))
     dpo = {k: prefs[k] for k in ('pref_acc_before', 'pref_acc_after', 'pref_acc_before_n', 'pref_acc_by_source')}
     return dict(scale='small', machine=machine(), pretrain=pretrain, ie=ie, chat=chat, dpo=dpo,
-                eval={f'cmmlu_{k}': v for k, v in kept(exams, 'exams').items()})
+                eval={f'cmmlu_{k}': v for k, v in kept(exams, 'exams').items()}, published=PUBLISHED)
+
+PUBLISHED = { # triples of ChatLM-mini-Chinese, 0.2B: F1, precision, recall on its DuIE test, as its README has them
+    'pretrained': (.74, .75, .73), 'no pretraining': (.51, .53, .49), 'a classical model': (.80, .79, .80)}
 
 def main():
     "Measure what is missing; write the card last."
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--raw', type=Path, required=True, help='the raw folder that real.py laid out')
-    set_dials(p.parse_args().raw)
+    p.add_argument('--judged', type=Path, nargs=2, help='files of two judges')
+    a = p.parse_args()
+    set_dials(a.raw)
     OUT.mkdir(parents=True, exist_ok=True)
-    for make in (inputs, settings, diary, curves, law, bits, samples, triples, exams): kept(make, make.__name__)
+    if a.judged:
+        first, second = (read_json(path)['judged'] for path in a.judged)
+        write_json(OUT/'blind.json', judged(first, second, read_json(run_path('blind_who.json'))['who']))
+    makers = inputs, clean, settings, diary, curves, law, bits, samples, triples, text, exams
+    for make in makers: kept(make, make.__name__)
     sheet = blind(read_json(OUT/'samples.json'))
-    write_json(run_path('blind_sheet.json'), sheet['sheet'])
-    write_json(run_path('blind_who.json'), sheet['who'])
-    shutil.copyfile(run_path('pretrain', 'samples.jsonl'), OUT/'along_the_way.jsonl')
-    write_json(OUT/'card.json', card())
+    write_json(run_path('blind_sheet.json'), dict(sheet=sheet['sheet']))
+    write_json(run_path('blind_who.json'), dict(who=sheet['who']))
+    copy_logs()
+    if (OUT/'blind.json').exists(): write_json(OUT/'card.json', card())
 
 if __name__ == '__main__': main()

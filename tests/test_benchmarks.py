@@ -29,7 +29,7 @@ SCRIPTS = sorted(FOLDER.glob('*.py'))
 def gpu(): return load_benchmark('gpu')
 
 
-def results(): return {p.name: p.read_bytes() for p in (FOLDER/'results').iterdir()}
+def results(): return {p.name: p.read_bytes() for p in (FOLDER/'results').iterdir() if p.is_file()}
 
 
 @pytest.mark.parametrize('path', SCRIPTS, ids=[p.stem for p in SCRIPTS])

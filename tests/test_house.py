@@ -89,7 +89,8 @@ ROOMS = {
     'fetch': 'runs readers download',
     'cluster': 'readers duplicates sources clean_stage data_cleaning cli',
     'leaks': 'runs readers duplicates splits triple_files evaluation',
-    'streaming': 'plots dataset'}
+    'streaming': 'plots dataset',
+    'real_text': ''}
 
 def names(paths:list[Path])->list[str]: return [p.stem for p in paths]
 def source(path:Path)->str: return path.read_text(encoding='utf-8')

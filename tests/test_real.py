@@ -1,16 +1,20 @@
 "The scripts of the real run: what they lay out, what they fit, what they count, on files made by hand."
 import json
+import re
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from front import MARK, fill
+from real_page import PAGE, filled_page, real_values
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'benchmarks'))
 import real
 import real_measure
 
+from scclm.real_text import HOFFMANN, Law, fit_law
 from scclm.sources import find_sources
 
 
@@ -59,10 +63,10 @@ def test_rates_are_chosen_on_sentences_that_no_reported_test_holds(data, tmp_pat
 
 
 def test_the_law_finds_what_made_the_points():
-    true = real_measure.Law(1.7, 400., 900., real_measure.HOFFMANN)
+    true = Law(1.7, 400., 900., HOFFMANN)
     sizes = [(n, d) for n in (2.4e6, 9.4e6) for d in (2e6, 8e6, 5e7)]
     points = [dict(parameters=n, real_tok=d, bits_per_char=true(n, d)) for n, d in sizes]
-    found = real_measure.fitted(points)
+    found = fit_law(points)
     assert found[:3] == pytest.approx(true[:3], rel=1e-6)
     assert true(2.4e6, 2e6) == pytest.approx(1.7 + 400/2.4e6**.34 + 900/2e6**.28)
 
@@ -84,6 +88,10 @@ def test_the_dictionary_knows_triples_and_the_words_between():
     assert look('曹雪芹没有写过水浒') == []
 
 
+def test_what_is_copied_is_counted_by_pairs_of_characters():
+    assert real_measure.copied_share([('甲乙丙', '乙丙'), ('子丑', '丑子寅')]) == pytest.approx(1/3) # 乙丙 of three
+
+
 def test_a_table_of_relations_counts_each_one_alone():
     gold = [[('甲', '作者', '乙'), ('甲', '国籍', '丙')], [('丁', '作者', '戊')]]
     said = [[('甲', '作者', '乙'), ('甲', '作者', '丙')], []]
@@ -92,10 +100,87 @@ def test_a_table_of_relations_counts_each_one_alone():
 
 
 def test_the_sheet_hides_who_wrote_what_and_the_key_tells():
-    found = dict(questions=[f'问{k}' for k in range(60)])
-    for stage in real_measure.STAGES: found[stage] = dict(answers=[f'{stage}{k}' for k in range(60)])
+    shown = range(real_measure.SHOWN)
+    found = dict(questions=[f'问{k}' for k in shown])
+    for stage in real_measure.STAGES: found[stage] = dict(answers=[f'{stage}{k}' for k in shown])
     made = real_measure.blind(found)
     assert len(made['sheet']) == len(made['who']) == real_measure.SHOWN
     for k, (row, who) in enumerate(zip(made['sheet'], made['who'])):
         assert row['answers'] == {letter: f'{stage}{k}' for letter, stage in who.items()}
     assert len({tuple(who.values()) for who in made['who']}) > 1, 'not always in one order'
+
+
+def judge(*values):
+    "What a judge says of one question a value, the same of all three answers and both marks."
+    return [{letter: dict(to_the_point=v, fluent=v) for letter in 'ABC'} for v in values]
+
+
+WHO = [dict(A='sft', B='pretrain', C='dpo'), dict(A='dpo', B='sft', C='pretrain')]
+
+
+def test_two_judges_are_averaged_by_stage_and_their_agreement_is_counted():
+    first, second = judge(2, 0), judge(2, 0)
+    first[0]['B']['fluent'], second[0]['B']['fluent'] = 0, 1 # one answer of pretraining, seen differently
+    found = real_measure.judged(first, second, WHO)
+    assert found['to_the_point']['sft']['value'] == 1 and found['to_the_point']['kappa'] == 1
+    assert found['fluent']['pretrain']['value'] == .25 and found['fluent']['agree']['value'] == pytest.approx(5/6)
+    a, b = [2, 0, 2, 0, 0, 0], [2, 1, 2, 0, 0, 0]
+    by_hand = 1 - (1/6) / (sum((x - y)**2 for x in a for y in b) / 36)
+    assert found['fluent']['kappa'] == pytest.approx(by_hand)
+
+
+def test_a_judge_who_left_something_out_is_named():
+    with pytest.raises(ValueError, match='expected 2 each'): real_measure.judged(judge(1), judge(1, 1), WHO)
+    with pytest.raises(ValueError, match=r'to_the_point: \[3\], expected 0, 1 or 2'):
+        real_measure.judged(judge(3, 1), judge(1, 1), WHO)
+
+
+# The page
+
+ROOT = Path(__file__).resolve().parents[1]
+ON_PAPER = ('先换算', '练习') # sections whose numbers a reader computes, with a cell or an answer beside them
+NAMES = {'4', # the loss that students ask about
+         '95', '25', # an interval, the line of chance
+         '0.34', '0.28', '2022', # exponents as published, and when
+         '0.2', '2.0'} # the ancestor's parameters in billions, DuIE's version
+BESIDE = r'```.*?```|`[^`]*`|\]\([^)]*\)|<details>.*?</details>|第 \d\d 章|distinct-\d|[A-Za-z_]+\d+' # code, names
+
+
+def prose():
+    "Title -> text of every section of the page, marks and code left out."
+    cells = json.loads((ROOT/PAGE).read_text(encoding='utf-8'))['cells']
+    text = '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    parts = re.split(r'^## +(.+)$', re.sub(BESIDE, '', MARK.sub('', text), flags=re.S), flags=re.M)
+    return dict(zip(['', *parts[1::2]], parts[::2]))
+
+
+def test_every_number_in_the_prose_of_the_page_comes_from_a_stored_file():
+    for title, text in prose().items():
+        if title.startswith(ON_PAPER): continue
+        loose = [n.rstrip('.,') for n in re.findall(r'\d[\d.,]*', text)]
+        assert set(loose) <= NAMES, f'{title}: {set(loose) - NAMES} stand outside a mark'
+    assert filled_page(ROOT, fill) == (ROOT/PAGE).read_text(encoding='utf-8'), 'make front'
+    marks = MARK.findall(''.join(''.join(c['source']) for c in json.loads((ROOT/PAGE).read_text())['cells']))
+    assert len(marks) > 20 and all(real_values(ROOT)[key] == shown for key, shown in marks)
+
+
+def test_the_card_has_every_figure_that_is_quoted():
+    card = json.loads((real_measure.OUT/'card.json').read_text(encoding='utf-8'))
+    for n in (1000, 4000, 17000):
+        for start in ('pretrained', 'scratch', 'stock'):
+            assert 0 <= card['ie'][f'f1_{n}_{start}'] <= 1 and 0 <= card['ie'][f'f1_{n}_{start}_raw'] <= 1
+    assert card['pretrain']['bits_per_char'] > 0 and card['pretrain']['bits_per_char_ngram5'] > 0
+    assert 0 <= card['chat']['repetition'] <= 1
+
+
+def test_what_is_stored_agrees_with_itself():
+    "Precision, recall and F1; the law at its own points; shares and their counts."
+    read = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in real_measure.OUT.glob('*.json')}
+    for r in read['triples']['runs'].values():
+        assert r['f1'] == pytest.approx(2*r['p']*r['r']/(r['p'] + r['r']) if r['p'] + r['r'] else 0, abs=1e-9)
+        assert r['ci95'][0] <= r['f1'] <= r['ci95'][1]
+    found = fit_law(read['law']['points'])
+    assert list(found)[:3] == pytest.approx([read['law']['law'][k] for k in ('floor', 'by_size', 'by_tokens')])
+    assert read['clean']['kept'] + read['clean']['rejected'] == read['clean']['rows_in']
+    assert sum(read['clean']['rules'].values()) == read['clean']['rejected']
+    assert len(read['samples']['questions']) == real_measure.SHOWN
