@@ -25,58 +25,55 @@ def with_interval(value:float, ci95:tuple[float, float])->str:
     low, high = ci95
     return f'{value:.3f} [{low:.3f}, {high:.3f}]'
 
-def run_values(triples:dict)->dict[str, str]:
-    "F1 of the nine fine-tunings and of the dictionary, and what pretraining adds."
-    runs, found = triples['runs'], {}
-    for name, r in runs.items():
-        found |= {f'f1_{name}': f"{r['f1']:.3f}", f'f1ci_{name}': with_interval(r['f1'], r['ci95'])}
-    for n, f in triples['dictionary'].items(): # and what pretraining adds
-        ours, scratch, stock = (runs[f'{n}_{start}']['f1'] for start in ('pretrained', 'scratch', 'stock'))
-        found |= {f'dictionary_{n}': f"{f['f1']:.3f}", f'gap_{n}': f'{ours - scratch:.3f}',
-                  f'gap_stock_{n}': f'{ours - stock:.3f}'}
-    return found
+def percent_of(share:float)->str:
+    "A share in whole per cent."
+    return f'{100*share:.0f} %'
 
-def chat_values(samples:dict, blind:dict)->dict[str, str]:
-    "What was counted in the answers, and how they were judged."
-    found = {}
-    for stage, s in samples.items():
-        if 'measures' not in s: continue
-        found |= {f'{name}_{stage}': f"{m['value']:.3f}" for name, m in s['measures'].items()}
-        found[f'repeat_{stage}'] = percent(s['measures']['repetition']['value'])
-    for mark, m in blind.items():
-        found |= {f'{mark}_{stage}': f"{m[stage]['value']:.2f}" for stage in ('pretrain', 'sft', 'dpo')}
-        found |= {f'{mark}_kappa': f"{m['kappa']:.2f}", f'{mark}_agree': percent(m['agree']['value'])}
-    return found
+def extraction_values(triples:dict)->dict[str, str]:
+    "What the fine-tunings for extraction came to, and the dictionary."
+    runs = triples['runs']
+    found = {f'f1_17000_{start}': f"{runs[f'17000_{start}']['f1']:.3f}" for start in ('pretrained', 'stock', 'copied')}
+    scratch, steps = runs['17000_scratch'], [runs[f'{n}_pretrained']['steps'] for n in (1000, 4000, 17000)]
+    return found | dict(
+        f1ci_17000_scratch=with_interval(scratch['f1'], scratch['ci95']), duie_n=f"{scratch['n']:,}",
+        dictionary_17000=f"{triples['dictionary']['17000']['f1']:.3f}", ie_steps='、'.join(f'{n:,}' for n in steps))
+
+def chat_values(samples:dict, blind:dict, dpo:dict)->dict[str, str]:
+    "What was counted in the answers, how they were judged, which answers are preferred."
+    point, fluent = blind['to_the_point'], blind['fluent']
+    judged = {f'to_the_point_{stage}': f"{point[stage]['value']:.2f}" for stage in ('pretrain', 'sft', 'dpo')}
+    judged |= {f'fluent_{stage}': f"{fluent[stage]['value']:.2f}" for stage in ('pretrain', 'dpo')}
+    return judged | dict(
+        repeat_dpo=percent(samples['dpo']['measures']['repetition']['value']),
+        to_the_point_agree=percent(point['agree']['value']), fluent_agree=percent(fluent['agree']['value']),
+        pref_before=f"{dpo['pref_acc_before']:.3f}", pref_after=f"{dpo['pref_acc_after']:.3f}",
+        pref_n=f"{dpo['pref_acc_before_n']:,}")
+
+def pretraining_values(curves:dict, bits:dict, law:dict)->dict[str, str]:
+    "Loss, bits per character, what the law says."
+    ours, tiny = curves['pretrain'], curves['pretrain_tiny']
+    return dict(
+        parameters=millions(ours['parameters']), pretrain_tok=millions(ours['real_tok']),
+        tiny_tok=millions(tiny['real_tok']), loss=f"{ours['points'][-1]['loss']:.2f}",
+        loss_tiny=f"{tiny['points'][-1]['loss']:.2f}", small_bits=f"{bits['all']['pretrain']:.2f}",
+        ngram5=f"{bits['all']['ngram5']:.2f}", ngram5_part=f"{bits['all']['ngram5_part']:.2f}",
+        bits_sft=f"{bits['all']['sft']:.2f}", bits_ie=f"{bits['all']['ie_17000_sft']:.2f}",
+        law_mini=f"{law['predicted']['mini']['law']:.2f}", law_base=f"{law['predicted']['base']['law']:.2f}")
 
 def real_values(root:Path)->dict[str, str]:
-    "Everything that the page may ask for, by its key."
+    "Everything that the page asks for, by its key."
     files = {p.stem: read_json(p) for p in sorted((root/RESULTS).glob('*.json'))}
-    settings, clean, curves, bits = (files[name] for name in ('settings', 'clean', 'curves', 'bits'))
-    law, triples, card = (files[name] for name in ('law', 'triples', 'card'))
-    ends = {name: c['points'][-1] for name, c in curves.items()}
-    seconds = sum(d.get('seconds', 0) for d in files['diary'].values())
-    ours, ngram5 = bits['all']['pretrain'], bits['all']['ngram5']
-    published = card['published']
+    clean, text, card, stages = files['clean'], files['text'], files['card'], files['settings']['stages']
+    published, seconds = card['published'], sum(d.get('seconds', 0) for d in files['diary'].values())
     gap = published['pretrained'][0] - published['no pretraining'][0]
-    made = dict(
-        rows_in=f"{clean['rows_in']:,}", kept=f"{clean['kept']:,}",
-        parameters=millions(curves['pretrain']['parameters']),
-        pretrain_steps=f"{settings['stages']['pretrain']['steps']:,}", preset_steps=f"{PRESETS['small'].steps:,}",
-        hours=f'{seconds/3600:.1f}', pretrain_tok=millions(curves['pretrain']['real_tok']),
-        tiny_tok=millions(curves['pretrain_tiny']['real_tok']), loss=f"{ends['pretrain']['loss']:.2f}",
-        loss_tiny=f"{ends['pretrain_tiny']['loss']:.2f}", small_bits=f'{ours:.2f}', ngram5=f'{ngram5:.2f}',
-        tiny_bits=f"{bits['all']['pretrain_tiny']:.2f}", below_ngram5=f'{ngram5 - ours:.2f}',
-        bits_sft=f"{bits['all']['sft']:.2f}", bits_dpo=f"{bits['all']['dpo']:.2f}",
-        bits_ie=f"{bits['all']['ie_17000_sft']:.2f}", law_mini=f"{law['predicted']['mini']['law']:.2f}",
-        law_base=f"{law['predicted']['base']['law']:.2f}", floor=f"{law['law']['floor']:.2f}",
-        duie_n=f"{triples['runs']['17000_pretrained']['n']:,}",
-        ie_steps='、'.join(f"{triples['runs'][f'{n}_pretrained']['steps']:,}" for n in (1000, 4000, 17000)),
-        practice_steps=f"{settings['stages']['copied']['steps']:,}",
-        share_read=percent(files['text']['share_read']), ngram5_part=f"{bits['all']['ngram5_part']:.2f}",
-        copied_train=percent(files['text']['copied']['train']), copied_duie=percent(files['text']['copied']['duie']),
-        published_gap=f'{gap:.2f}', pref_before=f"{card['dpo']['pref_acc_before']:.3f}",
-        pref_after=f"{card['dpo']['pref_acc_after']:.3f}", pref_n=f"{card['dpo']['pref_acc_before_n']:,}")
-    return made | run_values(triples) | chat_values(files['samples'], files['blind'])
+    run = dict(
+        rows_in=f"{clean['rows_in']:,}", kept=f"{clean['kept']:,}", hours=f'{seconds/3600:.1f}',
+        pretrain_steps=f"{stages['pretrain']['steps']:,}", preset_steps=f"{PRESETS['small'].steps:,}",
+        practice_steps=f"{stages['copied']['steps']:,}", share_read=percent_of(text['share_read']),
+        copied_train=percent(text['copied']['train']), copied_duie=percent(text['copied']['duie']),
+        longer=percent_of(text['longer']['reward']), published_gap=f'{gap:.2f}')
+    return (run | pretraining_values(files['curves'], files['bits'], files['law'])
+            | chat_values(files['samples'], files['blind'], card['dpo']) | extraction_values(files['triples']))
 
 def filled_page(
     root:Path, # of the checkout

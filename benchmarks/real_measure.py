@@ -245,13 +245,20 @@ def copied_share(
         total += len(written)
     return there / total
 
+def longer()->dict[str, float]:
+    "In how many held-out preference pairs of each source the better answer has more characters."
+    found = defaultdict(list)
+    for row in pq.read_table(run_path('dpo', 'valid.parquet')).to_pylist():
+        found[row['source']].append(len(row['chosen']) > len(row['rejected']))
+    return {source: sum(rows) / len(rows) for source, rows in found.items()}
+
 def text()->dict:
-    "What part of the training text was read; how much of each task is copying: what was taught, what extraction asks."
+    "How much of the training text was read, how much of each task is copying, how often the better answer is longer."
     texts, stated, _ = extracted(f'ie_{max(IE_STEPS)}_sft')
     answers = [''.join(s + o for s, _, o in row) for row in stated]
     rows = {name: read_pairs(run_path('data', f'{name}.parquet'), 5000) for name in ('train', 'sft_train')}
     copied = {name: copied_share(pairs) for name, pairs in (rows | dict(duie=list(zip(texts, answers)))).items()}
-    return dict(share_read=share_read(read_pairs(run_path('data', 'train.parquet'))), copied=copied)
+    return dict(share_read=share_read(read_pairs(run_path('data', 'train.parquet'))), copied=copied, longer=longer())
 
 def strict(pred:list[list], gold:list[list])->dict:
     "Strict micro precision, recall and F1, without an interval."
@@ -342,9 +349,10 @@ def settings()->dict:
     for name in sorted(done_steps()):
         path = run_path(name, 'config.json')
         if not path.exists(): continue
-        kept_fields = {k: v for k, v in read_json(path).items() if k not in ('out', 'data', 'files', 'pairs', 'base')}
-        if '/' in str(kept_fields.get('start', '')): kept_fields['start'] = Path(kept_fields['start']).parent.name
-        found[name] = kept_fields
+        fields = {k: v for k, v in read_json(path).items() if k not in ('out', 'data', 'files', 'pairs')}
+        for field in {'base', 'start'} & fields.keys(): # a model folder goes by the name of its stage
+            if Path(fields[field]).name == 'model': fields[field] = Path(fields[field]).parent.name
+        found[name] = fields
     return dict(machine=machine(), stages=found)
 
 def copy_logs():
@@ -373,8 +381,10 @@ def card()->dict:
     chat |= {f'{k}_ci95': v['ci95'] for k, v in s['dpo']['measures'].items() if 'ci95' in v}
     prefs = read_json(run_path('dpo', 'figures.json'))
     dpo = {k: prefs[k] for k in ('pref_acc_before', 'pref_acc_after', 'pref_acc_before_n', 'pref_acc_by_source')}
-    return dict(scale='small', machine=machine(), pretrain=pretrain, ie=ie, chat=chat, dpo=dpo,
-                eval={f'cmmlu_{k}': v for k, v in kept(exams, 'exams').items()}, published=PUBLISHED)
+    found = {f'cmmlu_{k}': v['0-shot'] for k, v in kept(exams, 'exams').items()}
+    marks = {k: {name: score[name] for name in ('accuracy', 'ci95', 'n')} for k, score in found.items()}
+    return dict(scale='small', machine=machine(), pretrain=pretrain, ie=ie, chat=chat, dpo=dpo, eval=marks,
+                published=PUBLISHED)
 
 PUBLISHED = { # triples of ChatLM-mini-Chinese, 0.2B: F1, precision, recall on its DuIE test, as its README has them
     'pretrained': (.74, .75, .73), 'no pretraining': (.51, .53, .49), 'a classical model': (.80, .79, .80)}

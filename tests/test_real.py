@@ -160,8 +160,15 @@ def test_every_number_in_the_prose_of_the_page_comes_from_a_stored_file():
         loose = [n.rstrip('.,') for n in re.findall(r'\d[\d.,]*', text)]
         assert set(loose) <= NAMES, f'{title}: {set(loose) - NAMES} stand outside a mark'
     assert filled_page(ROOT, fill) == (ROOT/PAGE).read_text(encoding='utf-8'), 'make front'
-    marks = MARK.findall(''.join(''.join(c['source']) for c in json.loads((ROOT/PAGE).read_text())['cells']))
-    assert len(marks) > 20 and all(real_values(ROOT)[key] == shown for key, shown in marks)
+    cells = json.loads((ROOT/PAGE).read_text(encoding='utf-8'))['cells']
+    marks = dict(MARK.findall(''.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')))
+    assert marks.keys() == real_values(ROOT).keys(), 'asked for and made are the same'
+    logs = {p.stem: [json.loads(line) for line in p.read_text(encoding='utf-8').splitlines() if line]
+            for p in (real_measure.OUT/'logs').glob('*.jsonl')}
+    assert float(marks['loss']) == round(logs['pretrain'][-1]['loss_valid'], 2)
+    assert float(marks['loss_tiny']) == round(logs['pretrain_tiny'][-1]['loss_valid'], 2)
+    last = [logs[f'ie_{n}_sft'][-1]['step'] for n in (1000, 4000, 17000)]
+    assert marks['ie_steps'] == '、'.join(f'{n:,}' for n in last)
 
 
 def test_the_card_has_every_figure_that_is_quoted():
@@ -176,7 +183,9 @@ def test_the_card_has_every_figure_that_is_quoted():
 def test_what_is_stored_agrees_with_itself():
     "Precision, recall and F1; the law at its own points; shares and their counts."
     read = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in real_measure.OUT.glob('*.json')}
-    for r in read['triples']['runs'].values():
+    quoted = json.loads((real_measure.OUT/'card.json').read_text(encoding='utf-8'))['ie']
+    for name, r in read['triples']['runs'].items():
+        assert quoted[f'f1_{name}'] == r['f1'] and quoted[f'f1_{name}_raw'] == r['raw']
         assert r['f1'] == pytest.approx(2*r['p']*r['r']/(r['p'] + r['r']) if r['p'] + r['r'] else 0, abs=1e-9)
         assert r['ci95'][0] <= r['f1'] <= r['ci95'][1]
     found = fit_law(read['law']['points'])
