@@ -32,11 +32,22 @@ def percent_of(share:float)->str:
 def extraction_values(triples:dict)->dict[str, str]:
     "What the fine-tunings for extraction came to, and the dictionary."
     runs = triples['runs']
-    found = {f'f1_17000_{start}': f"{runs[f'17000_{start}']['f1']:.3f}" for start in ('pretrained', 'stock', 'copied')}
-    scratch, steps = runs['17000_scratch'], [runs[f'{n}_pretrained']['steps'] for n in (1000, 4000, 17000)]
-    return found | dict(
-        f1ci_17000_scratch=with_interval(scratch['f1'], scratch['ci95']), duie_n=f"{scratch['n']:,}",
-        dictionary_17000=f"{triples['dictionary']['17000']['f1']:.3f}", ie_steps='、'.join(f'{n:,}' for n in steps))
+    scores = {f'f1_{name}': with_interval(f['f1'], f['ci95']) for name, f in runs.items()}
+    steps = [runs[f'{n}_pretrained']['steps'] for n in (1000, 4000, 17000)]
+    lead = {f'lead_{n}': f"{runs[f'{n}_pretrained']['f1'] - runs[f'{n}_scratch']['f1']:.3f}" for n in (1000, 17000)}
+    return scores | lead | dict(
+        duie_n=f"{runs['17000_scratch']['n']:,}", ie_steps='、'.join(f'{n:,}' for n in steps),
+        dictionary_17000=f"{triples['dictionary']['17000']['f1']:.3f}")
+
+def earlier_values(first:dict, trial:dict)->dict[str, str]:
+    "What the first evening and the trial before the second came to."
+    runs = first['runs']
+    return dict(
+        first_steps=f"{runs['17000_scratch']['steps']:,}", first_scratch=f"{runs['17000_scratch']['f1']:.3f}",
+        first_copied=f"{runs['17000_copied']['f1']:.3f}", practice_steps=f"{first['practice_steps']:,}",
+        trial_steps=f"{trial['pretrain_steps']:,}", trial_rows=f"{trial['ie_rows']:,}",
+        trial_ie_steps=f"{trial['ie_steps']:,}", trial_exercises=f"{trial['loss']['exercises']:.2f}",
+        trial_scratch=f"{trial['loss']['scratch']:.2f}")
 
 def chat_values(samples:dict, blind:dict, dpo:dict)->dict[str, str]:
     "What was counted in the answers, how they were judged, which answers are preferred."
@@ -51,29 +62,41 @@ def chat_values(samples:dict, blind:dict, dpo:dict)->dict[str, str]:
 
 def pretraining_values(curves:dict, bits:dict, law:dict)->dict[str, str]:
     "Loss, bits per character, what the law says."
-    ours, tiny = curves['pretrain'], curves['pretrain_tiny']
+    found = dict(parameters=millions(curves['pretrain']['parameters']))
+    for key, name in (('', 'pretrain'), ('plain_', 'pretrain_plain'), ('tiny_', 'pretrain_tiny')):
+        found |= {f'{key}tok': millions(curves[name]['real_tok']),
+                  f'{key}loss': f"{curves[name]['points'][-1]['loss']:.2f}"}
+    every = bits['all']
+    return found | {f'bits_{name}': f'{every[name]:.2f}' for name in (
+        'pretrain', 'pretrain_plain', 'ngram5', 'ngram5_part', 'sft', 'ie_17000_sft')} | {
+        f'law_{scale}': f"{law['predicted'][scale]['law']:.2f}" for scale in ('mini', 'base')}
+
+def settings_values(stages:dict)->dict[str, str]:
+    "Steps and batches of the pretrainings."
+    ours, plain = stages['pretrain'], stages['pretrain_plain']
+    return dict(pretrain_steps=f"{ours['steps']:,}", batch=f"{ours['budget_tok']:,}", plain_steps=f"{plain['steps']:,}",
+                plain_batch=f"{plain['budget_tok']:,}", preset_steps=f"{PRESETS['small'].steps:,}")
+
+def text_values(text:dict)->dict[str, str]:
+    "What was read, how much of it is copied."
     return dict(
-        parameters=millions(ours['parameters']), pretrain_tok=millions(ours['real_tok']),
-        tiny_tok=millions(tiny['real_tok']), loss=f"{ours['points'][-1]['loss']:.2f}",
-        loss_tiny=f"{tiny['points'][-1]['loss']:.2f}", small_bits=f"{bits['all']['pretrain']:.2f}",
-        ngram5=f"{bits['all']['ngram5']:.2f}", ngram5_part=f"{bits['all']['ngram5_part']:.2f}",
-        bits_sft=f"{bits['all']['sft']:.2f}", bits_ie=f"{bits['all']['ie_17000_sft']:.2f}",
-        law_mini=f"{law['predicted']['mini']['law']:.2f}", law_base=f"{law['predicted']['base']['law']:.2f}")
+        share_read=percent_of(text['share_read']), exercises=f"{text['exercises']['rows']:,}",
+        exercise_share=percent_of(text['exercises']['share']), talk=f"{text['talk']:,}",
+        copied_train=percent(text['copied']['train']), copied_duie=percent(text['copied']['duie']),
+        longer=percent_of(text['longer']['reward']))
 
 def real_values(root:Path)->dict[str, str]:
     "Everything that the page asks for, by its key."
     files = {p.stem: read_json(p) for p in sorted((root/RESULTS).glob('*.json'))}
-    clean, text, card, stages = files['clean'], files['text'], files['card'], files['settings']['stages']
+    clean, card = files['clean'], files['card']
     published, seconds = card['published'], sum(d.get('seconds', 0) for d in files['diary'].values())
     gap = published['pretrained'][0] - published['no pretraining'][0]
-    run = dict(
-        rows_in=f"{clean['rows_in']:,}", kept=f"{clean['kept']:,}", hours=f'{seconds/3600:.1f}',
-        pretrain_steps=f"{stages['pretrain']['steps']:,}", preset_steps=f"{PRESETS['small'].steps:,}",
-        practice_steps=f"{stages['copied']['steps']:,}", share_read=percent_of(text['share_read']),
-        copied_train=percent(text['copied']['train']), copied_duie=percent(text['copied']['duie']),
-        longer=percent_of(text['longer']['reward']), published_gap=f'{gap:.2f}')
-    return (run | pretraining_values(files['curves'], files['bits'], files['law'])
-            | chat_values(files['samples'], files['blind'], card['dpo']) | extraction_values(files['triples']))
+    run = dict(rows_in=f"{clean['rows_in']:,}", kept=f"{clean['kept']:,}", hours=f'{seconds/3600:.1f}',
+               published_gap=f'{gap:.2f}')
+    return (run | settings_values(files['settings']['stages']) | text_values(files['text'])
+            | pretraining_values(files['curves'], files['bits'], files['law'])
+            | chat_values(files['samples'], files['blind'], card['dpo'])
+            | extraction_values(files['triples']) | earlier_values(files['first'], files['trial']))
 
 def filled_page(
     root:Path, # of the checkout

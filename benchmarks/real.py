@@ -9,10 +9,11 @@ that is made lies under SCCLM_RUNS (default runs/) in small/; nothing of the dat
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,15 @@ import pyarrow.parquet as pq
 
 from scclm.course import KEEP_FREED
 from scclm.data_cleaning import clean
+from scclm.dataset import read_pairs
 from scclm.dpo import dpo, dpo_cfg
+from scclm.duplicates import normal_form
 from scclm.ie_finetune import ie, ie_cfg
 from scclm.leaks import LeakCfg, check_leaks
 from scclm.pretrain import pretrain, pretrain_cfg
+from scclm.real_text import line_exercises, lines_of
 from scclm.reproduce import Step, note, read_diary
 from scclm.runs import check_out, raw_dir, read_json, run_path, write_json
-from scclm.sample_corpus import copy_rows
 from scclm.sft import sft, sft_cfg
 from scclm.tokenizer import tokenizer_cfg, train_tokenizer
 
@@ -97,15 +100,58 @@ def without_leaks():
     public = [raw_dir()/'eval'/'cmmlu.tar.xz', raw_dir()/'duie'/'duie_valid.json']
     check_leaks(LeakCfg(exams=(*own, *public), workers=2, remove=True))
 
-# One evening on two cores: a quarter of the preset's pretraining, and short fine-tunings of small batches
-PRETRAIN = replace(pretrain_cfg('small'), steps=2400, eval_every=240)
+# ---- what pretraining reads: talk, with less counselling, and copying exercises made of its sentences
+
+KINDS = dict(A='instructions', B='medicine', C='instructions', D='knowledge', E='reading', J='law') # of mixed.parquet
+COUNSELLING_SHARE = .25 # of its rows that stay: of all there are three times as many as of the rest together
+N_EXERCISES = 150_000
+
+def key(prompt:str, response:str)->tuple[str, str]:
+    "What is left of a row whatever cleaning did to its marks: the beginnings of both normal forms."
+    return normal_form(prompt)[:12], normal_form(response)[:12]
+
+def named_rows()->Iterator[tuple[tuple[str, str], str]]:
+    "The key and the kind of every row of the two large files."
+    for path in sorted(raw_dir().rglob('*.parquet')):
+        table = pq.read_table(path)
+        if 'source' not in table.column_names: continue
+        for row in table.to_pylist():
+            yield key(row['prompt'], row['response']), KINDS.get(row['source'][0], 'counselling')
+
+def write_pairs(name:str, pairs:list[tuple[str, str]]):
+    "Prompt and response as a parquet file in the run's folder."
+    rows = [dict(prompt=p, response=r) for p, r in pairs]
+    pq.write_table(pa.Table.from_pylist(rows), run_path(name), row_group_size=4096)
+    print(f'{name}: {len(rows):,} rows')
+
+def mixture():
+    "talk.parquet, and exercises.parquet from the sentences of its other kinds."
+    kinds, rng = dict(named_rows()), random.Random('mixture')
+    parts = {True: [], False: []} # counselling or not
+    for pair in read_pairs(run_path('data', 'train.parquet')): parts[kinds.get(key(*pair)) == 'counselling'].append(pair)
+    fewer = rng.sample(parts[True], round(COUNSELLING_SHARE * len(parts[True])))
+    write_pairs('talk.parquet', rng.sample(fewer + parts[False], len(fewer) + len(parts[False])))
+    texts = [text for pair in parts[False] for text in pair]
+    write_pairs('exercises.parquet', line_exercises(lines_of(texts, N_EXERCISES)))
+
+# One evening on two cores: many small batches, and short fine-tunings
+PRETRAIN = replace(pretrain_cfg('small'), steps=5400, lr=1e-3, budget_tok=1024, eval_every=540)
+
+def pretrain_mixed()->object: # the run
+    "Talk and copying exercises from the first step."
+    files = str(run_path('talk.parquet')), str(run_path('exercises.parquet'))
+    return pretrain(replace(PRETRAIN, files=files), QUESTIONS, progress=False)
+
+# The first evening's pretraining: all rows as they come, large batches, no exercises
+PLAIN = replace(pretrain_cfg('small'), steps=2400, eval_every=240)
 SFT = replace(sft_cfg('small'), steps=200, eval_every=100)
 DPO = replace(dpo_cfg('small'), epochs=1.)
-IE_STEPS = {1000: 200, 4000: 300, 17_000: 1200} # training sentences -> steps, the same from every start
+IE_STEPS = {1000: 400, 4000: 600, 17_000: 1600} # training sentences -> steps, the same from every start
 IE_BATCH = 1024 # padded tokens; 99 of 100 answers fit into the 128 below
 IE_MIX = .1 # share of instruction rows among the sentences, for the chat to be kept
 IE = replace(ie_cfg('small'), mix=IE_MIX, epochs=0., budget_tok=IE_BATCH, max_test=1000, max_new_tok=128)
 IE_STARTS = ('sft', 'scratch', 'stock')
+PLAIN_RATE = 1.5e-3 # the better of RATES after the pretraining without exercises
 RATES = (7e-4, 1.5e-3) # tried
 TRIAL_ROWS, TRIAL_STEPS, LOOKED_AT = 4000, 300, 500 # of a trial: rows, steps, sentences it is judged by
 
@@ -154,28 +200,16 @@ def triples(
                   out=str(run_path(f'ie_{rows}_{start}')))
     return ie(cfg, progress=False)
 
-# Does practice in copying help where pretraining on these texts did not? A few minutes of the course's exercises.
-COPY_ROWS = 30_000
-COPIED = replace(sft_cfg('small'), freeze=(), steps=300, lr=1e-3, budget_tok=2048, eval_every=150)
-
-def copying_file()->str: # parquet with prompt and response
-    "The course's copying exercises, each with names of its own."
-    asked = [(f'{r.title}：{r.body}' if r.body else r.title, r.response) for r in copy_rows(COPY_ROWS)]
-    rows, path = [dict(prompt=p, response=r) for p, r in asked], run_path('copying.parquet')
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return str(path)
-
-def practise()->object: # the run
-    "Copying exercises among instruction rows, from the fine-tuned model."
-    files = copying_file(), str(run_path('data', 'sft_train.parquet'))
-    return sft(replace(COPIED, base=str(run_path('sft', 'model')), files=files, out=str(run_path('copied'))),
+def plain_sft()->object: # the run
+    "Instructions after the pretraining without exercises."
+    return sft(replace(SFT, base=str(run_path('pretrain_plain', 'model')), out=str(run_path('sft_plain'))),
                progress=False)
 
-def after_practice()->object: # the run
-    "Extraction from all training sentences afterwards, with the steps and the rate of the others."
-    best, rows = read_json(run_path('ie_choice', 'choice.json'))['best'], max(IE_STEPS)
-    cfg = replace(IE, max_rows=rows, start=str(run_path('copied', 'model')), steps=IE_STEPS[rows], lr=best['sft'],
-                  out=str(run_path(f'ie_{rows}_copied')))
+def after_plain()->object: # the run
+    "Extraction from all training sentences after it: steps as the others, its own rate."
+    rows = max(IE_STEPS)
+    cfg = replace(IE, max_rows=rows, start=str(run_path('sft_plain', 'model')), steps=IE_STEPS[rows], lr=PLAIN_RATE,
+                  out=str(run_path(f'ie_{rows}_plain')))
     return ie(cfg, progress=False)
 
 PARTS = {'16th': 1/16} # whole trainings with a smaller budget: points for the law that the loss follows
@@ -187,26 +221,26 @@ def shorter(
     name:str, # of the folder
 )->object: # the run
     "A pretraining of its own, not the beginning of another one: its learning rate comes down at its own end."
-    cfg = PRETRAIN
-    if scale == 'tiny': cfg = TINY
+    cfg = TINY if scale == 'tiny' else PLAIN
     steps = round(cfg.steps * share)
     cfg = replace(cfg, steps=steps, eval_every=max(1, steps // 20), out=str(run_path(name)))
     return pretrain(cfg, progress=False)
 
-LAW = {'pretrain_tiny': ('tiny', 1.)} | {f'pretrain_{scale}_{part}': (scale, share)
+LAW = {'pretrain_plain': ('small', 1.), 'pretrain_tiny': ('tiny', 1.)} | {f'pretrain_{scale}_{part}': (scale, share)
                                          for scale in ('small', 'tiny') for part, share in PARTS.items()}
 
 STEPS:dict[str, Callable] = dict(
     clean=clean,
     leaks=without_leaks,
     tokenizer=lambda: train_tokenizer(tokenizer_cfg()),
-    pretrain=partial(pretrain, PRETRAIN, QUESTIONS, progress=False),
+    mixture=mixture,
+    pretrain=pretrain_mixed,
     sft=partial(sft, SFT, progress=False),
     dpo=partial(dpo, DPO, progress=False),
     ie_choice=choose_rates,
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_STEPS for start in IE_STARTS} | {
     name: partial(shorter, *how, name) for name, how in LAW.items()} | {
-    'copied': practise, f'ie_{max(IE_STEPS)}_copied': after_practice}
+    'sft_plain': plain_sft, f'ie_{max(IE_STEPS)}_plain': after_plain}
 
 def diary()->Path:
     "Where it is noted what began, ended or was stopped, and when."

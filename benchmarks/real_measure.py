@@ -10,20 +10,19 @@ import hashlib
 import random
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from ngram import CharNgram
-from real import IE_STARTS, IE_STEPS, LAW, done_steps, set_dials, test_name
+from real import IE_STARTS, IE_STEPS, LAW, done_steps, key, named_rows, set_dials, test_name
 from report import RESULTS, machine
 
 from scclm.chat import ChatBot
 from scclm.chat_exam import in_circles
 from scclm.dataset import columns, encode, read_pairs
-from scclm.duplicates import normal_form
 from scclm.evaluation import EvaluateCfg, distinct, evaluate, repeats
-from scclm.ie_finetune import prf
+from scclm.ie_finetune import by_relation, find_errors, prf, telling_errors
 from scclm.model import load_model, meta_model, model_config, n_params
 from scclm.pretrain import pretrain_cfg
 from scclm.real_text import fit_law
@@ -39,7 +38,6 @@ STAGES = ('pretrain', 'sft', 'dpo')
 DRAWN, SHOWN, SEED = 200, 50, 2026 # questions asked, those of them that are printed and judged, the draw
 WITH_IE = 'ie_17000_sft' # after extraction was learnt: is the chat still there?
 HELD_OUT = 2000 # rows of the test that bits are counted on
-KINDS = dict(A='instructions', B='medicine', C='instructions', D='knowledge', E='reading', J='law') # of mixed.parquet
 
 def kept(make:Callable[[], dict], name:str)->dict:
     "What is in results/real_small/<name>.json, else what `make` gives, written there."
@@ -49,47 +47,44 @@ def kept(make:Callable[[], dict], name:str)->dict:
 
 # ---- text
 
-def key(prompt:str, response:str)->tuple[str, str]:
-    "What is left of a row whatever cleaning did to its marks: the beginnings of both normal forms."
-    return normal_form(prompt)[:12], normal_form(response)[:12]
-
-def named_rows()->Iterator[tuple[tuple[str, str], str]]:
-    "The key and the kind of every row of the two large files."
-    for path in sorted(raw_dir().rglob('*.parquet')):
-        table = pq.read_table(path)
-        if 'source' not in table.column_names: continue
-        for row in table.to_pylist():
-            yield key(row['prompt'], row['response']), KINDS.get(row['source'][0], 'counselling')
-
 def by_source(pairs:list)->dict[str, list]:
     "Held-out rows by the kind of text; `other` where the row is in neither file."
     kinds, found = dict(named_rows()), defaultdict(list)
     for pair in pairs: found[kinds.get(key(*pair), 'other')].append(pair)
     return {kind: rows for kind, rows in sorted(found.items()) if len(rows) >= 20}
 
-def share_read(
-    pairs:list[tuple[str, str]], # training rows
-)->float: # 0 to 1
-    "What part of them the pretraining read: its tokens over those of all rows, as a sample of 4,000 has them."
+def tokens_in(
+    pairs:list[tuple[str, str]], # in an order drawn at random
+)->float: # real tokens
+    "As many as all rows have, judged by the first 4,000."
     tok, cfg = load_tokenizer(), read_json(run_path('pretrain', 'config.json'))
     sample = pairs[:4000]
     ids = [x for column in columns(sample) for x in encode(list(column), tok, cfg['max_len'])]
-    each = sum(map(len, ids)) / len(sample)
-    return min(1., read_json(run_path('pretrain', 'figures.json'))['real_tok'] / (each * len(pairs)))
+    return sum(map(len, ids)) * len(pairs) / len(sample)
+
+def share_read(
+    *files:list[tuple[str, str]], # all that pretraining could read
+)->float: # 0 to 1
+    "What part of it was read; the files are shuffled together."
+    return min(1., read_json(run_path('pretrain', 'figures.json'))['real_tok'] / sum(map(tokens_in, files)))
+
+def mixed()->tuple[list[tuple[str, str]], list[tuple[str, str]]]: # talk, exercises
+    "What pretraining could read."
+    return read_pairs(run_path('talk.parquet')), read_pairs(run_path('exercises.parquet'))
 
 def bits()->dict:
     "Bits per character of held-out answers: the model after each stage, and what counting knows; in all and by kind."
     test = read_pairs(run_path('data', 'test.parquet'), HELD_OUT)
     groups = dict(all=test) | by_source(test)
     found = {kind: dict(rows=len(rows)) for kind, rows in groups.items()}
-    pairs = read_pairs(run_path('data', 'train.parquet')) # shuffled: any part is a sample
-    train = list(columns(pairs)[1])
-    part = train[:round(share_read(pairs) * len(train))]
+    train = list(columns(read_pairs(run_path('data', 'train.parquet')))[1])
+    talk, exercises = mixed() # drawn at random: any part is a sample
+    part = list(columns(talk)[1])[:round(share_read(talk, exercises) * len(talk))]
     counts = dict(unigram=(train, 1), bigram=(train, 2), ngram5=(train, 5), ngram5_part=(part, 5))
     for name, (texts, order) in counts.items():
         counted = CharNgram(texts, order)
         for kind, rows in groups.items(): found[kind][name] = counted.bits(columns(rows)[1])
-    for stage in ('pretrain_tiny', *STAGES, WITH_IE):
+    for stage in ('pretrain_tiny', 'pretrain_plain', *STAGES, WITH_IE):
         model, tok = load_model(run_path(stage, 'model'))
         for kind, rows in groups.items(): found[kind][stage] = bits_per_char(model.eval(), tok, rows, 257)
     return found
@@ -122,7 +117,7 @@ def planned(scale:str)->dict:
 
 def law()->dict:
     "Ends of the whole trainings, the law through them, how well it fits, and what it says of larger budgets."
-    ends = {name: curve(name) for name in ('pretrain', *LAW)}
+    ends = {name: curve(name) for name in LAW} # all on the same rows: the one with exercises is none of them
     points = [dict(name=name, parameters=c['parameters'], real_tok=c['real_tok'],
                    bits_per_char=c['points'][-1]['bits_per_char']) for name, c in ends.items()]
     found = fit_law(points)
@@ -198,7 +193,7 @@ def judged(
 
 # ---- triples
 
-SHOWN_RUN = 'scratch' # the best of all: whose relations and mistakes are shown
+SHOWN_RUN = 'sft' # whose relations and mistakes are shown
 
 class Dictionary:
     "Extraction without a network: triples seen in training, and what stood between subject and object."
@@ -256,9 +251,13 @@ def text()->dict:
     "How much of the training text was read, how much of each task is copying, how often the better answer is longer."
     texts, stated, _ = extracted(f'ie_{max(IE_STEPS)}_sft')
     answers = [''.join(s + o for s, _, o in row) for row in stated]
-    rows = {name: read_pairs(run_path('data', f'{name}.parquet'), 5000) for name in ('train', 'sft_train')}
-    copied = {name: copied_share(pairs) for name, pairs in (rows | dict(duie=list(zip(texts, answers)))).items()}
-    return dict(share_read=share_read(read_pairs(run_path('data', 'train.parquet'))), copied=copied, longer=longer())
+    talk, exercises = mixed()
+    tasks = dict(train=read_pairs(run_path('data', 'train.parquet'), 5000), talk=talk[:5000],
+                 exercises=exercises[:5000], sft_train=read_pairs(run_path('data', 'sft_train.parquet'), 5000),
+                 duie=list(zip(texts, answers)))
+    part = tokens_in(exercises) / (tokens_in(talk) + tokens_in(exercises))
+    return dict(share_read=share_read(talk, exercises), exercises=dict(rows=len(exercises), share=part),
+                talk=len(talk), copied={name: copied_share(pairs) for name, pairs in tasks.items()}, longer=longer())
 
 def strict(pred:list[list], gold:list[list])->dict:
     "Strict micro precision, recall and F1, without an interval."
@@ -281,20 +280,10 @@ def by_dictionary(texts:list[str])->dict[int, list[list]]:
         found[n] = [look(t) for t in texts]
     return found
 
-def relations(stated:list[list], said:list[list])->list[dict]:
-    "A row a relation: how often it is stated, precision, recall, F1; the commonest first."
-    count = Counter(p for row in stated for _, p, _ in row)
-    def only(rows:list[list], p:str)->list[list]:
-        "The triples of one relation."
-        return [[t for t in row if t[1] == p] for row in rows]
-    return [dict(relation=p, stated=n) | strict(only(said, p), only(stated, p)) for p, n in count.most_common()]
-
-def errors(texts:list[str], stated:list[list], said:list[list])->list[dict]:
-    "Ten sentences drawn at random from those with a mistake: what is missing, what is wrong."
-    wrong = [k for k in range(len(texts)) if set(stated[k]) != set(said[k])]
-    drawn = sorted(random.Random(SEED).sample(wrong, 10))
-    return [dict(text=texts[k], missing=sorted(set(stated[k]) - set(said[k])),
-                 wrong=sorted(set(said[k]) - set(stated[k]))) for k in drawn]
+def mistakes(texts:list[str], stated:list[list], said:list[list])->dict:
+    "How many of each kind, and ten telling ones."
+    found = find_errors([t.lower() for t in texts], said, stated)
+    return dict(kinds=found.kind.value_counts().to_dict(), ten=telling_errors(found).to_dict('records'))
 
 def fine_tuned(folder:str)->dict:
     "What a fine-tuning for extraction came to."
@@ -305,15 +294,16 @@ def fine_tuned(folder:str)->dict:
                 steps=f['steps'], seconds=f['seconds'])
 
 def triples()->dict:
-    "The nine fine-tunings, one after practice in copying, the plain baseline, a table of relations, ten mistakes."
+    "The nine fine-tunings, one after pretraining without exercises, the plain baseline, a table of relations, ten mistakes."
     found = {f'{n}_{"pretrained" if start == "sft" else start}': fine_tuned(f'ie_{n}_{start}')
              for n in IE_STEPS for start in IE_STARTS}
-    found[f'{max(IE_STEPS)}_copied'] = fine_tuned(f'ie_{max(IE_STEPS)}_copied')
+    found[f'{max(IE_STEPS)}_plain'] = fine_tuned(f'ie_{max(IE_STEPS)}_plain')
     texts, stated, said = extracted(f'ie_{max(IE_STEPS)}_{SHOWN_RUN}')
     plain = {n: strict(pred, stated) for n, pred in by_dictionary(texts).items()}
     choice = read_json(run_path('ie_choice', 'choice.json'))
-    return dict(choice=choice, runs=found, dictionary=plain, relations=relations(stated, said),
-                errors=errors(texts, stated, said))
+    relations = by_relation(said, stated).rename_axis('relation').reset_index()
+    return dict(choice=choice, runs=found, dictionary=plain, relations=relations.to_dict('records'),
+                errors=mistakes(texts, stated, said))
 
 # ---- the whole
 

@@ -87,14 +87,29 @@ def tests():
     leave = ['--ignore-glob=*_pty.py', '--ignore-glob=*_crash.py'] if os.name == 'nt' else []
     sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--durations=8', *leave, 'tests')
 
+def rest():
+    "The appendices and the tests side by side: tests wait much, for servers, browsers and processes that they kill."
+    with tempfile.TemporaryFile() as said:
+        passive = env() | dict(OMP_WAIT_POLICY='PASSIVE') # two trainings that spin for each other's core both crawl
+        beside = subprocess.Popen([sys.executable, __file__, 'appendix'], cwd=ROOT, env=passive,
+                                  stdout=said, stderr=subprocess.STDOUT)
+        try: tests()
+        finally:
+            code = beside.wait()
+            said.seek(0)
+            print(said.read().decode('utf-8', 'replace'), flush=True)
+    if code: sys.exit(code)
+
 STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, appendix=appendix, tests=tests)
+ALL = ('clean', 'export', 'ruff', 'house', 'course', 'rest') # without a name
+STEPS['rest'] = rest
 
 def main(names):
     "Run the steps, all of them if none is named."
     if unknown := set(names) - STEPS.keys():
         sys.exit(f"{', '.join(unknown)}: no such step, expected some of {' '.join(STEPS)}")
     t0 = time.monotonic()
-    for name in names or STEPS:
+    for name in names or ALL:
         print(f'== {name} (at {time.monotonic()-t0:.0f} s)', flush=True)
         STEPS[name]()
 

@@ -1,5 +1,6 @@
 "The scripts of the real run: what they lay out, what they fit, what they count, on files made by hand."
 import json
+import random
 import re
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]/'benchmarks'))
 import real
 import real_measure
 
-from scclm.real_text import HOFFMANN, Law, fit_law
+from scclm.real_text import HOFFMANN, Law, fit_law, line_exercises, lines_of, marked, onward
 from scclm.sources import find_sources
 
 
@@ -71,6 +72,53 @@ def test_the_law_finds_what_made_the_points():
     assert true(2.4e6, 2e6) == pytest.approx(1.7 + 400/2.4e6**.34 + 900/2e6**.28)
 
 
+TEXTS = ['《春晓》的作者是孟浩然，他是襄阳人，生在唐朝。\n太短。', '高血压患者要少吃盐，每天量一次血压，按时吃药；不要自己停药。',
+         'HTTP 的默认端口是 80，HTTPS 的默认端口是 443，这两个数要记住。', '这一句里有【括号】，所以它不能用来出照抄题，要跳过。',
+         '……！！！？？？——……！！！？？？——']
+
+
+def test_lines_are_whole_sentences_that_stand_in_the_texts():
+    lines = lines_of(TEXTS * 3, 100)
+    assert len(lines) == len(set(lines)) == 3 and all(any(line in t for t in TEXTS) for line in lines)
+    assert all(15 <= len(line) <= 60 and '【' not in line for line in lines)
+    assert lines_of(TEXTS * 3, 2) == lines[:2] and lines_of(TEXTS, 0) == []
+
+
+def test_what_a_copying_exercise_wants_stands_in_its_sentence():
+    lines = lines_of(TEXTS, 100)
+    for seed in range(200):
+        for line in lines:
+            asked, wanted = marked(line, random.Random(seed))
+            assert asked.removeprefix('抄出括号里的字：').replace('【', '').replace('】', '') == line
+            pieces = re.findall('【(.*?)】', asked)
+            assert wanted == '、'.join(pieces) and 1 <= len(pieces) <= 4
+            assert all(2 <= len(piece) <= 8 and piece.isalnum() for piece in pieces)
+            asked, wanted = onward(line, random.Random(seed))
+            two = asked[2:4]
+            assert asked == f'从“{two}”抄到标点：{line}' and wanted.startswith(two)
+            by_hand = re.split('[，。！？；：、]', line[line.index(two):])[0]
+            assert wanted == by_hand[:12]
+    assert line_exercises(lines, 1) == line_exercises(lines, 1) != line_exercises(lines, 2)
+
+
+def test_counselling_is_thinned_and_the_exercises_are_made_of_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setenv('SCCLM_RAW', str(tmp_path/'raw'))
+    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
+    for place in (tmp_path/'raw', real.run_path('data')): place.mkdir(parents=True)
+    worries = [(f'第{k}个烦恼该怎么办', f'我理解你的第{k}份难过，慢慢来，你已经做得很好了。') for k in range(40)]
+    facts = [(f'第{k}座山有多高', f'这一座山的高度是第{k}千米，在很远很远的地方。') for k in range(10)]
+    for name, pairs, source in (('smile', worries, 'smile'), ('mixed', facts, 'D_kbqa')):
+        rows = [dict(prompt=p, response=r, source=source) for p, r in pairs]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path/'raw'/f'{name}.parquet')
+    pq.write_table(pa.Table.from_pylist([dict(prompt=p, response=r) for p, r in worries + facts]),
+                   real.run_path('data', 'train.parquet'))
+    real.mixture()
+    talk = real.read_pairs(real.run_path('talk.parquet'))
+    assert set(facts) <= set(talk) and len(set(talk) & set(worries)) == len(talk) - len(facts) == 10
+    exercises = real.read_pairs(real.run_path('exercises.parquet'))
+    assert len(exercises) == 10 and all('这一座山' in asked.replace('【', '').replace('】', '') for asked, _ in exercises)
+
+
 def test_what_is_planned_for_base():
     plan = real_measure.planned('base')
     assert round(plan['parameters']/1e6, 1) == 187.7 and plan['real_tok'] == round(.95 * 300_000 * 8192 * 4)
@@ -90,13 +138,6 @@ def test_the_dictionary_knows_triples_and_the_words_between():
 
 def test_what_is_copied_is_counted_by_pairs_of_characters():
     assert real_measure.copied_share([('甲乙丙', '乙丙'), ('子丑', '丑子寅')]) == pytest.approx(1/3) # 乙丙 of three
-
-
-def test_a_table_of_relations_counts_each_one_alone():
-    gold = [[('甲', '作者', '乙'), ('甲', '国籍', '丙')], [('丁', '作者', '戊')]]
-    said = [[('甲', '作者', '乙'), ('甲', '作者', '丙')], []]
-    assert real_measure.relations(gold, said) == [
-        dict(relation='作者', stated=2, p=.5, r=.5, f1=.5), dict(relation='国籍', stated=1, p=0., r=0., f1=0.)]
 
 
 def test_the_sheet_hides_who_wrote_what_and_the_key_tells():
