@@ -151,7 +151,6 @@ IE_BATCH = 1024 # padded tokens; 99 of 100 answers fit into the 128 below
 IE_MIX = .1 # share of instruction rows among the sentences, for the chat to be kept
 IE = replace(ie_cfg('small'), mix=IE_MIX, epochs=0., budget_tok=IE_BATCH, max_test=1000, max_new_tok=128)
 IE_STARTS = ('sft', 'scratch', 'stock')
-PLAIN_RATE = 1.5e-3 # the better of RATES after the pretraining without exercises
 RATES = (7e-4, 1.5e-3) # tried
 TRIAL_ROWS, TRIAL_STEPS, LOOKED_AT = 4000, 300, 500 # of a trial: rows, steps, sentences it is judged by
 
@@ -200,18 +199,6 @@ def triples(
                   out=str(run_path(f'ie_{rows}_{start}')))
     return ie(cfg, progress=False)
 
-def plain_sft()->object: # the run
-    "Instructions after the pretraining without exercises."
-    return sft(replace(SFT, base=str(run_path('pretrain_plain', 'model')), out=str(run_path('sft_plain'))),
-               progress=False)
-
-def after_plain()->object: # the run
-    "Extraction from all training sentences after it: steps as the others, its own rate."
-    rows = max(IE_STEPS)
-    cfg = replace(IE, max_rows=rows, start=str(run_path('sft_plain', 'model')), steps=IE_STEPS[rows], lr=PLAIN_RATE,
-                  out=str(run_path(f'ie_{rows}_plain')))
-    return ie(cfg, progress=False)
-
 PARTS = {'16th': 1/16} # whole trainings with a smaller budget: points for the law that the loss follows
 TINY = replace(pretrain_cfg('tiny'), steps=1000, budget_tok=2048, max_len=257, precision='auto')
 
@@ -239,8 +226,7 @@ STEPS:dict[str, Callable] = dict(
     dpo=partial(dpo, DPO, progress=False),
     ie_choice=choose_rates,
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_STEPS for start in IE_STARTS} | {
-    name: partial(shorter, *how, name) for name, how in LAW.items()} | {
-    'sft_plain': plain_sft, f'ie_{max(IE_STEPS)}_plain': after_plain}
+    name: partial(shorter, *how, name) for name, how in LAW.items()}
 
 def diary()->Path:
     "Where it is noted what began, ended or was stopped, and when."

@@ -294,10 +294,9 @@ def fine_tuned(folder:str)->dict:
                 steps=f['steps'], seconds=f['seconds'])
 
 def triples()->dict:
-    "The nine fine-tunings, one after pretraining without exercises, the plain baseline, a table of relations, ten mistakes."
+    "The nine fine-tunings, the plain baseline, a table of relations, ten mistakes."
     found = {f'{n}_{"pretrained" if start == "sft" else start}': fine_tuned(f'ie_{n}_{start}')
              for n in IE_STEPS for start in IE_STARTS}
-    found[f'{max(IE_STEPS)}_plain'] = fine_tuned(f'ie_{max(IE_STEPS)}_plain')
     texts, stated, said = extracted(f'ie_{max(IE_STEPS)}_{SHOWN_RUN}')
     plain = {n: strict(pred, stated) for n, pred in by_dictionary(texts).items()}
     choice = read_json(run_path('ie_choice', 'choice.json'))

@@ -108,10 +108,15 @@ _BREAKS = re.compile('[ \t\n]*\x03[ \t\n\x03]*')
 _ONLY_MARKUP = re.compile(r'\s*(?:<!--.*-->|(?i:(?=.*<(?:img|table|[uo]l)\b)(?:</?[a-z][^<>]*>\s*)+)'
                           r'|<[hH]([1-6])>[^<]*</[hH]\1>)\s*', re.S) # the markup is the text
 
+def _no_comments(row:str)->str:
+    "One row without comments; behind the last --> none is looked for."
+    last = row.rfind('-->') + 3
+    return _COMMENT.sub('', row[:last]) + row[last:] if last > 2 else row
+
 def _strip_tags(row:str)->str:
     "One row without its tags; what they parted stays apart."
     if _ABOUT_TAGS.search(row) or _ONLY_MARKUP.fullmatch(row): return row
-    row = _COMMENT.sub('', row)
+    row = _no_comments(row)
     instead = {} # place of a tag -> what stands there
     for first, last in _real_tags(row):
         name = first[2].lower()
@@ -252,21 +257,23 @@ _STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/-])|(?:(?<=[）�
 _ENTITIES = ('lt', 'gt', 'amp', 'quot', 'nbsp', '#39')
 _BEHIND = { # 5!种 is a factorial, 5!!种 a double one; &#39;你 is an entity
     '!': r'(?<![0-9A-Za-z)!\x04]!)', ';': ''.join(f'(?<!&{name};)' for name in _ENTITIES)}
+_FIRST = { # of a run: one that is tried from each of its marks takes the square of its length
+    ',': '(?<!,,)', '?': r'(?<!\?\?)', ';': f"(?:(?<!;;){''.join(f'|(?<=&{name};;)' for name in _ENTITIES)})"}
 
 # %% ../nbs/appendix/text_rules.ipynb #243a44da
 def _beside_han(mark:str, after:str='')->re.Pattern:
     """The pattern of an ASCII mark, or a run of it, with a Chinese character before it (perhaps a space between)
     or behind it; never where `after`, a pattern, follows. Two colons are a sign of C++ and no marks."""
     one, run = re.escape(mark), '' if mark == ':' else re.escape(mark) + '*'
-    behind = _BEHIND.get(mark, '')
+    behind = _FIRST.get(mark, '') + _BEHIND.get(mark, '')
     alone = '(?<!::)(?!:)' if mark == ':' else ''
     return re.compile(f'{one}{alone}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{behind}{run}(?={_R})){after}')
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000023
 _AFTER = {'?': r'(?![A-Za-z_]\w*=)', '!': '(?!=)'} # a query in an address, the sign !=
 _MARKS = [(_beside_han(ascii_mark, _AFTER.get(ascii_mark, '')), mark) for ascii_mark, mark in _CHINESE.items()]
-_BEFORE_QUOTE = [(re.compile(f'[{ascii_mark}](?<![0-9A-Za-z)!\x04]!)[{ascii_mark}]* ?(?=“)'), mark)
-                 for ascii_mark, mark in _CHINESE.items()]
+_BEFORE_QUOTE = [(re.compile(f'{one}(?<![0-9A-Za-z)!\x04]!)(?<!{one}{{2}}){one}* ?(?=“)'), _CHINESE[one[1]])
+                 for one in ('[,]', '[;]', '[:]', '[!]', '[?]')]
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000024
 def _wide_pair(m:re.Match)->str:

@@ -1,5 +1,7 @@
 "The rule chain against the same chain written from what the rules say, slow and obvious (benchmarks/slow_rules.py)."
 import random
+import subprocess
+import sys
 
 import pytest
 from trainer_toys import load_benchmark
@@ -47,6 +49,29 @@ def test_anything(seed):
     rng = random.Random(seed)
     def text()->str: return ''.join(rng.choices(PIECES, k=rng.choice((3, 8, 20, 60))))
     compare([(text(), text()) for _ in range(400)])
+
+
+RUNS = [',', ';', '?', '!', ':', '好', 'a', '&#39;', '&lt;', '“', '”', ' ', '?b=']
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_runs_of_marks(seed):
+    "Few pieces, so that the same mark stands beside itself and beside what changes its meaning."
+    rng = random.Random(f'runs:{seed}')
+    def text()->str: return ''.join(rng.choices(rng.sample(RUNS, 4), k=rng.randint(1, 9)))
+    compare([(text(), text()) for _ in range(600)])
+
+
+MANY = [',', ';', '?', '!', ':', '.', '"', "'", '(', ')', '<!--', '-->', '<', '<b>', '&#39;', '&', '`', '-', '，', '。', ' ',
+        '\n', '1', 'a', '好', 'http://', '“', '《', '|', '*', '\\']
+
+
+def test_a_long_run_of_anything_comes_to_an_end():
+    "Sixty thousand characters, the most that a request may have: where time grows with their square, it takes minutes."
+    code = 'import sys; from scclm.text_rules import chat_form, clean_texts; text = sys.stdin.read(); ' \
+           'pieces = text.split(chr(0)); chat_form(pieces); clean_texts(pieces)'
+    text = '\0'.join(piece * (60_000 // len(piece)) for piece in MANY)
+    subprocess.run([sys.executable, '-c', code], input=text, text=True, check=True, timeout=100)
 
 
 @pytest.mark.parametrize('n', [LIMIT - 1, LIMIT, LIMIT + 1, 127, 128, 129])
