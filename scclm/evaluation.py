@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .chat import find_model, pick_device
+from .chat import find_model
 from .text_rules import chat_form
 from .dataset import Pair, alike, check_files, collate, columns, decode, encode, read_pairs
 from .model import end_id, load_model
@@ -39,6 +39,7 @@ from .readers import BROKEN_ARCHIVE, MAX_MEMBER, decode_line, members
 from .runs import fingerprint, first_line, read_json, require, run_path, write_json
 from .scores import (answer_logp, bootstrap, check_finite, greedy_ids, is_exact, ratio_score,
     scored, scored_chars, share_score, wilson)
+from .terminal import pick_device
 from .trainer import answer_logits
 
 # %% ../nbs/appendix/evaluation.ipynb #18847128

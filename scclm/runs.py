@@ -261,7 +261,7 @@ _TABLE = (
           'LoRA adapter + model -> plain model folder', 'dpo_lora/model'),
     Stage('ie', '09_ie_finetune', 'ie_finetune', 'ie_cfg', 'ie',
           'fine-tune it to extract triples; again to resume', 'ie/model', ('ie', 'ie_scratch', 'ie_stock')),
-    Stage('chat', '08_chat', 'chat', 'ChatCfg', 'chat_terminal', 'talk to it'),
+    Stage('chat', 'appendix/terminal', 'terminal', 'ChatCfg', 'chat_terminal', 'talk to it'),
     Stage('serve', 'appendix/serve', 'serve', 'ServeCfg', 'serve',
           "let others talk to it over HTTP: the ancestor's clients, OpenAI's, a browser"),
     Stage('page', 'appendix/page_chat', 'page_chat', 'PageCfg', 'page',

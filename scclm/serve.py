@@ -46,7 +46,8 @@ from pydantic import BaseModel, Field, ValidationError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .batching import Engine, QueueFull, Ticket
-from .chat import ChatBot, ChatCfg, Decoding, check_text, find_model, open_bot
+from .chat import ChatBot, Decoding, check_text, find_model
+from .terminal import ChatCfg, open_bot
 
 # %% ../nbs/appendix/serve.ipynb #srv00008
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ SPECIALS = ['[PAD]', '[EOS]', '[SEP]', '[BOS]', '[CLS]', '[MASK]', '[UNK]']
 CHARS = '天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏你好是谁吗？。，'
 _RUN = """
 import json, sys
-from scclm.chat import ChatCfg, chat_terminal
+from scclm.terminal import ChatCfg, chat_terminal
 print('answered', chat_terminal(ChatCfg(**json.loads(sys.argv[1]))), file=sys.stderr)
 """
 

@@ -15,8 +15,9 @@ from transformers import GenerationConfig, T5ForConditionalGeneration, TextItera
 from transformers.generation import BaseStreamer
 
 from scclm.ancestor import SEARCHES, TextToTextModel, new_columns, seeded_rngs, unpadded
-from scclm.chat import ChatBot, ChatCfg
+from scclm.chat import ChatBot
 from scclm.model import build_model, load_model, meta_model, model_config, n_params, save_model
+from scclm.terminal import ChatCfg
 
 TOK = char_tok(CHARS)
 REMOTE = 'open({mark!r}, "w").write("the code of others ran")\n'
@@ -474,7 +475,7 @@ def test_its_code_never_runs_whatever_it_is_named_for(folder, tmp_path, monkeypa
 
 def test_the_terminal_takes_it(folder):
     "One argument: the folder."
-    from scclm.chat import open_bot
+    from scclm.terminal import open_bot
     assert type(open_bot(ChatCfg(model=str(folder), strategy='contrastive', device='cpu')).model) is TextToTextModel
 
 

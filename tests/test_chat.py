@@ -12,10 +12,10 @@ import pytest
 import torch
 from chat_toys import CHARS, byte_tok, char_tok, chat_command, save_toy, toy_model
 
-from scclm.chat import (ChatBot, ChatCfg, Decoding, chat_widget, pick, processors, row_rngs, text_pieces,
-    token_steps)
+from scclm.chat import ChatBot, Decoding, chat_widget, pick, processors, row_rngs, text_pieces, token_steps
 from scclm.chat_view import bubble_html, transcript_html
 from scclm.dataset import decode
+from scclm.terminal import ChatCfg
 
 QUESTIONS = ['你好', '你是谁？', '天地玄黄，宇宙洪荒，日月盈昃，辰宿列张', '秋', '寒来暑往，秋收冬藏。你是谁？', '好'*60]
 GREEDY = Decoding(max_new_tok=24)
@@ -406,7 +406,8 @@ def test_an_enter_without_text_or_during_an_answer_asks_nothing(bot, endless):
 LOADED = "import sys, {module}; print(*sorted(sys.modules))"
 
 @pytest.mark.parametrize('module,absent', [
-    ('scclm.chat', ['ipywidgets', 'scclm.chat_view', 'prompt_toolkit.shortcuts']),
+    ('scclm.chat', ['ipywidgets', 'scclm.chat_view', 'scclm.terminal', 'prompt_toolkit.shortcuts']),
+    ('scclm.terminal', ['ipywidgets', 'scclm.chat_view', 'prompt_toolkit.shortcuts']),
     ('scclm.chat_view', ['scclm.chat', 'torch', 'transformers'])])
 def test_each_face_loads_only_its_own(module, absent):
     "A terminal chat needs no widgets, and the widgets need no PyTorch: the bot is given to them."

@@ -21,7 +21,7 @@ from raw_toys import put_pairs
 from safetensors.torch import load_file, save_file
 
 from scclm.adapters import MergeCfg, merge, weights_key
-from scclm.chat import ChatBot, ChatCfg, Decoding, chat_terminal, pick_device
+from scclm.chat import ChatBot, Decoding
 from scclm.data_cleaning import clean_cfg
 from scclm.dataset import (TOO_LONG, LongRows, PairStream, encode, encode_pairs, hf_dataset, length_index, long_rows,
     read_pairs)
@@ -37,6 +37,7 @@ from scclm.runs import STAGES, read_json
 from scclm.scores import bits_per_char, greedy_answers, pair_eval
 from scclm.sft import length_filter, say_left_out, sft, sft_cfg
 from scclm.stage import long_figures, read_samples, say_long, stage_stream
+from scclm.terminal import ChatCfg, chat_terminal, pick_device
 from scclm.trainer import (TrainCfg, fit, load_weights, named_weights, newest_good, save_weights,
     write_manifest)
 from scclm.triple_files import ie_prompt

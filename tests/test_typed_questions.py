@@ -12,13 +12,14 @@ import pytest
 import torch
 from chat_toys import CHARS, byte_tok, char_tok, toy_model
 
-from scclm.chat import ChatBot, Decoding, LoopGuard, chat_widget, loop_closers, processors, say, token_chars
+from scclm.chat import ChatBot, Decoding, LoopGuard, chat_widget, loop_closers, processors, token_chars
 from scclm.chat_exam import (Examinee, forced_answers, form_scores, in_circles, refusal_scores, refusal_starts,
     refused_at, trade_off)
 from scclm.dataset import decode
 from scclm.sample_corpus import fact_rows, heldout_rows, sft_rows, unknown_rows
 from scclm.sample_facts import facts, phrasings
 from scclm.sample_typed import FORMS, SHORT_NAMES, type_as, typed
+from scclm.terminal import say
 from scclm.text_rules import chat_form, clean_texts, simplify
 from scclm.sample_unknown import REFUSALS, TEST_TOPICS, TOPICS, is_refusal, strangers, unknown_questions
 
