@@ -32,7 +32,7 @@ from .dataset import alike, decode, encode as encode_texts, pad
 from .model import end_id, load_model, write_tokens
 from .plots import new_axes
 from .runs import chat_models, first_line
-from .runtimes import is_export, open_export
+from .runtimes import Runtime, is_export, only, open_export
 
 # %% ../nbs/08_chat.ipynb #afea35eb
 #| code-fold: true
@@ -61,11 +61,11 @@ def plot_probs(
 
 # %% ../nbs/08_chat.ipynb #d62bb1e2
 #| code-fold: true
-def _int(low:int)->Callable[[object], bool]:
-    "A check for integers of at least `low`; True and False are none."
+def _int(low:int, high:float=math.inf)->Callable[[object], bool]:
+    "A check for integers from `low` to `high`; True and False are none."
     def fits(x:object)->bool:
         "An integer in the range."
-        return isinstance(x, int) and not isinstance(x, bool) and x >= low
+        return isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
     return fits
 
 def _real(low:float, high:float=math.inf)->Callable[[object], bool]:
@@ -89,8 +89,12 @@ def _switch(x:object)->bool:
     return isinstance(x, bool)
 
 def _seed(x:object)->bool:
-    "Whether `x` is None or an integer >= 0."
-    return x is None or _int(0)(x)
+    "Whether `x` is None or an integer that PyTorch takes."
+    return x is None or _int(0, 2**64 - 1)(x)
+
+def _copies(x:object)->bool:
+    "0, or enough to be a repetition."
+    return _int(0)(x) and x != 1
 
 # %% ../nbs/08_chat.ipynb #5d0c7a11
 #| code-fold: true
@@ -101,14 +105,14 @@ _LIMITS = dict(
     length_penalty=(_real(-50, 50), "a number above -50, at most 50"),
     early_stopping=(_switch, "True or False"),
     beam_sample=(_switch, "True or False"),
-    temperature=(_real(0), "a number > 0"),
+    temperature=(_real(1e-6), "a number above 0.000001 (greedy is nearer to 0)"),
     top_k=(_int(0), "an integer >= 0 (0 is off)"),
     top_p=(_real(0, 1), "a number in (0, 1] (1 is off)"),
     penalty_alpha=(_share, "a number in [0, 1] (0 is greedy)"),
-    repetition_penalty=(_real(0), "a number > 0 (1 is off)"),
+    repetition_penalty=(_real(.001, 1000), "a number above 0.001, at most 1000 (1 is off)"),
     no_repeat_ngram=(_int(0), "an integer >= 0 (0 is off)"),
-    loop_copies=(_int(0), "an integer >= 0 (0 is off)"),
-    seed=(_seed, "an integer >= 0 or None"))
+    loop_copies=(_copies, "0 (off) or an integer >= 2"),
+    seed=(_seed, "an integer from 0 to 2**64 - 1, or None"))
 
 # %% ../nbs/08_chat.ipynb #4a0c2976
 #| code-fold: true
@@ -134,6 +138,7 @@ class Decoding:
         "Raises ValueError for a field out of its range."
         for name, (fits, want) in _LIMITS.items():
             value = getattr(self, name)
+            if hasattr(value, 'item'): object.__setattr__(self, name, value := value.item()) # NumPy's own numbers
             if not fits(value): raise ValueError(f"{name}={value!r} is not valid: expected {want}")
 
 # %% ../nbs/08_chat.ipynb #b188ec3a
@@ -363,6 +368,11 @@ def read_typed(
 # %% ../nbs/08_chat.ipynb #97b3c47b
 #| code-fold: true
 _UNSEEN = ('Zs', 'Zl', 'Zp', 'Cc', 'Cf', 'Mn') # categories of characters that nobody sees
+_FILLERS = frozenset('\u115f\u1160\u2800\u3164\uffa0') # empty letters of Hangul, a Braille cell without dots
+
+def _seen(char:str)->bool:
+    "Whether people see anything of a character."
+    return unicodedata.category(char) not in _UNSEEN and char not in _FILLERS
 
 def _bad(error:str, note:str)->ValueError:
     "An error for programs with a note for the person who typed: what is wrong and what to do."
@@ -375,7 +385,7 @@ def check_text(
     n:int=0, # its place in the list
 )->str: # `text`
     "Raises ValueError for a text that is blank or holds half a character."
-    if not isinstance(text, str) or not any(unicodedata.category(c) not in _UNSEEN for c in text):
+    if not isinstance(text, str) or not any(map(_seen, text)):
         raise _bad(f"prompt {n} is {text!r}: expected a text that is not blank", '问题是空的，请写一句话。')
     if re.search(r'[\ud800-\udfff]', text):
         raise _bad(f"prompt {n} holds half a character (a lone surrogate): expected valid Unicode",
@@ -414,10 +424,11 @@ class ChatBot:
         batch_tok:int=16384, # padded tokens (question and longest answer) of one batch
         read:Callable[[Sequence[str]], list[str]]=read_typed, # questions as typed -> as trained on
     ):
-        "Raises ValueError if the tokenizer has ids that the model does not."
+        "Raises ValueError if the tokenizer has ids that the model does not, or the model cannot decode like this."
         if len(tok) > (v := model.config.vocab_size):
             raise ValueError(f"tokenizer has {len(tok)} tokens but the model's vocab_size={v}: "
                 "expected the tokenizer it was trained with")
+        if isinstance(model, Runtime) and decoding.strategy in ('beam', 'contrastive'): raise only()
         self.model = model.eval()
         self.tok = tok
         self.decoding = decoding
@@ -448,7 +459,8 @@ def encode(self:ChatBot,
 )->list[list[int]]: # ids of each question and [EOS]
     """`encode_prompts` of the questions as they are read, with this model's limit and end mark.
     Raises ValueError for a blank question or one that is too long."""
-    if isinstance(texts, str): raise ValueError(f"texts={texts!r} is one string: expected a list of strings")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise ValueError(f"texts={texts!r}: expected a list of strings")
     checked = [check_text(t, n) for n, t in enumerate(texts)]
     return encode_prompts(self.tok, self.read(checked), self.max_prompt_tok, end_id(self.model, self.tok))
 
@@ -460,7 +472,7 @@ def unknown_chars(self:ChatBot,
 )->str: # its characters that the tokenizer has no token for, each once; '' if it knows them all
     "What the model cannot see of a question."
     unk = self.tok.unk_token_id
-    chars = [c for c in dict.fromkeys(text) if unicodedata.category(c) not in _UNSEEN]
+    chars = [c for c in dict.fromkeys(text) if _seen(c)]
     ids = encode_texts(self.read(chars), self.tok)
     return ''.join(c for c, row in zip(chars, ids) if unk is not None and unk in row)
 
@@ -508,7 +520,7 @@ def answer(self:ChatBot,
     "Answer many questions, alike lengths together. Raises ValueError for a blank question or one that is too long."
     dec = decoding or self.decoding
     prompts = self.encode(texts)
-    out = ['']*len(texts)
+    out = ['']*len(prompts)
     budget = max(1, self.batch_tok // rows_each(dec))
     for rows in alike([(len(p), dec.max_new_tok) for p in prompts], budget):
         answers = answer_ids(self.model, [prompts[i] for i in rows], dec, self.tok)

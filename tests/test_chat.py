@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from chat_toys import CHARS, byte_tok, char_tok, chat_command, save_toy, toy_model
@@ -49,12 +50,24 @@ BAD_KNOBS = [('strategy', 'contrast'), ('max_new_tok', 0), ('num_beams', 1), ('n
     ('temperature', '1'), ('top_k', -1), ('top_k', None), ('top_p', 0), ('top_p', 1.1), ('top_p', True),
     ('repetition_penalty', float('nan')), ('no_repeat_ngram', True), ('seed', -1), ('seed', 1.),
     ('length_penalty', float('inf')), ('early_stopping', 1), ('beam_sample', 'yes'), ('penalty_alpha', 1.01),
-    ('penalty_alpha', -.1), ('penalty_alpha', True), ('penalty_alpha', False), ('penalty_alpha', float('nan'))]
+    ('penalty_alpha', -.1), ('penalty_alpha', True), ('penalty_alpha', False), ('penalty_alpha', float('nan')),
+    ('loop_copies', 1), ('seed', 2**64), ('temperature', 1e-40), ('repetition_penalty', 1e-320)]
 
 @pytest.mark.parametrize('field,value', BAD_KNOBS)
 def test_bad_knob_is_named(field, value):
     with pytest.raises(ValueError, match=f"^{field}={value!r} is not valid: expected "): Decoding(**{field: value})
     with pytest.raises(ValueError, match=field): ChatCfg(**{field: value})
+
+
+EDGES = [dict(temperature=2e-6), dict(temperature=1e30), dict(repetition_penalty=.002), dict(repetition_penalty=1000),
+         dict(seed=2**64 - 1), dict(loop_copies=2), dict(loop_copies=10**9), dict(top_p=1e-9), dict(top_k=10**30),
+         dict(max_new_tok=np.int64(5), temperature=np.float32(.5), seed=np.int64(3))]
+
+@pytest.mark.parametrize('edge', EDGES)
+def test_what_is_allowed_at_the_edge_answers(bot, edge):
+    dec = replace(SAMPLE, **edge)
+    said = bot.answer(['你好', '再见', '你好'], dec)
+    assert len(said) == 3 and all(said) and bot.answer(iter(['你好']), dec) == [''.join(bot.stream('你好', dec))]
 
 
 def kept(probs, temperature, top_k, top_p):

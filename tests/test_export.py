@@ -151,6 +151,15 @@ def test_the_guard_ends_a_loop(tmp_path):
     shorter = [row for row, all_of in zip(ended, free) if len(row) < 80 and row == all_of[:len(row)]]
     assert len(shorter) >= 4, 'greedy toys run in circles'
 
+@pytest.mark.parametrize('strategy', ['beam', 'contrastive'])
+def test_a_bot_that_could_answer_nothing_does_not_open(folder, onnx, strategy):
+    with pytest.raises(ValueError, match='expected strategy greedy or sampling'):
+        ChatBot.from_dir(onnx, decoding=Decoding(strategy=strategy))
+    bot = ChatBot.from_dir(onnx, read=list)
+    with pytest.raises(ValueError, match='expected strategy greedy') as found: bot.answer(['你好'], Decoding(strategy=strategy))
+    assert '只会贪心和采样' in bot.excuse(found.value)
+
+
 @pytest.mark.parametrize('how', ['ct2', 'onnx'])
 @pytest.mark.parametrize('tied', [True, False])
 def test_scores_are_the_models(tmp_path, how, tied):

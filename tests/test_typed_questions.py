@@ -271,7 +271,7 @@ def test_unknown_characters_are_named_once():
     assert bot.unknown_note('龘靐是谁？', told) == '（我不认识这些字：靐。）' and bot.unknown_note('靐龘', told) == ''
     assert bot.unknown_chars('你\ufe0f好\u200d，靨') == '靨', 'as it was typed; what nobody sees is not named'
     assert ChatBot(toy_model(len(byte_tok())), byte_tok()).unknown_chars('龘靐') == '', 'bytes know every character'
-    for blank in ('\u200b', '\ufeff ', '\u3000'):
+    for blank in ('\u200b', '\ufeff ', '\u3000', '\u3164', '\u2800\u115f '):
         with pytest.raises(ValueError, match='not blank'): bot.answer([blank])
 
 def test_the_terminal_names_them_beside_the_answer():
