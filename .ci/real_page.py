@@ -34,9 +34,9 @@ def extraction_values(triples:dict)->dict[str, str]:
     runs = triples['runs']
     scores = {f'f1_{name}': with_interval(f['f1'], f['ci95']) for name, f in runs.items()}
     steps = [runs[f'{n}_pretrained']['steps'] for n in (1000, 4000, 17000)]
-    lead = {f'lead_{n}': f"{runs[f'{n}_pretrained']['f1'] - runs[f'{n}_scratch']['f1']:.3f}" for n in (1000, 17000)}
+    lead = {f'lead_{n}': f"{runs[f'{n}_pretrained']['f1'] - runs[f'{n}_scratch']['f1']:.3f}" for n in (1000,)}
     return scores | lead | dict(
-        duie_n=f"{runs['17000_scratch']['n']:,}", ie_steps='、'.join(f'{n:,}' for n in steps),
+        passes_17000=f"{runs['17000_pretrained']['passes']:.1f}", duie_n=f"{runs['17000_scratch']['n']:,}", ie_steps='、'.join(f'{n:,}' for n in steps),
         dictionary_17000=f"{triples['dictionary']['17000']['f1']:.3f}")
 
 def earlier_values(first:dict, trial:dict)->dict[str, str]:
@@ -53,8 +53,9 @@ def chat_values(samples:dict, blind:dict, dpo:dict)->dict[str, str]:
     "What was counted in the answers, how they were judged, which answers are preferred."
     point, fluent = blind['to_the_point'], blind['fluent']
     judged = {f'to_the_point_{stage}': f"{point[stage]['value']:.2f}" for stage in ('pretrain', 'sft', 'dpo')}
-    judged |= {f'fluent_{stage}': f"{fluent[stage]['value']:.2f}" for stage in ('pretrain', 'dpo')}
+    judged |= {f'fluent_{stage}': f"{fluent[stage]['value']:.2f}" for stage in ('pretrain', 'sft', 'dpo')}
     return judged | dict(
+        repeat_sft=percent(samples['sft']['measures']['repetition']['value']),
         repeat_dpo=percent(samples['dpo']['measures']['repetition']['value']),
         to_the_point_agree=percent(point['agree']['value']), fluent_agree=percent(fluent['agree']['value']),
         pref_before=f"{dpo['pref_acc_before']:.3f}", pref_after=f"{dpo['pref_acc_after']:.3f}",

@@ -285,13 +285,19 @@ def mistakes(texts:list[str], stated:list[list], said:list[list])->dict:
     found = find_errors([t.lower() for t in texts], said, stated)
     return dict(kinds=found.kind.value_counts().to_dict(), ten=telling_errors(found).to_dict('records'))
 
+def passes(folder:str)->float:
+    "How often a fine-tuning read its training rows."
+    pairs = read_pairs(run_path(folder, 'train.parquet'))
+    shuffled = random.Random(SEED).sample(pairs, len(pairs)) # they lie kind by kind
+    return read_json(run_path(folder, 'figures.json'))['real_tok'] / tokens_in(shuffled)
+
 def fine_tuned(folder:str)->dict:
     "What a fine-tuning for extraction came to."
     f = read_json(run_path(folder, 'figures.json'))
     name = test_name(f)
     return dict(f1=f[f'f1_{name}'], ci95=f[f'f1_{name}_ci95'], p=f[f'p_{name}'], r=f[f'r_{name}'], n=f[f'f1_{name}_n'],
                 raw=f[f'published_f1_{name}'], unreadable=f[f'unreadable_{name}'], loss=f['loss_valid'],
-                steps=f['steps'], seconds=f['seconds'])
+                steps=f['steps'], seconds=f['seconds'], passes=passes(folder))
 
 def triples()->dict:
     "The nine fine-tunings, the plain baseline, a table of relations, ten mistakes."
