@@ -826,8 +826,8 @@ def flat_schema(
 _WHY = {
     400: 'not HTTP/1.1', 401: 'wrong key, or none', 404: 'no such model', 406: 'a blank question',
     408: 'the body did not arrive in time', 413: 'the body is too long', 415: 'not JSON',
-    422: 'the body does not fit', 429: 'the queue is full', 431: 'the headers are too long', 500: 'a mistake of the server', 
-    503: 'the server is stopping', 504: 'the answer took too long'}
+    422: 'the body does not fit', 429: 'the queue is full', 431: 'the headers are too long',
+    500: 'a mistake of the server', 503: 'the server is stopping', 504: 'the answer took too long'}
 
 # %% ../nbs/appendix/serve.ipynb #srv00102
 #| code-fold: true
