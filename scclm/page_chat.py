@@ -145,6 +145,7 @@ def bpe_table(
     "A tokenizer as tokenizer.js reads it. Raises ValueError for another kind of tokenizer."
     made = json.loads(tok.backend_tokenizer.to_str())
     _check_bpe(made)
+    if tok.eos_token is None: raise ValueError('the tokenizer has no eos_token: expected one in tokenizer_config.json')
     spare = n_rows - len(tok)
     tokens = tok.convert_ids_to_tokens(range(len(tok))) + ['']*spare
     return dict(tokens=tokens, merges=made['model']['merges'], special=sorted(tok.all_special_ids),

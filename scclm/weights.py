@@ -83,7 +83,10 @@ def _read_object(
     raise ValueError(f"{path} is not readable JSON: expected an object, found {type(found).__name__}")
 
 # %% ../nbs/appendix/weights.ipynb #09f3795e
-_WEIGHTS = ('model.safetensors', 'pytorch_model.bin') # the first that is there is read
+_SHARDS = '.index.json' # ends the name of a list of files that hold the weights together
+_WEIGHTS = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin',
+    'pytorch_model.bin.index.json') # the first that is there is read, as transformers does
+_EXPORTED = 'export.json' # only in a folder that `scclm export` wrote
 
 def _check_files(
     path:Path, # folder that `save_model` wrote
@@ -98,6 +101,14 @@ def _check_files(
         raise FileNotFoundError(f"{file} is missing: {wanted}")
     _read_object(path/'tokenizer.json')
     return weights
+
+# %% ../nbs/appendix/weights.ipynb #wgtexp01
+def _check_not_exported(
+    path:Path, # folder
+):
+    "Raise ValueError for a folder of `scclm export`: its weights are for other engines, and no model is made of them."
+    if not (path/_EXPORTED).is_file(): return
+    raise ValueError(f"{path} is an export already, it has {_EXPORTED}: expected the model folder it was made from")
 
 # %% ../nbs/appendix/weights.ipynb #wgtbin02
 def _names_in_bin(
@@ -114,11 +125,32 @@ def _names_in_bin(
     if isinstance(found, dict) and all(isinstance(t, Tensor) for t in found.values()): return set(found)
     raise ValueError(f"{file} is not a model: expected tensors by name, found {type(found).__name__} of other things")
 
+# %% ../nbs/appendix/weights.ipynb #wgtshd02
+def _shards(
+    index:Path, # model.safetensors.index.json, or that of a .bin
+)->list[Path]: # the files that it names
+    "Raise FileNotFoundError or ValueError with the file at fault."
+    said = _read_object(index)
+    places = said.get('weight_map')
+    good = isinstance(places, dict) and places and all(map(_is_name, places.values()))
+    if not good: raise ValueError(f"{index}: expected weight_map, the name of a file of this folder for every tensor")
+    if not isinstance(said.get('metadata'), dict): raise ValueError(f"{index} has no metadata: expected an object")
+    names = set(places.values())
+    files = [index.parent/name for name in sorted(names)]
+    for file in files:
+        if not file.is_file(): raise FileNotFoundError(f"{file} is missing: {index.name} says that it holds weights")
+    return files
+
+def _is_name(x:object)->bool:
+    "Whether `x` names a file of weights, in no other folder."
+    return isinstance(x, str) and Path(x).name == x and Path(x).suffix in ('.safetensors', '.bin')
+
 # %% ../nbs/appendix/weights.ipynb #wgtbin04
 def _tensor_names(
     file:Path, # weights
 )->set[str]: # names of its tensors
-    "What the file holds. Raises ValueError if it cannot be read."
+    "What the file holds, or all shards that it lists. Raises ValueError if one cannot be read."
+    if file.name.endswith(_SHARDS): return {name for shard in _shards(file) for name in _tensor_names(shard)}
     if file.suffix == '.bin': return _names_in_bin(file)
     try:
         with safe_open(file, 'pt') as f: return set(f.keys())
@@ -215,7 +247,7 @@ def _check_marks(
 ):
     "Raise ValueError if the config does not say how an answer begins and what fills a row."
     for name in ('decoder_start_token_id', 'pad_token_id'):
-        if getattr(model.config, name) is None:
+        if getattr(model.config, name, None) is None:
             raise ValueError(f"{path/'config.json'} has no {name}: expected a token id, 0 in a T5")
 
 # %% ../nbs/appendix/weights.ipynb #wgtour01
@@ -249,7 +281,9 @@ def _check_type(
     config:dict, # as its config.json says
     kind:type, # from `model_class`
 ):
-    "Raise ValueError if our own class is named by the config of another architecture."
+    "Raise ValueError if our own class is named by the config of another architecture, or of half a model."
+    if config.get('is_encoder_decoder') is False:
+        raise ValueError(f"{path/'config.json'} says is_encoder_decoder=false: expected true, an encoder and a decoder")
     if kind is AutoModelForSeq2SeqLM or config.get('model_type') == kind.config_class.model_type: return
     raise ValueError(f"{path/'config.json'}: {kind.__name__} is a {kind.config_class.model_type!r}, "
                      f"but model_type is {config.get('model_type')!r}")
@@ -289,6 +323,44 @@ def _from_folder(
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     return model, info
 
+# %% ../nbs/appendix/weights.ipynb #wgttok02
+def _map_names(
+    path:Path, # the folder
+)->dict: # name of a mark -> token, as special_tokens_map.json says
+    "The file of transformers 4; {} without one."
+    file = path/'special_tokens_map.json'
+    named = _read_object(file) if file.is_file() else {}
+    return {mark: t.get('content') if isinstance(t, dict) else t for mark, t in named.items()}
+
+# %% ../nbs/appendix/weights.ipynb #wgttok03
+def _config_name(
+    mark:str, # eos_token, pad_token or unk_token
+    model:PreTrainedModel, # loaded
+    tok:PreTrainedTokenizerBase, # beside it
+)->str|None: # a token
+    "What the model's own id for a mark says, or what tokenizer.json takes for unknown characters."
+    i = getattr(model.config, f'{mark}_id', None)
+    if isinstance(i, (list, tuple)) and i: i = i[0]
+    if type(i) is int and 0 <= i < len(tok): return tok.convert_ids_to_tokens(i)
+    core = getattr(tok, 'backend_tokenizer', None)
+    return getattr(core.model, 'unk_token', None) if core and mark == 'unk_token' else None
+
+# %% ../nbs/appendix/weights.ipynb #wgttok04
+_MARKS = ('eos_token', 'pad_token', 'unk_token')
+
+def _name_marks_(
+    tok:PreTrainedTokenizerBase, # as read; changed in place
+    model:PreTrainedModel, # loaded
+    path:Path, # their folder
+):
+    "Name the end, the padding and the unknown where tokenizer_config.json does not."
+    missing = [mark for mark in _MARKS if getattr(tok, mark) is None]
+    named = _map_names(path) if missing else {}
+    for mark in missing:
+        found = [named.get(mark), _config_name(mark, model, tok)]
+        token = next((t for t in found if isinstance(t, str) and t in tok.get_vocab()), None)
+        if token is not None: setattr(tok, mark, token)
+
 # %% ../nbs/appendix/weights.ipynb #d2d4339f
 def _read_folder(
     path:Path, # any Hugging Face folder
@@ -303,6 +375,7 @@ def _read_folder(
         with _quiet():
             model, info = _from_folder(kind, path, dtype, how)
             tok = read_tok.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            _name_marks_(tok, model, path)
     except Exception as e: # a wrong value in a file of others has many: OSError, KeyError, TypeError, its own
         raise ValueError(f'{path} cannot be loaded: {first_line(e)}') from None
     if hasattr(model.config, 'auto_map'): del model.config.auto_map # of code that nobody may run
@@ -330,6 +403,7 @@ def load_model(
 )->tuple[PreTrainedModel, PreTrainedTokenizerBase]: # model in evaluation mode, tokenizer
     "Open a saved model. Raises FileNotFoundError or ValueError naming the file at fault, or both vocabulary sizes."
     path = _find_folder(path)
+    _check_not_exported(path)
     if foreign: _check_foreign(path)
     weights = path if foreign else _check_files(path)
     names = set() if foreign else _tensor_names(weights)

@@ -8,14 +8,14 @@ from threading import Thread
 
 import pytest
 import torch
-from chat_toys import CHARS, char_tok, search_model, search_prompts
+from chat_toys import CHARS, char_tok, search_model, search_prompts, toy_model
 from safetensors.torch import load_file, save_file
 from test_contrastive import BY_TRANSFORMERS_4
 from transformers import GenerationConfig, T5ForConditionalGeneration, TextIteratorStreamer, TextStreamer
 from transformers.generation import BaseStreamer
 
 from scclm.ancestor import SEARCHES, TextToTextModel, new_columns, seeded_rngs, unpadded
-from scclm.chat import ChatBot
+from scclm.chat import ChatBot, Decoding
 from scclm.model import build_model, load_model, meta_model, model_config, n_params, save_model
 from scclm.terminal import ChatCfg
 
@@ -137,17 +137,71 @@ def test_an_untied_model_survives_a_round_trip(tmp_path):
     assert torch.equal(*logits)
 
 
-@pytest.mark.parametrize('tok_config', [None, {}, dict(tokenizer_class='T5Tokenizer'),
+MARK = dict(lstrip=False, normalized=False, rstrip=False, single_word=False)
+ADDED = {i: dict(MARK, content=TOK.convert_ids_to_tokens(i), special=True) for i in range(7)}
+MAPS = dict(named=dict(eos_token='[EOS]', pad_token='[PAD]', unk_token='[UNK]'), nothing=None, empty={},
+    dicts={f'{x}_token': dict(MARK, content=f'[{x.upper()}]') for x in ('eos', 'pad', 'unk')},
+    half=dict(eos_token='[EOS]', sep_token='[SEP]'))
+
+@pytest.mark.parametrize('tok_map', MAPS)
+@pytest.mark.parametrize('tok_config', [None, {}, dict(tokenizer_class='T5Tokenizer'), dict(added_tokens_decoder=ADDED),
     dict(tokenizer_class='ChatTokenizer', auto_map=dict(AutoTokenizer=['modeling_chat_model.ChatTokenizer', None]))])
-def test_its_words_are_read_as_they_are(folder, tmp_path, tok_config):
+def test_its_words_are_read_as_they_are(folder, tmp_path, tok_config, tok_map):
     "Whatever tokenizer_config.json says or leaves out: tokenizer.json holds all that is needed."
     copy = tmp_path/'model'
     shutil.copytree(folder, copy)
     if tok_config is None: (copy/'tokenizer_config.json').unlink()
     else: as_json(copy/'tokenizer_config.json', tok_config)
+    (copy/'special_tokens_map.json').unlink()
+    if MAPS[tok_map] is not None: as_json(copy/'special_tokens_map.json', MAPS[tok_map])
     bot = ChatBot.from_dir(copy)
     assert bot.tok.get_vocab() == TOK.get_vocab() and not (copy/'ran').exists()
+    assert (bot.tok.pad_token_id, bot.tok.eos_token_id, bot.tok.unk_token_id) == (0, 1, 6)
+    assert bot.unknown_chars('你好甲') == '甲'
     assert bot.answer(['你好甲']) == ChatBot(small(), TOK).answer(['你好甲'])
+
+
+@pytest.mark.parametrize('eos', [1, [1, 6]])
+def test_a_nameless_end_still_ends_loops(tmp_path, eos):
+    "The guard must know the end mark: the same answer as with a tokenizer that names it, and another without guard."
+    tok = char_tok(CHARS)
+    ours = toy_model(len(tok), seed=5, endless=True)
+    path = publish(tmp_path/'its', ours, tok)
+    as_json(path/'tokenizer_config.json', {})
+    (path/'special_tokens_map.json').unlink()
+    changed(path/'config.json', eos_token_id=eos)
+    dec, free = (Decoding(max_new_tok=200, loop_copies=n) for n in (2, 0))
+    guarded = ChatBot.from_dir(path).answer(['你好'], dec)
+    assert guarded == ChatBot(ours, tok).answer(['你好'], dec) != ChatBot(ours, tok).answer(['你好'], free)
+
+
+def in_shards(folder, old):
+    "The weights in three files and the list of them, as large models are published."
+    kind, save = ('bin', torch.save) if old else ('safetensors', save_file)
+    name = 'pytorch_model.bin' if old else 'model.safetensors'
+    weights = torch.load(folder/name) if old else load_file(folder/name)
+    (folder/name).unlink()
+    stem, places = name.split('.')[0], {}
+    for n in range(3):
+        file = f'{stem}-0000{n + 1}-of-00003.{kind}'
+        part = {key: weights[key] for key in sorted(weights)[n::3]}
+        save(part, folder/file)
+        places |= dict.fromkeys(part, file)
+    as_json(folder/f'{name}.index.json', dict(metadata=dict(total_size=1), weight_map=places))
+
+
+@pytest.mark.parametrize('old', [False, True], ids=['safetensors', 'bin'])
+@pytest.mark.parametrize('tied', [True, False], ids=['tied', 'untied'])
+def test_shards_are_read(tmp_path, tied, old):
+    ours = small(tied)
+    path = publish(tmp_path/'its', ours, TOK, tied, old)
+    in_shards(path, old)
+    for dtype in (torch.float32, torch.bfloat16):
+        model, _ = load_model(path, dtype)
+        assert type(model) is TextToTextModel
+        theirs = ours.to(dtype).state_dict()
+        for name, t in model.state_dict().items(): assert torch.equal(t, theirs[name]), name
+    assert load_model(path, foreign=True)[0].shared.weight.shape == ours.shared.weight.shape
 
 
 @pytest.mark.parametrize('legacy', [False, True])
@@ -401,6 +455,34 @@ def more_words(path): char_tok(CHARS + '甲乙丙').backend_tokenizer.save(str(p
 def endless(path): path.write_text('['*100_000, encoding='utf-8')
 
 
+def without(name, *fields):
+    def damage(folder):
+        kept = json.loads((folder/name).read_text(encoding='utf-8'))
+        as_json(folder/name, {k: v for k, v in kept.items() if k not in fields})
+    return damage
+
+
+INDEX = 'model.safetensors.index.json'
+
+
+def shards(change=lambda folder: None):
+    def damage(folder):
+        in_shards(folder, False)
+        change(folder)
+    return damage
+
+
+SECOND = 'model-00002-of-00003.safetensors'
+
+def second(how): return shards(lambda folder: how(folder/SECOND))
+def with_index(**fields): return shards(lambda folder: changed(folder/INDEX, **fields))
+
+
+def forgotten(folder):
+    places = json.loads((folder/INDEX).read_text(encoding='utf-8'))['weight_map']
+    changed(folder/INDEX, weight_map={name: file for name, file in places.items() if '00002' not in file})
+
+
 def half_a_bin(folder):
     as_bin(lambda f: small().state_dict())(folder)
     halve(folder/'pytorch_model.bin')
@@ -426,6 +508,18 @@ DAMAGE = {
     'a size that is none': (with_config(d_model='wide'), 'cannot be loaded: '),
     'fewer layers': (with_config(num_layers=1), 'it has 8 tensors that the model has no place for, such as enc'),
     'no start': (with_config(decoder_start_token_id=None), 'config.json has no decoder_start_token_id: expected'),
+    'no word of a start': (without('config.json', 'decoder_start_token_id'),
+        'config.json has no decoder_start_token_id: expected a token id'),
+    'no decoder': (with_config(is_encoder_decoder=False), 'says is_encoder_decoder=false: expected true'),
+    'a shard gone': (second(Path.unlink), '00002-of-00003.safetensors is missing: model.safetensors.index.json says'),
+    'half a shard': (second(halve), '00002-of-00003.safetensors is not a readable safetensors file'),
+    'a shard that the index forgets': (shards(forgotten), 'index.json does not fit config.json: .* are missing'),
+    'an index of nothing': (with_index(weight_map={}), 'index.json: expected weight_map'),
+    'no index': (with_index(weight_map=None), 'index.json: expected weight_map'),
+    'an index of numbers': (with_index(weight_map={'shared.weight': 1}), 'index.json: expected weight_map'),
+    'a shard elsewhere': (with_index(weight_map={'shared.weight': '../model.safetensors'}), 'a file of this folder'),
+    'an index without metadata': (with_index(metadata=None), 'index.json has no metadata: expected an object'),
+    'half an index': (shards(lambda f: halve(f/INDEX)), 'index.json is not readable JSON'),
     'a config without end': (with_file('config.json', endless), 'config.json is not readable JSON'),
     'more layers': (with_config(num_layers=3), 'does not fit config.json: .*encoder.block.2'),
     'untied without a table': (with_config(tie_word_embeddings=False), 'no lm_head.weight: config.json says tie_word'),

@@ -268,6 +268,53 @@ def test_ask_needs_no_pytorch(ct2):
     assert (told.stderr, told.returncode) == ('', 0)
     assert told.stdout.splitlines() == [text if text != bot.fallback else '' for text in free]
 
+# Folders that do not name their special tokens
+
+def nameless(folder:Path, copy:Path, **fields)->Path:
+    "The model with a tokenizer_config.json that names no token, and other fields of config.json."
+    shutil.copytree(folder, copy)
+    (copy/'special_tokens_map.json').unlink(missing_ok=True)
+    (copy/'tokenizer_config.json').write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    config = json.loads((copy/'config.json').read_text())
+    (copy/'config.json').write_text(json.dumps(config | fields))
+    return copy
+
+@pytest.mark.parametrize('kind', ['ct2', 'onnx'])
+def test_a_nameless_folder_exports_as_the_named_one(folder, tmp_path, request, kind):
+    out = export(ExportCfg(str(nameless(folder, tmp_path/'model')), kind, str(tmp_path/'out'), compare=2))
+    asked = ['你好吗', '天地玄黄', '谁']
+    assert ChatBot.from_dir(out).answer(asked) == ChatBot.from_dir(request.getfixturevalue(kind)).answer(asked)
+    assert read_json(out/RECORD)['agreement']['questions'] == 2
+    tok = open_export(out)[1]
+    assert (tok.pad_token, tok.eos_token, tok.unk_token) == ('[PAD]', '[EOS]', '[UNK]')
+    if kind == 'ct2': assert json.loads((out/'config.json').read_text())['eos_token'] == '[EOS]'
+
+@pytest.mark.parametrize('kind', ['ct2', 'onnx'])
+def test_a_folder_without_an_end_is_refused_by_name(folder, tmp_path, capsys, kind):
+    path = nameless(folder, tmp_path/'model', eos_token_id=None)
+    assert cli.main(['export', '--model', str(path), '--to', kind, '--out', str(tmp_path/'out')]) == 2
+    err = capsys.readouterr().err
+    assert 'tokenizer_config.json has no eos_token: expected eos_token, pad_token' in err and 'Traceback' not in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['model']
+
+def test_a_vocabulary_without_unknown_is_refused_where_it_is_needed(tmp_path):
+    "Byte-level: every text can be spelt. CTranslate2 wants a name nevertheless, ONNX does not."
+    tok = byte_tok()
+    tok.unk_token = None
+    path = save_toy(tmp_path/'model', tok, toy_model(len(tok), seed=2))
+    with pytest.raises(ValueError, match='tokenizer_config.json has no unk_token: expected eos_token, pad_token, unk'):
+        export(ExportCfg(str(path), 'ct2', str(tmp_path/'ct2'), compare=0))
+    out = export(ExportCfg(str(path), 'onnx', str(tmp_path/'onnx'), compare=0))
+    assert ChatBot.from_dir(out).answer(['你好'], PLAIN) == ChatBot.from_dir(path).answer(['你好'], PLAIN)
+
+def test_an_export_is_not_exported_again(ct2, onnx, tmp_path, capsys):
+    for stage in ('export', 'page'):
+        for path in (ct2, onnx):
+            assert cli.main([stage, '--model', str(path), '--out', str(tmp_path/'out')]) == 2
+            err = capsys.readouterr().err
+            assert f'{path} is an export already, it has {RECORD}: expected the model folder it was made from' in err
+    assert not (tmp_path/'out').exists()
+
 # The folder
 
 def test_it_says_what_it_was_made_from(folder, ct2, onnx):

@@ -114,6 +114,23 @@ def test_questions_as_people_type_them(browser, pages, trained):
     chat.close()
     assert [a['text'] for a in got] == [ChatBot(model, trained[1]).answer([t])[0] for t in asked]
 
+# ---- a tokenizer that does not name its end
+
+def test_a_nameless_folder_gives_the_same_page(toy, tmp_path):
+    "The names come from config.json and tokenizer.json; without an end there is no page."
+    copy = Path(shutil.copytree(toy/'model', tmp_path/'model'))
+    (copy/'special_tokens_map.json').unlink(missing_ok=True)
+    (copy/'tokenizer_config.json').write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    page(PageCfg(model=copy, out=tmp_path/'page'))
+    theirs = read_part(toy/'page', 'tables')['tokenizer'] | dict(special=[0, 1, 6])
+    assert read_part(tmp_path/'page', 'tables')['tokenizer'] | dict(special=[0, 1, 6]) == theirs
+    assert theirs['end'] == 1 and theirs['unknown'] == 6
+    assert read_part(tmp_path/'page', 'manifest')['limits'] == read_part(toy/'page', 'manifest')['limits']
+    config = json.loads((copy/'config.json').read_text())
+    (copy/'config.json').write_text(json.dumps(config | dict(eos_token_id=None)))
+    with pytest.raises(ValueError, match='the tokenizer has no eos_token: expected one in tokenizer_config.json'):
+        page(PageCfg(model=copy, out=tmp_path/'other'))
+
 # ---- the tokenizer
 
 def test_5000_texts_become_the_same_tokens(js, trained):

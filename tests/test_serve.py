@@ -1,6 +1,7 @@
 """The server, asked over a real port: official clients, every status, rude clients, and its end.
 
 The truth is `ChatBot` alone: whoever asks, over whichever path, hears what it says."""
+import inspect
 import json
 import logging
 import re
@@ -93,8 +94,49 @@ def test_the_official_client_streams(official, bot):
     assert chunks.pop().usage == whole.usage
     said = [c.choices[0] for c in chunks]
     assert ''.join(c.delta.content or '' for c in said) == whole.choices[0].message.content
-    assert said[0].delta.role == 'assistant' and len({c.id for c in chunks}) == 1
+    assert (said[0].delta.role, said[0].delta.content) == ('assistant', '') and len({c.id for c in chunks}) == 1
+    assert not any(c.delta.role for c in said[1:])
     assert [c.finish_reason for c in said if c.finish_reason] == [whole.choices[0].finish_reason]
+
+def test_a_streamed_answer_is_the_whole_one_also_when_it_is_empty(official, bot):
+    "The official client puts the chunks together; a stop at the first character leaves nothing to say but the role."
+    for stop in (alone(bot, '天地玄黄')[0], None):
+        asked = dict(model='scclm', messages=user('天地玄黄'), stop=stop)
+        whole = official.chat.completions.create(**asked).choices[0]
+        with official.chat.completions.stream(**asked) as events:
+            for _ in events: pass
+            streamed = events.current_completion_snapshot.choices[0]
+        assert (streamed.message.role, streamed.message.content) == ('assistant', whole.message.content)
+        assert streamed.finish_reason == whole.finish_reason and (whole.message.content == '') == bool(stop)
+
+def test_the_official_client_looks_a_model_up(official):
+    listed, = official.models.list()
+    assert official.models.retrieve('scclm') == listed
+    for other in ('gpt-4', 'scclm/x', 'SCCLM'):
+        with pytest.raises(openai.NotFoundError, match="expected model='scclm'") as e: official.models.retrieve(other)
+        assert e.value.code == 'model_not_found' and e.value.param == 'model'
+
+OFFERED = list(inspect.signature(openai.resources.chat.Completions.create).parameters)
+OFFERED = OFFERED[OFFERED.index('model') + 1:OFFERED.index('extra_headers')]
+
+def test_null_is_not_given(web, bot):
+    "For every field that the official client offers."
+    assert len(OFFERED) > 30
+    for names in (*([name] for name in OFFERED), OFFERED):
+        r = web.post('/v1/chat/completions', json=dict(model='scclm', messages=user('你好')) | dict.fromkeys(names))
+        assert r.status_code == 200, (names, r.text)
+        assert r.json()['choices'][0]['message']['content'] == alone(bot, '你好')
+
+NEUTRAL = dict(tools=[], tool_choice='none', parallel_tool_calls=True, functions=[], function_call='none',
+    logit_bias={}, response_format=dict(type='text'), store=False, metadata={}, service_tier='auto',
+    modalities=['text'], n=1, reasoning_effort='none', verbosity='medium', frequency_penalty=0,
+    presence_penalty=0, logprobs=False, user='me', safety_identifier='me',
+    stream_options=dict(include_usage=False, include_obfuscation=False))
+
+def test_what_changes_nothing_is_taken(official, bot):
+    for asked in (*({name: value} for name, value in NEUTRAL.items()), NEUTRAL):
+        done = official.chat.completions.create(model='scclm', messages=user('你好'), **asked)
+        assert done.choices[0].message.content == alone(bot, '你好'), asked
 
 KNOBS = [
     (dict(temperature=0), dict()),
@@ -132,8 +174,13 @@ REFUSED = [
     (dict(top_p=0), 'top_p'), (dict(max_tokens=25), 'max_tokens'), (dict(max_tokens=0), 'max_tokens'),
     (dict(max_completion_tokens=25), 'max_completion_tokens'), (dict(seed=-1), 'seed'), (dict(seed=2**63), 'seed'),
     (dict(stop=['a']*5), 'stop'), (dict(stop=''), 'stop'), (dict(frequency_penalty=.5), 'frequency_penalty'),
-    (dict(presence_penalty=-1), 'presence_penalty'), (dict(logprobs=True), 'logprobs'), (dict(tools=[]), 'tools'),
-    (dict(response_format=dict(type='json_object')), 'response_format'), (dict(logit_bias={}), 'logit_bias'),
+    (dict(presence_penalty=-1), 'presence_penalty'), (dict(logprobs=True), 'logprobs'),
+    (dict(tools=[dict(type='function', function=dict(name='f'))]), 'tools'),
+    (dict(tool_choice='required'), 'tool_choice'),
+    (dict(response_format=dict(type='json_object')), 'response_format'), (dict(logit_bias={'7': 1}), 'logit_bias'),
+    (dict(store=True), 'store'), (dict(metadata=dict(a='b')), 'metadata'), (dict(service_tier='flex'), 'service_tier'),
+    (dict(parallel_tool_calls=False), 'parallel_tool_calls'), (dict(modalities=['audio']), 'modalities'),
+    (dict(audio=dict(voice='a', format='wav')), 'audio'), (dict(verbosity='low'), 'verbosity'),
     (dict(messages=[]), 'messages'), (dict(messages=user('一') + user('二')), 'messages'),
     (dict(messages=[dict(role='system', content='你是海盗')]), 'messages.0.role'),
     (dict(messages=[dict(role='user', content=None)]), 'messages.0.content')]
@@ -144,7 +191,36 @@ def test_what_is_not_obeyed_is_refused_by_name(official, asked, name):
         official.chat.completions.create(**(dict(model='scclm', messages=user('你好')) | asked))
     assert e.value.param.startswith(name) and name.split('.')[0] in e.value.message
     assert e.value.type == 'invalid_request_error' and e.value.code == 'invalid_body'
-    if name.startswith('messages'): assert 'reads one question and remembers none' in e.value.message
+    turns = name in ('messages', 'messages.0.role')
+    assert ('reads one question and remembers none' in e.value.message) == turns
+
+def part(**fields): return dict(type='text', text='好') | fields
+
+TOLD = [
+    (dict(stop=['a', 5]), 'stop.1', 'valid string'), (dict(stop=[]), 'stop', 'at least 1 item'),
+    (dict(stop=['a']*5), 'stop', 'at most 4 items'), (dict(stop=''), 'stop', 'at least 1 character'),
+    (dict(stop='a'*65), 'stop', 'at most 64 characters'), (dict(stop=['a', '']), 'stop.1', 'at least 1 character'),
+    (dict(stop=5), 'stop', 'should be a text or a list'), (dict(stop=dict(a=1)), 'stop', 'should be a text or a list'),
+    (dict(messages=user([dict(type='image_url', image_url=dict(url='x'))])), 'messages.0.content.0.type',
+     'expected a text, or a list of 1 to 64 parts {"type": "text", "text": "..."}'),
+    (dict(messages=user([part(), part(text=None)])), 'messages.0.content.1.text', 'expected a text, or a list of 1 to'),
+    (dict(messages=user([])), 'messages.0.content', 'expected a text, or a list of 1 to'),
+    (dict(messages=user(None)), 'messages.0.content', 'expected a text, or a list of 1 to'),
+    (dict(messages=user([part(cache_control=1)])), 'messages.0.content.0.cache_control', 'expected only type, text'),
+    (dict(messages=user([part(**{'(list)': 1})])), 'messages.0.content.0.(list)', 'expected only type, text'),
+    (dict(messages=[dict(role='user', content='好', foo=1)]), 'messages.0.foo', 'expected only role, content, name'),
+    (dict(stream_options=dict(foo=1)), 'stream_options.foo', 'expected only include_usage, include_obfuscation'),
+    (dict(response_format=dict(type='text', strict=True)), 'response_format.strict', 'expected only type'),
+    (dict(tools=[1]), 'tools', 'expected only []'), (dict(audio=1), 'audio', 'expected only null'),
+    (dict(top_k=3), 'top_k', 'expected only model, messages, temperature, top_p,'),
+    (dict(messages=user('好'*64)), 'messages', 'expected at most max_prompt_tok=64')]
+
+@pytest.mark.parametrize('asked, param, words', TOLD, ids=[f'{param} {n}' for n, (_, param, _) in enumerate(TOLD)])
+def test_an_error_names_the_field_that_was_sent_and_what_belongs_there(web, asked, param, words):
+    r = web.post('/v1/chat/completions', json=dict(model='scclm', messages=user('你好')) | asked)
+    told = r.json()['error']
+    assert r.status_code == 422 and told['param'] == param and told['message'].startswith(param)
+    assert words in told['message'] and 'remembers none' not in told['message']
 
 def test_the_official_client_sees_errors_in_its_shape(live, official):
     with pytest.raises(openai.NotFoundError, match="expected model='scclm'") as e:
@@ -173,6 +249,8 @@ def test_where_keys_come_from(tmp_path, monkeypatch):
     file = tmp_path/'keys'
     file.write_text('one\r\n\ntwo\n')
     assert read_keys(ServeCfg(key_file=str(file))) == ('one', 'two')
+    file.write_text('one\ntwo\n', encoding='utf-8-sig')
+    assert read_keys(ServeCfg(key_file=str(file))) == ('one', 'two'), 'saved by an editor that writes a mark first'
     for text in ('', '\n \n', 'a b\n', '钥匙\n', '\x7f'):
         file.write_text(text, encoding='utf-8')
         with pytest.raises(ValueError, match='expected .*a line'): read_keys(ServeCfg(key_file=str(file)))
@@ -183,7 +261,8 @@ def test_no_application_without_a_key(bot, monkeypatch):
     monkeypatch.delenv('SCCLM_API_KEY', raising=False)
     with pytest.raises(ValueError, match='expected SCCLM_API_KEY or a key file'): make_app(ServeCfg(), (), bot)
 
-KEYED = [('POST', '/api/chat'), ('POST', '/v1/chat/completions'), ('GET', '/v1/models')]
+KEYED = [('POST', '/api/chat'), ('POST', '/v1/chat/completions'), ('GET', '/v1/models'), ('GET', '/v1/models/scclm'),
+    ('GET', '/v1/models/another')]
 
 @pytest.mark.parametrize('method, path', KEYED)
 @pytest.mark.parametrize('header', [None, '', 'Bearer', 'Bearer wrong', f'Basic {KEY}', KEY, f'Bearer {KEY}x'])
@@ -201,16 +280,34 @@ def test_open_paths(live):
     assert 'SwaggerUIBundle' in docs and not re.search(r'(src|href)="(https?:)?//', docs)
     for path in re.findall(r'(?:src|href)="([^"]+)"', docs): assert httpx.get(live.url + path).status_code == 200
     assert {p for p in httpx.get(f'{live.url}/openapi.json').json()['paths']} == {
-        '/api/chat', '/v1/chat/completions', '/v1/models', '/healthz', '/metrics'}
+        '/api/chat', '/v1/chat/completions', '/v1/models', '/v1/models/{name}', '/healthz', '/metrics'}
 
 def test_lost_clients(web):
     for path in ('/nowhere', '/v1/nowhere', '/api/chat/', '/%00', '/static-offline-docs/../../etc/passwd'):
         r = web.get(path)
         assert r.status_code == 404 and '/v1/chat/completions' in r.text
     assert set(web.get('/v1/nowhere').json()) == {'error'} and set(web.get('/nowhere').json()) == {'detail'}
-    for method, path, allowed in (('GET', '/api/chat', 'POST'), ('POST', '/v1/models', 'GET'), ('PUT', '/', 'GET')):
+    for method, path, allowed in (('GET', '/api/chat', 'POST'), ('POST', '/v1/models', 'GET, HEAD'),
+                                  ('PUT', '/', 'GET, HEAD'), ('DELETE', '/docs', 'GET, HEAD')):
         r = web.request(method, path)
         assert r.status_code == 405 and f'expected {allowed}' in r.text and r.headers['allow'] == allowed
+
+@pytest.mark.parametrize('path', ['/', '/healthz', '/metrics', '/docs', '/openapi.json', '/v1/models',
+    '/v1/models/scclm', '/v1/models/another', '/nowhere'])
+def test_head_is_get_without_its_body(live, path):
+    "Monitors probe with it; the connection stays usable, so no byte of a body was sent."
+    with httpx.Client(base_url=live.url, headers=live.headers) as web:
+        head, get = (web.request(method, path) for method in ('HEAD', 'GET'))
+    assert head.status_code == get.status_code and head.content == b'' and get.content
+    assert head.headers['content-type'] == get.headers['content-type']
+    with connect(live) as s:
+        s.sendall(f'HEAD {path} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {KEY}\r\n'
+                  'Connection: close\r\n\r\n'.encode())
+        assert read_all(s).endswith(b'\r\n\r\n')
+
+def test_head_of_what_is_asked_by_post(web):
+    r = web.head('/api/chat')
+    assert r.status_code == 405 and r.headers['allow'] == 'POST'
 
 TYPES = [None, 'text/plain', 'application/x-www-form-urlencoded', 'application/json; charset=gbk', 'application/xml',
          'multipart/form-data; boundary=x', 'application/json5', '\xff']
@@ -225,7 +322,8 @@ def test_a_compressed_body(live):
     r = httpx.post(f'{live.url}/api/chat', headers=live.headers | {'Content-Encoding': 'gzip'}, content=b'\x1f\x8b')
     assert r.status_code == 415 and 'without Content-Encoding' in r.text
 
-@pytest.mark.parametrize('kind', ['application/json', 'Application/JSON; Charset="UTF-8"', 'application/json;'])
+@pytest.mark.parametrize('kind', ['application/json', 'Application/JSON; Charset="UTF-8"', 'application/json;',
+    'application/json; charset=utf8', 'application/json;charset="UTF8"'])
 def test_the_same_content_type(live, kind):
     headers = live.headers | {'Content-Type': kind}
     r = httpx.post(f'{live.url}/api/chat', headers=headers, content='{"input_txt": "你好"}'.encode())
@@ -403,6 +501,20 @@ def test_a_waiting_client_that_leaves_is_not_served(slow):
     for s in held: s.close()
     wait_until(lambda: quiet(slow))
 
+@pytest.mark.parametrize('how', [dict(strategy='beam', num_beams=3), dict(strategy='contrastive', top_k=4),
+    dict(strategy='sampling', seed=3), dict(max_new_tok=1)], ids=str)
+def test_the_server_answers_in_its_own_way(bot, how):
+    with serving(bot, **how) as live, httpx.Client(base_url=live.url, headers=live.headers) as web:
+        assert web.post('/api/chat', json=dict(input_txt='天地玄黄')).json() == dict(response=alone(bot, '天地玄黄', **how))
+
+def test_a_model_that_cannot_answer_is_no_server():
+    "Found before the first question, also by those who make the application themselves; no thread stays."
+    before = set(threading.enumerate())
+    bot = toy_bot(max_prompt_tok=2)
+    with pytest.raises(ValueError, match="answered with strategy='greedy': .* expected at most max_prompt_tok=2"):
+        make_app(ServeCfg(), (KEY,), bot)
+    wait_until(lambda: set(threading.enumerate()) <= before)
+
 def test_limits_reach_the_engine(bot):
     "How much is read between two tokens, and how many searches run beside the batch, are the server's to say."
     def threads():
@@ -499,6 +611,23 @@ def test_a_mistake_of_ours_is_one_sentence_and_leaves_no_text(live, caplog, monk
     assert r.status_code == 500 and 'a mistake of the server' in r.json()['detail']
     assert 'KeyError' in caplog.text and 'test_serve.py' in caplog.text and '玄黄' not in caplog.text
 
+def test_an_answer_that_fails_is_named_in_the_log_without_its_text(bot, caplog, monkeypatch):
+    "Whole and streamed, on both paths; the error's words stay out of log and response."
+    caplog.set_level(logging.INFO)
+    with serving(bot) as live, httpx.Client(base_url=live.url, headers=live.headers) as web:
+        def broken(*args, **kw): raise OverflowError('玄黄宇宙')
+        monkeypatch.setattr(bot.model, 'forward', broken)
+        for path, ask in (('/api/chat', dict(input_txt='玄黄宇宙')),
+                          ('/v1/chat/completions', dict(model='scclm', messages=user('玄黄宇宙')))):
+            for stream in (False, True):
+                caplog.clear()
+                r = web.post(path, json=ask | dict(stream=stream))
+                assert r.status_code == (200 if stream else 500) and '玄黄' not in r.text + caplog.text
+                assert 'could not be written' in r.text and 'its log names' in r.text and '[DONE]' not in r.text
+                assert 'an answer: OverflowError in test_serve.py, line ' in caplog.text
+        monkeypatch.undo()
+        assert web.post('/api/chat', json=dict(input_txt='你好')).json() == dict(response=alone(bot, '你好'))
+
 def test_questions_are_logged_where_that_is_asked_for(bot, caplog):
     caplog.set_level(logging.INFO)
     with serving(bot, log_questions=True) as live:
@@ -544,4 +673,4 @@ def test_fuzz_from_its_own_openapi(live):
             asked.append((case.method, case.path))
             case.call_and_validate(headers={'Authorization': f'Bearer {KEY}'}, checks=checks)
         ask()
-    assert len(set(asked)) == 5 and 60 < len(asked) <= 5*60
+    assert len(set(asked)) == 6 and 60 < len(asked) <= 6*60

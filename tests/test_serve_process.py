@@ -16,6 +16,8 @@ from chat_toys import CHARS, char_tok, save_toy, toy_model
 
 from scclm.chat import ChatBot, Decoding
 from scclm.cli import main
+from scclm.export import ExportCfg, export
+from scclm.serve import ServeCfg, make_app, place_of
 
 SCCLM = [sys.executable, '-c', 'import sys; from scclm.cli import main; sys.exit(main())', 'serve']
 
@@ -137,7 +139,9 @@ if os.name == 'posix':
     (['--host', '203.0.113.7', '--model', 'm'], 'cannot listen on 203.0.113.7:8812'),
     (['--max-rows', '0'], 'max_rows=0'), (['--prefill-tok', '0'], 'prefill_tok=0'),
     (['--max-beside', '0'], 'max_beside=0: expected >= 1'), (['--drain-s', 'nan'], 'drain_s=nan: expected >= 0'),
-    (['--max-new-tok', '30000'], 'batch_tok=24576: expected >= 30512')])
+    (['--max-new-tok', '30000'], 'batch_tok=24576: expected >= 30512'),
+    (['--strategy', 'contrastive', '--top-k', '100'], 'batch_tok=24576: expected >= 76800, the rows of'),
+    (['--strategy', 'beam', '--num-beams', '40'], 'expected >= 30720, the rows of strategy=beam (40) x (max_')])
 def test_mistakes_are_one_sentence(options, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('SCCLM_API_KEY', raising=False)
@@ -151,6 +155,44 @@ def test_a_taken_port(capsys, tmp_path):
         port = s.getsockname()[1]
         assert main(['serve', '--model', str(tmp_path), '--port', str(port)]) == 2
     assert f'cannot listen on 127.0.0.1:{port}' in capsys.readouterr().err
+
+@pytest.mark.parametrize('to', ['ct2', 'onnx'])
+def test_a_model_that_cannot_do_what_is_wanted_does_not_start(endless, tmp_path, capsys, monkeypatch, to):
+    "An exported model gives scores and no states: it has neither beams nor contrastive search."
+    folder = export(ExportCfg(str(endless), to, str(tmp_path/to), compare=0))
+    why = 'an exported model gives scores and nothing else: expected strategy greedy or sampling'
+    for strategy in ('beam', 'contrastive'):
+        assert main(['serve', '--model', str(folder), '--port', '0', '--strategy', strategy]) == 2
+        err = re.sub(r'\s+', ' ', capsys.readouterr().err)
+        assert why in err and err.startswith('scclm serve: ') and 'chat page' not in err and 'Traceback' not in err
+        with pytest.raises(ValueError, match=why): make_app(ServeCfg(model=str(folder), strategy=strategy), ('key',))
+
+def has_ipv6():
+    "Whether this machine can listen on its own address of IPv6."
+    try: socket.create_server(('::1', 0), family=socket.AF_INET6).close()
+    except OSError: return False
+    return True
+
+@pytest.mark.skipif(not has_ipv6(), reason='no IPv6 here')
+def test_the_printed_address_of_ipv6_can_be_opened(endless, capsys):
+    command = [*SCCLM, '--model', str(endless), '--port', '0', '--host', '::1']
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        lines = [run.stdout.readline(), run.stdout.readline()]
+        urls = [httpx.URL(url) for line in lines for url in re.findall(r'http://[^\s,;]+', line)]
+        assert [url.host for url in urls] == ['::1']*2
+        assert httpx.get(urls[0].join('/healthz')).json() == dict(status='ok')
+        assert 'SCCLM' in httpx.get(urls[1]).text
+        assert main(['serve', '--model', str(endless), '--port', str(urls[0].port), '--host', '::1']) == 2
+        assert f'cannot listen on [::1]:{urls[0].port}' in capsys.readouterr().err
+    finally:
+        run.terminate()
+        run.communicate(timeout=60)
+
+@pytest.mark.parametrize('host', ['127.0.0.1', 'localhost', '::', '2001:db8::7', 'example.org'])
+def test_a_place_is_read_back_as_it_was_meant(host):
+    url = httpx.URL(f'http://{place_of(host, 8812)}')
+    assert (url.host, url.port) == (host, 8812)
 
 def test_without_the_extra(capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, 'scclm.serve', raising=False)
