@@ -36,7 +36,8 @@ def extraction_values(triples:dict)->dict[str, str]:
     steps = [runs[f'{n}_pretrained']['steps'] for n in (1000, 4000, 17000)]
     lead = {f'lead_{n}': f"{runs[f'{n}_pretrained']['f1'] - runs[f'{n}_scratch']['f1']:.3f}" for n in (1000,)}
     return scores | lead | dict(
-        passes_17000=f"{runs['17000_pretrained']['passes']:.1f}", duie_n=f"{runs['17000_scratch']['n']:,}", ie_steps='、'.join(f'{n:,}' for n in steps),
+        passes_17000=f"{runs['17000_pretrained']['passes']:.1f}",
+        duie_n=f"{runs['17000_scratch']['n']:,}", ie_steps='、'.join(f'{n:,}' for n in steps),
         dictionary_17000=f"{triples['dictionary']['17000']['f1']:.3f}")
 
 def earlier_values(first:dict, trial:dict)->dict[str, str]:

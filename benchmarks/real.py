@@ -128,7 +128,8 @@ def mixture():
     "talk.parquet, and exercises.parquet from the sentences of its other kinds."
     kinds, rng = dict(named_rows()), random.Random('mixture')
     parts = {True: [], False: []} # counselling or not
-    for pair in read_pairs(run_path('data', 'train.parquet')): parts[kinds.get(key(*pair)) == 'counselling'].append(pair)
+    for pair in read_pairs(run_path('data', 'train.parquet')):
+        parts[kinds.get(key(*pair)) == 'counselling'].append(pair)
     fewer = rng.sample(parts[True], round(COUNSELLING_SHARE * len(parts[True])))
     write_pairs('talk.parquet', rng.sample(fewer + parts[False], len(fewer) + len(parts[False])))
     texts = [text for pair in parts[False] for text in pair]

@@ -156,7 +156,8 @@ def test_a_bot_that_could_answer_nothing_does_not_open(folder, onnx, strategy):
     with pytest.raises(ValueError, match='expected strategy greedy or sampling'):
         ChatBot.from_dir(onnx, decoding=Decoding(strategy=strategy))
     bot = ChatBot.from_dir(onnx, read=list)
-    with pytest.raises(ValueError, match='expected strategy greedy') as found: bot.answer(['你好'], Decoding(strategy=strategy))
+    with pytest.raises(ValueError, match='expected strategy greedy') as found:
+        bot.answer(['你好'], Decoding(strategy=strategy))
     assert '只会贪心和采样' in bot.excuse(found.value)
 
 
