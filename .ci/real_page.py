@@ -32,7 +32,8 @@ def percent_of(share:float)->str:
 def extraction_values(triples:dict)->dict[str, str]:
     "What the fine-tunings for extraction came to, and the dictionary."
     runs = triples['runs']
-    scores = {f'f1_{name}': with_interval(f['f1'], f['ci95']) for name, f in runs.items()}
+    quoted = [name for name in runs if name not in ('1000_stock', '4000_stock')] # 0, and only in the table
+    scores = {f'f1_{name}': with_interval(runs[name]['f1'], runs[name]['ci95']) for name in quoted}
     steps = [runs[f'{n}_pretrained']['steps'] for n in (1000, 4000, 17000)]
     lead = {f'lead_{n}': f"{runs[f'{n}_pretrained']['f1'] - runs[f'{n}_scratch']['f1']:.3f}" for n in (1000,)}
     return scores | lead | dict(

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from chat_toys import CHARS, byte_tok, char_tok, chat_command, save_toy, search_model, toy_model
@@ -25,7 +27,7 @@ from scclm.export import ExportCfg, export
 from scclm.model import load_model, write_tokens
 from scclm.model_card import model_card
 from scclm.report_card import stage_scores
-from scclm.runs import fingerprint, read_json
+from scclm.runs import fingerprint, read_json, run_path
 from scclm.runtimes import RECORD, is_export, open_export
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -281,7 +283,11 @@ def nameless(folder:Path, copy:Path, **fields)->Path:
     return copy
 
 @pytest.mark.parametrize('kind', ['ct2', 'onnx'])
-def test_a_nameless_folder_exports_as_the_named_one(folder, tmp_path, request, kind):
+def test_a_nameless_folder_exports_as_the_named_one(folder, tmp_path, request, kind, monkeypatch):
+    monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/'runs'))
+    held = run_path('data', 'heldout.parquet')
+    held.parent.mkdir(parents=True)
+    pq.write_table(pa.table(dict(prompt=['你好', '谁'], response=['好', '我'])), held)
     out = export(ExportCfg(str(nameless(folder, tmp_path/'model')), kind, str(tmp_path/'out'), compare=2))
     asked = ['你好吗', '天地玄黄', '谁']
     assert ChatBot.from_dir(out).answer(asked) == ChatBot.from_dir(request.getfixturevalue(kind)).answer(asked)
