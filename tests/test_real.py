@@ -207,7 +207,8 @@ def test_every_number_in_the_prose_of_the_page_comes_from_a_stored_file():
     logs = {p.stem: [json.loads(line) for line in p.read_text(encoding='utf-8').splitlines() if line]
             for p in (real_measure.OUT/'logs').glob('*.jsonl')}
     assert float(marks['loss']) == round(logs['pretrain'][-1]['loss_valid'], 2)
-    assert float(marks['loss_tiny']) == round(logs['pretrain_tiny'][-1]['loss_valid'], 2)
+    assert float(marks['plain_loss']) == round(logs['pretrain_plain'][-1]['loss_valid'], 2)
+    assert float(marks['tiny_loss']) == round(logs['pretrain_tiny'][-1]['loss_valid'], 2)
     last = [logs[f'ie_{n}_sft'][-1]['step'] for n in (1000, 4000, 17000)]
     assert marks['ie_steps'] == '、'.join(f'{n:,}' for n in last)
 
