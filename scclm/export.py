@@ -32,8 +32,8 @@ from .chat import find_model
 from .model import load_model, n_params
 from .model_card import card_head, card_name, card_results, card_text, saved_scores
 from .report_card import corpus, tidy, versions
-from .runs import check_out, checkout_root, fingerprint, folder_aside, run_path, write_json
-from .runtimes import ENGINES, RECORD, is_export, open_export
+from .runs import RECORD, check_out, checkout_root, fingerprint, folder_aside, run_path, write_json
+from .runtimes import ENGINES, is_export, open_export
 from .scores import greedy_answers
 from .stage import heldout_sample
 from .tokenizer import save_tokenizer

@@ -22,7 +22,7 @@ from transformers import (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig, Au
     GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5ForConditionalGeneration)
 from transformers.utils import logging
 
-from .runs import first_line, folder_aside, recover_folder, require, stage_of
+from .runs import RECORD, first_line, folder_aside, recover_folder, require, stage_of
 from .tokenizer import save_tokenizer
 
 # %% ../nbs/appendix/weights.ipynb #5eca0885
@@ -86,7 +86,6 @@ def _read_object(
 _SHARDS = '.index.json' # ends the name of a list of files that hold the weights together
 _WEIGHTS = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin',
     'pytorch_model.bin.index.json') # the first that is there is read, as transformers does
-_EXPORTED = 'export.json' # only in a folder that `scclm export` wrote
 
 def _check_files(
     path:Path, # folder that `save_model` wrote
@@ -107,8 +106,8 @@ def _check_not_exported(
     path:Path, # folder
 ):
     "Raise ValueError for a folder of `scclm export`: its weights are for other engines, and no model is made of them."
-    if not (path/_EXPORTED).is_file(): return
-    raise ValueError(f"{path} is an export already, it has {_EXPORTED}: expected the model folder it was made from")
+    if not (path/RECORD).is_file(): return
+    raise ValueError(f"{path} is an export already, it has {RECORD}: expected the model folder it was made from")
 
 # %% ../nbs/appendix/weights.ipynb #wgtbin02
 def _names_in_bin(

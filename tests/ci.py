@@ -100,9 +100,9 @@ def rest():
             print(said.read().decode('utf-8', 'replace'), flush=True)
     if code: sys.exit(code)
 
-STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, appendix=appendix, tests=tests)
-ALL = ('clean', 'export', 'ruff', 'house', 'course', 'rest') # without a name
-STEPS['rest'] = rest
+STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, appendix=appendix, tests=tests,
+             rest=rest)
+ALL = [name for name in STEPS if name not in ('appendix', 'tests')] # without a name; `rest` is both
 
 def main(names):
     "Run the steps, all of them if none is named."

@@ -27,8 +27,8 @@ from scclm.export import ExportCfg, export
 from scclm.model import load_model, write_tokens
 from scclm.model_card import model_card
 from scclm.report_card import stage_scores
-from scclm.runs import fingerprint, read_json, run_path
-from scclm.runtimes import RECORD, is_export, open_export
+from scclm.runs import RECORD, fingerprint, read_json, run_path
+from scclm.runtimes import is_export, open_export
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
