@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from importlib.resources import files
 from itertools import chain, groupby
 
+from .chat import FILLERS, UNSEEN
 from .text_rules import rule_parts
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00008
@@ -146,9 +147,10 @@ _WHOLE = ('plain_script', 'only_markup') # must match a whole text
 #| code-fold: true
 _SPACE = _KINDS['unicode']['s']
 _DIGITS = char_class(i for i in range(0x20000) if chr(i).isdigit() and not chr(i).isdecimal())
+_UNSEEN = ''.join(f'\\p{{{kind}}}' for kind in UNSEEN) + char_class(map(ord, FILLERS))
 _OWN = dict( # what Python asks of a character
     alnum=r'[\p{L}\p{N}]', alpha=r'\p{L}', digit=rf'[\p{{Nd}}{_DIGITS}]',
-    seen=r'[^\p{Zs}\p{Zl}\p{Zp}\p{Cc}\p{Cf}\p{Mn}]', space_start=f'^[{_SPACE}]+', space_end=f'[{_SPACE}]+$')
+    seen=f'[^{_UNSEEN}]', space_start=f'^[{_SPACE}]+', space_end=f'[{_SPACE}]+$')
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00024
 def reading_patterns(

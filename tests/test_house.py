@@ -82,7 +82,7 @@ ROOMS = {
     'batching': 'dataset model chat',
     'serve': 'chat terminal batching',
     'ancestor': 'beams chat',
-    'page_rules': 'text_rules',
+    'page_rules': 'text_rules chat',
     'page_chat': 'runs model chat page_rules',
     'export': 'runs tokenizer model runtimes chat scores report_card model_card stage adapters',
     'reproduce': 'runs pretrain sft dpo ie_finetune planner',
