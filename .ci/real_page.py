@@ -43,13 +43,13 @@ def extraction_values(triples:dict)->dict[str, str]:
 
 def earlier_values(first:dict, trial:dict)->dict[str, str]:
     "What the first evening and the trial before the second came to."
-    runs = first['runs']
-    return dict(
+    runs, lowest = first['runs'], {}
+    for t in trial['trials']: lowest[t['start']] = min(t['loss'], lowest.get(t['start'], t['loss']))
+    return {f'trial_{name}': f'{loss:.2f}' for name, loss in lowest.items()} | dict(
         first_steps=f"{runs['17000_scratch']['steps']:,}", first_scratch=f"{runs['17000_scratch']['f1']:.3f}",
         first_copied=f"{runs['17000_copied']['f1']:.3f}", practice_steps=f"{first['practice_steps']:,}",
         trial_steps=f"{trial['pretrain_steps']:,}", trial_rows=f"{trial['ie_rows']:,}",
-        trial_ie_steps=f"{trial['ie_steps']:,}", trial_exercises=f"{trial['loss']['exercises']:.2f}",
-        trial_scratch=f"{trial['loss']['scratch']:.2f}")
+        trial_ie_steps=f"{trial['ie_steps']:,}")
 
 def chat_values(samples:dict, blind:dict, dpo:dict)->dict[str, str]:
     "What was counted in the answers, how they were judged, which answers are preferred."

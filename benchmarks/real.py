@@ -153,6 +153,7 @@ IE_MIX = .1 # share of instruction rows among the sentences, for the chat to be 
 IE = replace(ie_cfg('small'), mix=IE_MIX, epochs=0., budget_tok=IE_BATCH, max_test=1000, max_new_tok=128)
 IE_STARTS = ('sft', 'scratch', 'stock')
 RATES = (7e-4, 1.5e-3) # tried
+FASTER = 3e-3 # and this from the pretrained start, for which the second was better
 TRIAL_ROWS, TRIAL_STEPS, LOOKED_AT = 4000, 300, 500 # of a trial: rows, steps, sentences it is judged by
 
 def trial_folder()->Path: # duie_train.json, and its last sentences as duie_dev.json
@@ -172,16 +173,18 @@ def test_name(
 
 def trial(
     folder:Path, # from `trial_folder`
-    start:str, # sft or scratch
+    start:str, # sft, scratch or a model folder
     lr:float, # to try
+    name:str='', # what it goes by, if not by its start
+    rows:int=TRIAL_ROWS, # training sentences
+    steps:int=TRIAL_STEPS,
 )->dict: # what was tried, loss and F1 of the sentences that were held back
     "A short fine-tuning; one that was finished before is not run again. Exits with 3 if it is stopped on the way."
-    out = run_path('ie_choice', f'{start}_{lr}')
-    cfg = replace(IE, data=(str(folder),), max_rows=TRIAL_ROWS, steps=TRIAL_STEPS, start=start, lr=lr, lr_scratch=lr,
-                  out=str(out))
+    out = run_path('ie_choice', f'{name or start}_{lr}')
+    cfg = replace(IE, data=(str(folder),), max_rows=rows, steps=steps, start=start, lr=lr, lr_scratch=lr, out=str(out))
     if not (out/'figures.json').exists() and not ie(cfg, progress=False).done: sys.exit(3)
     figures = read_json(out/'figures.json')
-    return dict(start=start, lr=lr, f1=figures[f'f1_{test_name(figures)}'], loss=figures['loss_valid'])
+    return dict(start=name or start, lr=lr, steps=steps, f1=figures[f'f1_{test_name(figures)}'], loss=figures['loss_valid'])
 
 def choose_rates():
     "The learning rate of each start with the lowest loss, kept with all that was tried."
@@ -189,6 +192,35 @@ def choose_rates():
     trials = [trial(folder, start, lr) for start in ('sft', 'scratch') for lr in RATES]
     best = {t['start']: t['lr'] for t in sorted(trials, key=lambda t: -t['loss'])} # so early F1 is still 0
     write_json(run_path('ie_choice', 'choice.json'), dict(trials=trials, best=best))
+
+FEW, LONGER = 1000, (400, 1600) # training sentences, steps tried on them
+
+def try_steps():
+    "How long the pretrained start should read few sentences, and at which rate, kept with all that was tried."
+    folder = trial_folder()
+    trials = [trial(folder, 'sft', lr, f'sft_{FEW}_{steps}', FEW, steps) for steps in LONGER for lr in (RATES[-1], FASTER)]
+    write_json(run_path('ie_choice', 'longer.json'), dict(ie_rows=FEW, looked_at=LOOKED_AT, trials=trials))
+
+MIXTURES = dict(exercises=('talk.parquet', 'exercises.parquet'), talk=('talk.parquet',)) # the control has none
+TRIED_STEPS = 1200 # of pretraining
+
+def briefly(
+    name:str, # of MIXTURES
+)->str: # model folder
+    "Minutes of pretraining instead of an evening. Exits with 3 if it is stopped on the way."
+    files = tuple(str(run_path(file)) for file in MIXTURES[name])
+    out = run_path('ie_choice', f'pretrain_{name}')
+    cfg = replace(PRETRAIN, steps=TRIED_STEPS, eval_every=TRIED_STEPS, files=files, out=str(out))
+    if not (out/'figures.json').exists() and not pretrain(cfg, progress=False).done: sys.exit(3)
+    return str(out/'model')
+
+def try_mixtures():
+    "What extraction learns from few sentences after each mixture and after none, kept with all that was tried."
+    folder = trial_folder()
+    starts = {name: briefly(name) for name in MIXTURES} | dict(scratch='scratch')
+    trials = [trial(folder, start, lr, name) for name, start in starts.items() for lr in RATES]
+    write_json(run_path('ie_choice', 'mixtures.json'), dict(
+        pretrain_steps=TRIED_STEPS, ie_rows=TRIAL_ROWS, ie_steps=TRIAL_STEPS, looked_at=LOOKED_AT, trials=trials))
 
 def triples(
     rows:int, # training sentences
@@ -222,10 +254,12 @@ STEPS:dict[str, Callable] = dict(
     leaks=without_leaks,
     tokenizer=lambda: train_tokenizer(tokenizer_cfg()),
     mixture=mixture,
+    trial=try_mixtures,
     pretrain=pretrain_mixed,
     sft=partial(sft, SFT, progress=False),
     dpo=partial(dpo, DPO, progress=False),
     ie_choice=choose_rates,
+    ie_steps=try_steps,
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_STEPS for start in IE_STARTS} | {
     name: partial(shorter, *how, name) for name, how in LAW.items()}
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,9 +20,9 @@ def env():
     kept = {k: v for k, v in os.environ.items() if k not in drop}
     return kept | dict(SCCLM_RUNS=str(RUNS), SCCLM_CI='1', PYTHONUTF8='1', JUPYTER_PREFER_ENV_PATH='1')
 
-def sh(*args, cwd=ROOT):
+def sh(*args, cwd=ROOT, **more):
     "Run a command of this Python's environment; leave with its exit code if it fails."
-    code = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env()).returncode
+    code = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env() | more).returncode
     if code: sys.exit(code)
 
 def notebooks(folder):
@@ -76,40 +77,38 @@ def course():
     shutil.rmtree(RUNS, ignore_errors=True)
     sh('-m', 'scclm.course', '--reference')
 
+# Small models gain little from a second thread: two processes with one each do more than one with two
+SIDE_BY_SIDE, ONE_THREAD = 2, dict(OMP_NUM_THREADS='1')
+
+def run_part(part):
+    "Some notebooks in a process of their own: its exit code and what it printed."
+    command = [sys.executable, '-m', 'scclm.course', '--notebooks', *map(str, part)]
+    done = subprocess.run(command, cwd=ROOT, env=env() | ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout.decode('utf-8', 'replace')
+
 def appendix():
-    "The notebooks that are no chapters, run the same way."
+    "The notebooks that are no chapters, run the same way, side by side."
     chapters = set((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
     others = [p for p in notebooks(ROOT/'nbs') if p not in chapters]
-    if others: sh('-m', 'scclm.course', '--notebooks', *others)
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        done = list(pool.map(run_part, [others[k::SIDE_BY_SIDE] for k in range(SIDE_BY_SIDE)]))
+    print(*[said for _, said in done], sep='\n', flush=True)
+    if any(code for code, _ in done): sys.exit(1)
 
 def tests():
-    "Everything under tests/; Windows has no pseudo-terminals, no fork and no SIGKILL."
+    "Everything under tests/, file by file side by side; Windows has no pseudo-terminals, no fork and no SIGKILL."
     leave = ['--ignore-glob=*_pty.py', '--ignore-glob=*_crash.py'] if os.name == 'nt' else []
-    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--durations=8', *leave, 'tests')
+    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-n', SIDE_BY_SIDE, '--dist', 'loadfile', '--durations=8', *leave,
+       'tests', **ONE_THREAD)
 
-def rest():
-    "The appendices and the tests side by side: tests wait much, for servers, browsers and processes that they kill."
-    with tempfile.TemporaryFile() as said:
-        passive = env() | dict(OMP_WAIT_POLICY='PASSIVE') # two trainings that spin for each other's core both crawl
-        beside = subprocess.Popen([sys.executable, __file__, 'appendix'], cwd=ROOT, env=passive,
-                                  stdout=said, stderr=subprocess.STDOUT)
-        try: tests()
-        finally:
-            code = beside.wait()
-            said.seek(0)
-            print(said.read().decode('utf-8', 'replace'), flush=True)
-    if code: sys.exit(code)
-
-STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, appendix=appendix, tests=tests,
-             rest=rest)
-ALL = [name for name in STEPS if name not in ('appendix', 'tests')] # without a name; `rest` is both
+STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, appendix=appendix, tests=tests)
 
 def main(names):
     "Run the steps, all of them if none is named."
     if unknown := set(names) - STEPS.keys():
         sys.exit(f"{', '.join(unknown)}: no such step, expected some of {' '.join(STEPS)}")
     t0 = time.monotonic()
-    for name in names or ALL:
+    for name in names or STEPS:
         print(f'== {name} (at {time.monotonic()-t0:.0f} s)', flush=True)
         STEPS[name]()
 
