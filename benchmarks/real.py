@@ -153,7 +153,6 @@ IE_MIX = .1 # share of instruction rows among the sentences, for the chat to be 
 IE = replace(ie_cfg('small'), mix=IE_MIX, epochs=0., budget_tok=IE_BATCH, max_test=1000, max_new_tok=128)
 IE_STARTS = ('sft', 'scratch', 'stock')
 RATES = (7e-4, 1.5e-3) # tried
-FASTER = 3e-3 # and this from the pretrained start, for which the second was better
 TRIAL_ROWS, TRIAL_STEPS, LOOKED_AT = 4000, 300, 500 # of a trial: rows, steps, sentences it is judged by
 
 def trial_folder()->Path: # duie_train.json, and its last sentences as duie_dev.json
@@ -184,7 +183,8 @@ def trial(
     cfg = replace(IE, data=(str(folder),), max_rows=rows, steps=steps, start=start, lr=lr, lr_scratch=lr, out=str(out))
     if not (out/'figures.json').exists() and not ie(cfg, progress=False).done: sys.exit(3)
     figures = read_json(out/'figures.json')
-    return dict(start=name or start, lr=lr, steps=steps, f1=figures[f'f1_{test_name(figures)}'], loss=figures['loss_valid'])
+    f1 = figures[f'f1_{test_name(figures)}']
+    return dict(start=name or start, lr=lr, steps=steps, f1=f1, loss=figures['loss_valid'])
 
 def choose_rates():
     "The learning rate of each start with the lowest loss, kept with all that was tried."
@@ -193,12 +193,12 @@ def choose_rates():
     best = {t['start']: t['lr'] for t in sorted(trials, key=lambda t: -t['loss'])} # so early F1 is still 0
     write_json(run_path('ie_choice', 'choice.json'), dict(trials=trials, best=best))
 
-FEW, LONGER = 1000, (400, 1600) # training sentences, steps tried on them
+FEW, TRIED = 1000, ((400, 1.5e-3), (400, 3e-3), (1600, 1.5e-3)) # training sentences; steps and rate
 
-def try_steps():
-    "How long the pretrained start should read few sentences, and at which rate, kept with all that was tried."
+def try_longer():
+    "A higher rate, and more steps, on few sentences from the pretrained start, kept with all that was tried."
     folder = trial_folder()
-    trials = [trial(folder, 'sft', lr, f'sft_{FEW}_{steps}', FEW, steps) for steps in LONGER for lr in (RATES[-1], FASTER)]
+    trials = [trial(folder, 'sft', lr, f'sft_{FEW}_{steps}', FEW, steps) for steps, lr in TRIED]
     write_json(run_path('ie_choice', 'longer.json'), dict(ie_rows=FEW, looked_at=LOOKED_AT, trials=trials))
 
 MIXTURES = dict(exercises=('talk.parquet', 'exercises.parquet'), talk=('talk.parquet',)) # the control has none
@@ -259,7 +259,7 @@ STEPS:dict[str, Callable] = dict(
     sft=partial(sft, SFT, progress=False),
     dpo=partial(dpo, DPO, progress=False),
     ie_choice=choose_rates,
-    ie_steps=try_steps,
+    ie_longer=try_longer,
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_STEPS for start in IE_STARTS} | {
     name: partial(shorter, *how, name) for name, how in LAW.items()}
 

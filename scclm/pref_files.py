@@ -30,6 +30,7 @@ from .runs import fingerprint, raw_dir, run_path, write_aside, write_json
 from .sample_prefs import make_sample_prefs
 from .scores import greedy_answers
 from .text_rules import clean_texts, is_code, strip_invisible
+from .weights import weight_files
 
 # %% ../nbs/appendix/pref_files.ipynb #2c13593f
 PREFS = (
@@ -266,7 +267,8 @@ def model_key(
     path:Path, # a model folder
 )->str: # 16 hex digits
     "Identity of a saved model: its weights and its tokenizer."
-    return fingerprint(Path(path)/'model.safetensors', Path(path)/'tokenizer.json')
+    path = Path(path)
+    return fingerprint(*weight_files(path), path/'tokenizer.json')
 
 # %% ../nbs/appendix/pref_files.ipynb #a772b238
 def read_answers(

@@ -98,8 +98,8 @@ def appendix():
 def tests():
     "Everything under tests/, file by file side by side; Windows has no pseudo-terminals, no fork and no SIGKILL."
     leave = ['--ignore-glob=*_pty.py', '--ignore-glob=*_crash.py'] if os.name == 'nt' else []
-    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-n', SIDE_BY_SIDE, '--dist', 'loadfile', '--durations=8', *leave,
-       'tests', **ONE_THREAD)
+    beside = ['-n', SIDE_BY_SIDE, '--dist', 'loadfile']
+    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--durations=8', *beside, *leave, 'tests', **ONE_THREAD)
 
 STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, appendix=appendix, tests=tests)
 

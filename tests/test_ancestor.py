@@ -17,7 +17,9 @@ from transformers.generation import BaseStreamer
 from scclm.ancestor import SEARCHES, TextToTextModel, new_columns, seeded_rngs, unpadded
 from scclm.chat import ChatBot, Decoding
 from scclm.model import build_model, load_model, meta_model, model_config, n_params, save_model
+from scclm.pref_files import model_key
 from scclm.terminal import ChatCfg
+from scclm.weights import weight_files
 
 TOK = char_tok(CHARS)
 REMOTE = 'open({mark!r}, "w").write("the code of others ran")\n'
@@ -202,6 +204,24 @@ def test_shards_are_read(tmp_path, tied, old):
         theirs = ours.to(dtype).state_dict()
         for name, t in model.state_dict().items(): assert torch.equal(t, theirs[name]), name
     assert load_model(path, foreign=True)[0].shared.weight.shape == ours.shared.weight.shape
+
+
+@pytest.mark.parametrize('old', [False, True], ids=['safetensors', 'bin'])
+@pytest.mark.parametrize('parted', [False, True], ids=['one file', 'shards'])
+def test_own_answers_know_the_model_by_all_its_weights(tmp_path, old, parted):
+    path = publish(tmp_path/'its', small(), TOK, old=old)
+    if parted: in_shards(path, old)
+    files = weight_files(path)
+    held = {file.name for file in path.iterdir() if file.suffix in ('.bin', '.safetensors')}
+    assert {file.name for file in files} == held and len(files) == (3 if parted else 1)
+    keys = {model_key(path)}
+    (path/'README.md').write_text('another card', encoding='utf-8')
+    assert {model_key(path)} == keys
+    for file in files:
+        *head, last = file.read_bytes()
+        file.write_bytes(bytes([*head, last ^ 1]))
+        keys.add(model_key(path))
+    assert len(keys) == 1 + len(files)
 
 
 @pytest.mark.parametrize('legacy', [False, True])

@@ -68,7 +68,7 @@ ROOMS = {
     'pretrain': 'runs tokenizer dataset model trainer stage',
     'sft': 'runs dataset model trainer stage',
     'adapters': 'runs model trainer model_card',
-    'pref_files': 'runs readers sample_prefs text_rules dataset scores',
+    'pref_files': 'runs readers sample_prefs text_rules dataset scores weights',
     'pref_stream': 'runs dataset scores pref_files',
     'dpo': 'runs plots sample_prefs dataset model runlog trainer scores stage adapters pref_files pref_stream',
     'ie_finetune': ('runs plots readers sample_triples text_rules tokenizer dataset model triple_files runlog '

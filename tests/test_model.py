@@ -152,6 +152,11 @@ def test_round_trip(saved):
         assert load_model(path, dtype)[0].shared.weight.dtype == dtype
 
 
+def test_a_dtype_is_no_name(saved):
+    with pytest.raises(TypeError, match="dtype=.bfloat16. is not a torch.dtype: expected torch.float32"):
+        load_model(saved[0], 'bfloat16')
+
+
 PLAIN = """
 import json, sys
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
