@@ -52,7 +52,7 @@ def finish(run, tmp_path, seconds)->str:
 
 def stopped_in(step, run, diary):
     "SIGTERM as soon as the diary says that a step has begun."
-    until = time.monotonic() + 120
+    until = time.monotonic() + 900
     while not any(e['step'] == step for e in read_diary(diary)):
         assert run.poll() is None and time.monotonic() < until
         time.sleep(.01)
@@ -64,10 +64,10 @@ def test_killed_on_the_way_it_goes_on_where_it_was(tmp_path):
     diary = tmp_path/'runs'/'tiny'/'reproduce.jsonl'
     first = command(tmp_path)
     stopped_in('pretrain', first, diary)
-    said = finish(first, tmp_path, 120)
+    said = finish(first, tmp_path, 900)
     assert first.returncode == 2 and 'pretrain ended with' in said and 'goes on from here' in said
     second = command(tmp_path)
-    said = finish(second, tmp_path, 300)
+    said = finish(second, tmp_path, 900)
     assert second.returncode == 0, said[-3000:]
     assert '== clean: done before' in said and '== tokenizer: done before' in said and '== pretrain: scclm' in said
     steps = steps_of(ReproduceCfg(dry_steps=2))
@@ -77,11 +77,11 @@ def test_killed_on_the_way_it_goes_on_where_it_was(tmp_path):
     assert starts == {s.name: 1 for s in steps} | dict(pretrain=2)
     assert all((diary.parent/s.made).exists() for s in steps)
     third = command(tmp_path)
-    said = finish(third, tmp_path, 60)
+    said = finish(third, tmp_path, 900)
     assert third.returncode == 0 and said.count('done before') == len(steps)
     shutil.rmtree(diary.parent/'ie') # as someone who wants it otherwise: what comes after is trained again, too
     fourth = command(tmp_path)
-    said = finish(fourth, tmp_path, 300)
+    said = finish(fourth, tmp_path, 900)
     assert fourth.returncode == 0 and said.count('done before') == 5, said[-3000:]
     for name in ('ie', 'ie_scratch'): assert said.split(f'== {name}: scclm')[1].split('== ')[0].count('step=2 ') > 0
 
