@@ -51,6 +51,14 @@ def earlier_values(first:dict, trial:dict)->dict[str, str]:
         trial_steps=f"{trial['pretrain_steps']:,}", trial_rows=f"{trial['ie_rows']:,}",
         trial_ie_steps=f"{trial['ie_steps']:,}")
 
+def tried_values(tried:dict)->dict[str, str]:
+    "What more steps on few sentences came to at the better rate, on sentences held back from training."
+    best = {}
+    for t in sorted(tried['trials'], key=lambda t: t['f1']): best[t['steps']] = t['f1']
+    few, many = sorted(best)
+    return dict(tried_rows=f"{tried['ie_rows']:,}", tried_few=f'{few:,}', tried_many=f'{many:,}',
+                tried_f1_few=f'{best[few]:.3f}', tried_f1_many=f'{best[many]:.3f}')
+
 def chat_values(samples:dict, blind:dict, dpo:dict)->dict[str, str]:
     "What was counted in the answers, how they were judged, which answers are preferred."
     point, fluent = blind['to_the_point'], blind['fluent']
@@ -99,7 +107,8 @@ def real_values(root:Path)->dict[str, str]:
     return (run | settings_values(files['settings']['stages']) | text_values(files['text'])
             | pretraining_values(files['curves'], files['bits'], files['law'])
             | chat_values(files['samples'], files['blind'], card['dpo'])
-            | extraction_values(files['triples']) | earlier_values(files['first'], files['trial']))
+            | extraction_values(files['triples']) | earlier_values(files['first'], files['trial'])
+            | tried_values(files['steps_tried']))
 
 def filled_page(
     root:Path, # of the checkout

@@ -193,7 +193,7 @@ def choose_rates():
     best = {t['start']: t['lr'] for t in sorted(trials, key=lambda t: -t['loss'])} # so early F1 is still 0
     write_json(run_path('ie_choice', 'choice.json'), dict(trials=trials, best=best))
 
-FEW, TRIED = 1000, ((400, 1.5e-3), (400, 3e-3), (1600, 1.5e-3)) # training sentences; steps and rate
+FEW, TRIED = 1000, [(steps, lr) for steps in (400, 1600) for lr in (1.5e-3, 3e-3)] # training sentences; steps and rate
 
 def try_longer():
     "A higher rate, and more steps, on few sentences from the pretrained start, kept with all that was tried."

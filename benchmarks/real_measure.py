@@ -362,6 +362,10 @@ def trial()->dict:
     "What was tried before the second evening."
     return read_json(run_path('ie_choice', 'mixtures.json'))
 
+def steps_tried()->dict:
+    "What more steps and a higher rate came to."
+    return read_json(run_path('ie_choice', 'longer.json'))
+
 def clean()->dict:
     "What cleaning was given, what it kept and why it turned rows away."
     report = read_json(run_path('data', 'report.json'))
@@ -399,7 +403,7 @@ def main():
     if a.judged:
         first, second = (read_json(path)['judged'] for path in a.judged)
         write_json(OUT/'blind.json', judged(first, second, read_json(run_path('blind_who.json'))['who']))
-    makers = inputs, clean, trial, settings, diary, curves, law, bits, samples, triples, text, exams
+    makers = inputs, clean, trial, steps_tried, settings, diary, curves, law, bits, samples, triples, text, exams
     for make in makers: kept(make, make.__name__)
     sheet = blind(read_json(OUT/'samples.json'))
     write_json(run_path('blind_sheet.json'), dict(sheet=sheet['sheet']))
