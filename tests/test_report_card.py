@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import raw_toys
 
-from scclm.report_card import (CONTRACT, CardCfg, card, card_markdown, card_rows, commit, flat, make_card, meaning, missing,
-    official_exams, readme_block, stage_scores, tidy, write_card)
+from scclm.report_card import (CONTRACT, CardCfg, card, card_markdown, card_rows, commit, flat, make_card, meaning,
+    missing, official_exams, readme_block, stage_scores, tidy, write_card)
 from scclm.scores import pair_eval
 
 HELD = dict(exact_heldout=dict(all=.96, phrasing=.98, template=.94),
