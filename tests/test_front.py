@@ -238,6 +238,12 @@ def test_machine_date_and_commit_stand_by_every_table():
     links = [x for x in re.findall(r'\]\(([^)#]+)\)', page) if not x.startswith('http')]
     assert [x for x in links if not (ROOT/'benchmarks'/x).exists()] == []
 
+def test_the_seconds_are_told_in_proportion():
+    course = held('course')
+    seconds = sum(c['seconds'] for c in course['chapters'])*course['reference_tok_per_s']/1e4
+    assert f'折到 10,000 词元/秒，{seconds:,.0f} 秒' in text('benchmarks/README.md')
+    assert figures.in_proportion(dict(chapters=[dict(seconds=9.)])) == ''
+
 def test_words_are_ours():
     rows = held('results/pieces')['rows']
     assert {r['baseline_name'] for r in rows} == {'characters'}
