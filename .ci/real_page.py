@@ -59,6 +59,19 @@ def tried_values(tried:dict)->dict[str, str]:
     return dict(tried_rows=f"{tried['ie_rows']:,}", tried_few=f'{few:,}', tried_many=f'{many:,}',
                 tried_f1_few=f'{best[few]:.3f}', tried_f1_many=f'{best[many]:.3f}')
 
+def third_values(third:dict)->dict[str, str]:
+    "What more steps from every start came to."
+    runs, pretrain = third['runs'], third['pretrain']
+    scores = {f'third_{name}': with_interval(run['f1'], run['ci95']) for name, run in runs.items()}
+    losses = {f'third_loss_{name}': f"{run['loss']:.2f}" for name, run in runs.items()}
+    lead = runs['1000_pretrained']['f1'] - runs['1000_scratch']['f1']
+    steps = [runs[f'{n}_pretrained']['steps'] for n in (1000, 4000, 17000)]
+    return scores | losses | dict(
+        third_pretrain_steps=f"{pretrain['step']:,}", third_tok=millions(pretrain['real_tok']),
+        third_loss=f"{pretrain['loss']:.2f}", third_steps='、'.join(f'{n:,}' for n in steps), third_lead=f'{lead:.3f}',
+        third_n=f"{runs['1000_pretrained']['n']:,}", third_passes=f"{runs['17000_pretrained']['passes']:.1f}",
+        third_lr=f"{runs['4000_pretrained']['lr']:g}", third_lr_scratch=f"{runs['4000_scratch']['lr']:g}")
+
 def chat_values(samples:dict, blind:dict, dpo:dict)->dict[str, str]:
     "What was counted in the answers, how they were judged, which answers are preferred."
     point, fluent = blind['to_the_point'], blind['fluent']
@@ -108,7 +121,7 @@ def real_values(root:Path)->dict[str, str]:
             | pretraining_values(files['curves'], files['bits'], files['law'])
             | chat_values(files['samples'], files['blind'], card['dpo'])
             | extraction_values(files['triples']) | earlier_values(files['first'], files['trial'])
-            | tried_values(files['steps_tried']))
+            | tried_values(files['steps_tried']) | third_values(files['third']))
 
 def filled_page(
     root:Path, # of the checkout

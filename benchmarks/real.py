@@ -5,7 +5,8 @@
     python benchmarks/real_measure.py --raw RAW              # figures, samples, card -> results/real_small/
 
 DIR holds pairs/mixed.parquet, pairs/smile.parquet, raw/, prefs/, duie/, eval/ as their owners publish them. Everything
-that is made lies under SCCLM_RUNS (default runs/) in small/; nothing of the data or the weights goes to results/."""
+that is made lies under SCCLM_RUNS (default runs/) in small/; nothing of the data or the weights goes to results/.
+SCCLM_EVENING=3: the same with more steps, see EVENINGS."""
 import argparse
 import json
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -135,8 +137,20 @@ def mixture():
     texts = [text for pair in parts[False] for text in pair]
     write_pairs('exercises.parquet', line_exercises(lines_of(texts, N_EXERCISES)))
 
-# One evening on two cores: many small batches, and short fine-tunings
-PRETRAIN = replace(pretrain_cfg('small'), steps=5400, lr=1e-3, budget_tok=1024, eval_every=540)
+class Evening(NamedTuple):
+    "What differs between the evenings with copying exercises."
+    pretrain_steps:int # of 1,024 padded tokens
+    ie_steps:dict[int, int] # training sentences -> steps, the same from every start
+    max_test:int # sentences of the test; 0: all
+
+EVENINGS = { # the first one had no exercises: PLAIN
+    '2': Evening(5400, {1000: 400, 4000: 600, 17_000: 1600}, 1000),
+    '3': Evening(10_000, {1000: 1600, 4000: 2400, 17_000: 6000}, 0)}
+EVENING = EVENINGS[os.environ.get('SCCLM_EVENING', '2')] # each in runs of its own; rates are chosen in the second
+
+# An evening on two cores: many small batches
+PRETRAIN = replace(pretrain_cfg('small'), steps=EVENING.pretrain_steps, lr=1e-3, budget_tok=1024,
+                   eval_every=EVENING.pretrain_steps // 10)
 
 def pretrain_mixed()->object: # the run
     "Talk and copying exercises from the first step."
@@ -147,10 +161,10 @@ def pretrain_mixed()->object: # the run
 PLAIN = replace(pretrain_cfg('small'), steps=2400, eval_every=240)
 SFT = replace(sft_cfg('small'), steps=200, eval_every=100)
 DPO = replace(dpo_cfg('small'), epochs=1.)
-IE_STEPS = {1000: 400, 4000: 600, 17_000: 1600} # training sentences -> steps, the same from every start
+IE_STEPS = EVENING.ie_steps
 IE_BATCH = 1024 # padded tokens; 99 of 100 answers fit into the 128 below
 IE_MIX = .1 # share of instruction rows among the sentences, for the chat to be kept
-IE = replace(ie_cfg('small'), mix=IE_MIX, epochs=0., budget_tok=IE_BATCH, max_test=1000, max_new_tok=128)
+IE = replace(ie_cfg('small'), mix=IE_MIX, epochs=0., budget_tok=IE_BATCH, max_test=EVENING.max_test, max_new_tok=128)
 IE_STARTS = ('sft', 'scratch', 'stock')
 RATES = (7e-4, 1.5e-3) # tried
 TRIAL_ROWS, TRIAL_STEPS, LOOKED_AT = 4000, 300, 500 # of a trial: rows, steps, sentences it is judged by
@@ -232,6 +246,15 @@ def triples(
                   out=str(run_path(f'ie_{rows}_{start}')))
     return ie(cfg, progress=False)
 
+SLOWER = 4000 # training sentences of the control below
+
+def slower()->object: # the run
+    "The pretrained start at the rate that was best for new weights: the rates were chosen on much shorter trials."
+    best = read_json(run_path('ie_choice', 'choice.json'))['best']
+    cfg = replace(IE, max_rows=SLOWER, start='sft', steps=IE_STEPS[SLOWER], lr=best['scratch'],
+                  out=str(run_path(f'ie_{SLOWER}_slower')))
+    return ie(cfg, progress=False)
+
 PARTS = {'16th': 1/16} # whole trainings with a smaller budget: points for the law that the loss follows
 TINY = replace(pretrain_cfg('tiny'), steps=1000, budget_tok=2048, max_len=257, precision='auto')
 
@@ -260,6 +283,7 @@ STEPS:dict[str, Callable] = dict(
     dpo=partial(dpo, DPO, progress=False),
     ie_choice=choose_rates,
     ie_longer=try_longer,
+    ie_4000_slower=slower,
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_STEPS for start in IE_STARTS} | {
     name: partial(shorter, *how, name) for name, how in LAW.items()}
 

@@ -2,6 +2,7 @@
 
     python benchmarks/real_measure.py --raw RAW                     # figures, samples, a blank sheet for the judges
     python benchmarks/real_measure.py --raw RAW --judged A.json B.json  # what two judges said of the sheet; the card
+    SCCLM_EVENING=3 python benchmarks/real_measure.py --raw RAW         # the third evening: third.json, and that is all
 
 Reads what real.py left under SCCLM_RUNS. A part that is measured already is kept (delete its file to measure again).
 No weights and no rows of the data go to the results but the questions asked and the answers given."""
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from ngram import CharNgram
-from real import IE_STARTS, IE_STEPS, LAW, done_steps, key, named_rows, set_dials, test_name
+from real import EVENING, EVENINGS, IE_STARTS, IE_STEPS, LAW, SLOWER, done_steps, key, named_rows, set_dials, test_name
 from report import RESULTS, machine
 
 from scclm.chat import ChatBot
@@ -299,6 +300,17 @@ def fine_tuned(folder:str)->dict:
                 raw=f[f'published_f1_{name}'], unreadable=f[f'unreadable_{name}'], loss=f['loss_valid'],
                 steps=f['steps'], seconds=f['seconds'], passes=passes(folder))
 
+def longer_run()->dict:
+    "The third evening: extraction as far as it was trained, and the control at a lower rate. Says what is missing."
+    names = {f'{n}_{"pretrained" if start == "sft" else start}': f'ie_{n}_{start}'
+             for n in IE_STEPS for start in IE_STARTS} | {f'{SLOWER}_slower': f'ie_{SLOWER}_slower'}
+    there = {name: folder for name, folder in names.items() if run_path(folder, 'figures.json').exists()}
+    runs = {name: fine_tuned(folder) for name, folder in there.items()}
+    for name, run in runs.items(): run.update(lr=read_json(run_path(there[name], 'config.json'))['lr'])
+    ends = curve('pretrain')
+    return dict(machine=machine(), missing=sorted(names.keys() - there.keys()), runs=runs,
+                pretrain=ends['points'][-1] | dict(real_tok=ends['real_tok']))
+
 def triples()->dict:
     "The nine fine-tunings, the plain baseline, a table of relations, ten mistakes."
     found = {f'{n}_{"pretrained" if start == "sft" else start}': fine_tuned(f'ie_{n}_{start}')
@@ -400,6 +412,7 @@ def main():
     a = p.parse_args()
     set_dials(a.raw)
     OUT.mkdir(parents=True, exist_ok=True)
+    if EVENING is EVENINGS['3']: return write_json(OUT/'third.json', longer_run())
     if a.judged:
         first, second = (read_json(path)['judged'] for path in a.judged)
         write_json(OUT/'blind.json', judged(first, second, read_json(run_path('blind_who.json'))['who']))
