@@ -358,6 +358,7 @@ def rest(self:Writer)->str: # a piece; '' if all was shown, if the answer is bla
 class QueueFull(RuntimeError):
     "As many questions wait as may wait."
 
+# %% ../nbs/appendix/batching.ipynb #clo00001
 class Closed(RuntimeError):
     "The engine takes no new questions."
 
@@ -591,6 +592,8 @@ def _joins(self:Engine, dec:Decoding)->bool:
     "Whether such an answer can be written row by row, all ending at one column."
     return isinstance(self.bot.model, T5ForConditionalGeneration) and dec.strategy in ('greedy', 'sampling')
 
+# %% ../nbs/appendix/batching.ipynb #wil00001
+#| code-fold: true
 @patch
 def _wait_in_line(self:Engine, job:_Job):
     "For a seat, or to be answered beside; the lock is held."

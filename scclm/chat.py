@@ -381,6 +381,8 @@ def _bad(error:str, note:str)->ValueError:
     e.add_note(note)
     return e
 
+# %% ../nbs/08_chat.ipynb #chk00002
+#| code-fold: true
 def check_text(
     text:str, # what a user typed
     n:int=0, # its place in the list
@@ -393,6 +395,8 @@ def check_text(
         raise _bad(f"prompt {n} is {text!r}: expected a text that is not blank", '问题是空的，请写一句话。')
     return text
 
+# %% ../nbs/08_chat.ipynb #chk00001
+#| code-fold: true
 def check_typed(
     text:str, # what a user typed
     n:int=0, # its place in the list
@@ -487,6 +491,8 @@ def unknown_chars(self:ChatBot,
     ids = encode_texts(self.read(chars), self.tok)
     return ''.join(c for c, row in zip(chars, ids) if unk is not None and unk in row)
 
+# %% ../nbs/08_chat.ipynb #unk00004
+#| code-fold: true
 @patch
 def unknown_note(self:ChatBot,
     text:str, # a question
@@ -497,6 +503,8 @@ def unknown_note(self:ChatBot,
     told.update(new)
     return f"（我不认识这些字：{'、'.join(new)}。）" if new else ''
 
+# %% ../nbs/08_chat.ipynb #unk00003
+#| code-fold: true
 @patch
 def sees_none(self:ChatBot,
     prompt:list[int], # ids of a question, as `encode` gives them

@@ -153,6 +153,8 @@ _OWN = dict( # what Python asks of a character
     alnum=r'[\p{L}\p{N}]', alpha=r'\p{L}', digit=rf'[\p{{Nd}}{_DIGITS}]',
     space_start=f'^[{_SPACE}]+', space_end=f'[{_SPACE}]+$')
 
+# %% ../nbs/appendix/page_rules.ipynb #pgr0023b
+#| code-fold: true
 def _seen()->str:
     "What people see: every character listed, for a browser's Unicode may be newer than Python's."
     unseen = [i for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i)) in UNSEEN]

@@ -7,12 +7,12 @@ __all__ = ['NoList', 'NoMap', 'Content', 'Stop', 'Stops', 'ONE_TURN', 'TEXT_ONLY
            'WANTED_KEY', 'routes', 'PAGE', 'ServeCfg', 'Keys', 'check_key', 'read_keys', 'Refused', 'error_body',
            'refusal', 'Ask', 'ApiAsk', 'told', 'is_json', 'parsed', 'either', 'exactly', 'TextPart', 'Message',
            'StreamOptions', 'PlainText', 'Neutral', 'ChatAsk', 'no_model', 'parsed_chat', 'decoding_of', 'Gone',
-           'read_body', 'check_head', 'Visit', 'Gate', 'log_mistake', 'Meter', 'Service', 'pieces', 'about_question',
-           'admit', 'spoken', 'cut_off', 'unless_gone', 'left', 'whole', 'event', 'Events', 'api_events', 'unknown',
-           'usage', 'chat_head', 'chat_events', 'with_key', 'flat_schema', 'described', 'check_question', 'api_chat',
-           'chat_completions', 'question_of', 'model_object', 'models', 'model', 'healthz', 'metrics', 'hashes',
-           'page_policy', 'page', 'make_app', 'lost', 'Protocol', 'plain_response', 'Server', 'make_server', 'place_of',
-           'listen_on', 'serve']
+           'read_body', 'check_head', 'Visit', 'Gate', 'log_mistake', 'Meter', 'Service', 'pieces', 'note_of',
+           'about_question', 'admit', 'spoken', 'cut_off', 'unless_gone', 'left', 'whole', 'event', 'Events',
+           'api_events', 'unknown', 'usage', 'chat_head', 'chat_events', 'with_key', 'flat_schema', 'described',
+           'check_question', 'api_chat', 'chat_completions', 'question_of', 'model_object', 'models', 'model',
+           'healthz', 'metrics', 'hashes', 'page_policy', 'page', 'make_app', 'lost', 'Protocol', 'plain_response',
+           'Server', 'make_server', 'place_of', 'listen_on', 'serve']
 
 # %% ../nbs/appendix/serve.ipynb #srv00002
 #| code-fold: true
@@ -45,7 +45,6 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, ValidationError
-from pydantic_core import PydanticCustomError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .batching import Closed, Engine, QueueFull, Ticket
@@ -262,11 +261,11 @@ def exactly(
 )->object: # type of a field
     "This value only. `Literal` compares with ==, and to Python 1 == True == 1.0."
     def same_kind(given:object)->object:
-        "What was sent, if it is of the kind."
-        if type(given) is type(value): return given
-        raise PydanticCustomError('literal_error', f'Input should be {value}')
+        "What was sent; what is of another kind becomes a text, which no value is."
+        return given if type(given) is type(value) else repr(given)
     return Annotated[Literal[value], BeforeValidator(same_kind)]
 
+# %% ../nbs/appendix/serve.ipynb #srv0041e
 NoList = Annotated[list, Field(max_length=0)] # [] and nothing else
 NoMap = Annotated[dict, Field(max_length=0)] # {} and nothing else
 
@@ -547,10 +546,14 @@ async def stumble(self:Gate,
 log = logging.getLogger('scclm.serve')
 OPEN_WHILE_STOPPING = ('/healthz', '/metrics')
 
+# %% ../nbs/appendix/serve.ipynb #srv0064c
+#| code-fold: true
 def _stopping()->Refused:
     "What newcomers hear while the server stops."
     return Refused(503, 'the server is stopping: expected another try at its successor', code='stopping')
 
+# %% ../nbs/appendix/serve.ipynb #srv0064b
+#| code-fold: true
 def _failed()->Refused:
     "What everybody hears once a thread of the engine has died."
     return Refused(503, 'the engine has failed: expected a restart of this server', code='engine_failed')
@@ -638,16 +641,22 @@ async def pieces(
     while (piece := await news.get()) is not None: yield piece
 
 # %% ../nbs/appendix/serve.ipynb #srv00074
+def note_of(
+    e:ValueError, # of chapter 08
+)->str|None: # in Chinese, for the person who typed; None: it has none
+    "What `add_note` added."
+    return '\n'.join(getattr(e, '__notes__', ())) or None
+
+# %% ../nbs/appendix/serve.ipynb #srv0074c
 def about_question(
     e:ValueError, # of chapter 08, perhaps with a note
     param:str, # the field that the question came in
-    code:str, # a word for programs
-    status:int=422, # of HTTP
 )->Refused: # to be raised
     "The same words, but for its number in a list that the client has not sent."
     words = re.sub(r'^prompt \d+', 'the question', str(e))
-    return Refused(status, f'{param}: {words}', param, code, '\n'.join(getattr(e, '__notes__', ())) or None)
+    return Refused(422, f'{param}: {words}', param, 'invalid_question', note_of(e))
 
+# %% ../nbs/appendix/serve.ipynb #srv0074b
 async def admit(
     service:Service, # with room, or not
     question:str, # of the client
@@ -663,7 +672,7 @@ async def admit(
         places = service.cfg.max_queue
         raise Refused(429, f'all {places} places of the queue are taken: expected another try after a second',
             code='queue_full') from None
-    except ValueError as e: raise about_question(e, param, 'invalid_question') from None
+    except ValueError as e: raise about_question(e, param) from None
     except Closed: raise (_failed() if service.engine.failed else _stopping()) from None
     service.meter.tokens.labels('read').inc(ticket.n_prompt)
     return ticket
@@ -797,6 +806,7 @@ def unknown(
     "What the model cannot see of the question."
     return dict(unknown_chars=ticket.unknown_chars) if ticket.unknown_chars else {}
 
+# %% ../nbs/appendix/serve.ipynb #srv0092b
 def usage(
     ticket:Ticket, # an answer
 )->dict: # token counts, as OpenAI's clients read them
@@ -875,7 +885,8 @@ _WHY = {
     400: 'not HTTP/1.1', 401: 'wrong key, or none', 404: 'no such model', 406: 'a blank question',
     408: 'the body did not arrive in time', 413: 'the body is too long', 415: 'not JSON',
     422: 'the body does not fit', 429: 'the queue is full', 431: 'the headers are too long',
-    500: 'a mistake of the server', 503: 'the server is stopping, or its engine has failed', 504: 'the answer took too long'}
+    500: 'a mistake of the server', 503: 'the server is stopping, or its engine has failed',
+    504: 'the answer took too long'}
 
 # %% ../nbs/appendix/serve.ipynb #srv00102
 #| code-fold: true
@@ -911,9 +922,7 @@ def check_question(
     "Raises Refused for a question in which nothing can be seen."
     try: check_typed(text)
     except ValueError as e:
-        refused = about_question(e, param, 'blank', status)
-        refused.message = f'{param} is blank: expected a question'
-        raise refused from None
+        raise Refused(status, f'{param} is blank: expected a question', param, 'blank', note_of(e)) from None
 
 # %% ../nbs/appendix/serve.ipynb #srv00105
 routes = APIRouter()
@@ -986,7 +995,7 @@ async def model(
     return model_object(name)
 
 # %% ../nbs/appendix/serve.ipynb #srv00110
-@routes.get('/healthz', summary='Whether to send questions here', responses={503: dict(description='stopping, or the engine has failed')})
+@routes.get('/healthz', summary='Whether to send questions here', responses={503: dict(description=_WHY[503])})
 async def healthz(
     request:Request, # of anybody
 )->Response: # {"status": "ok"}, or what else with 503
