@@ -253,8 +253,8 @@ def either(
 # %% ../nbs/appendix/serve.ipynb #srv00038
 class TextPart(BaseModel, extra='forbid', strict=True):
     "A piece of a message."
-    type:Literal['text']
-    text:str
+    type:Literal['text'] # nothing but text
+    text:str # the piece
 
 # %% ../nbs/appendix/serve.ipynb #srv0038b
 Content = either(str, Annotated[list[TextPart], Field(min_length=1, max_length=64)]) # a question, whole or in parts
@@ -262,8 +262,8 @@ Content = either(str, Annotated[list[TextPart], Field(min_length=1, max_length=6
 # %% ../nbs/appendix/serve.ipynb #srv00039
 class Message(BaseModel, extra='forbid', strict=True):
     "The question."
-    role:Literal['user']
-    content:Content
+    role:Literal['user'] # nobody else
+    content:Content # the question, or its pieces
     name:str|None=Field(None, description='not used')
 
 # %% ../nbs/appendix/serve.ipynb #srv00040
@@ -279,7 +279,7 @@ Stops = either(Stop, Annotated[list[Stop], Field(min_length=1, max_length=4)]) #
 # %% ../nbs/appendix/serve.ipynb #srv0041b
 class PlainText(BaseModel, extra='forbid', strict=True):
     "The form of every answer."
-    type:Literal['text']
+    type:Literal['text'] # nothing but text
 
 NoList = Annotated[list, Field(max_length=0)] # [] and nothing else
 NoMap = Annotated[dict, Field(max_length=0)] # {} and nothing else
@@ -327,7 +327,7 @@ class ChatAsk(Neutral):
     seed:int|None=Field(None, ge=0, lt=2**63, description='the same draw every time')
     n:Literal[1]|None=Field(None, description='one answer a request')
     stream:bool|None=Field(None, description='server-sent events')
-    stream_options:StreamOptions|None=None
+    stream_options:StreamOptions|None=None # what a stream tells besides
     user:str|None=Field(None, description='not used')
     safety_identifier:str|None=Field(None, description='the newer name of user, not used')
 
