@@ -86,7 +86,8 @@ def course_facts(
     chapters = [{k: c[k] for k in ('name', 'seconds', 'peak_rss_mb')} for c in course['chapters']]
     weights = sum(p.stat().st_size for p in run_path('dpo', 'model').glob('*.safetensors'))
     model = dict(parameters=n_params(bot.model), vocabulary=len(bot.tok), mb=weights/1e6)
-    return dict(set_up_seconds=course['set_up_seconds'], chapters=chapters, rows=row_counts(), model=model,
+    speed = {k: course[k] for k in ('reference_tok_per_s',) if k in course}
+    return dict(set_up_seconds=course['set_up_seconds'], **speed, chapters=chapters, rows=row_counts(), model=model,
                 talk=first_talk(ask, final_questions(), final_unknown()),
                 triple=first_triple(require(run_path('ie', 'extracted.parquet'), 'ie')))
 

@@ -41,16 +41,23 @@ def falls(key:str)->bool:
     "Whether a score of the card should be small."
     return key.split('.')[-1].startswith(LOWER)
 
+def in_proportion(course:dict)->str:
+    "The seconds on a machine of 10,000 tok/s, in brackets; nothing where the machine was not measured."
+    if not (speed := course.get('reference_tok_per_s')): return ''
+    seconds = sum(c['seconds'] for c in course['chapters'])*speed/1e4
+    return f'（[标尺](../nbs/appendix/reference.ipynb) {speed:,.0f} 词元/秒；按比例折到 10,000 词元/秒，{seconds:,.0f} 秒）'
+
 def card_part(card:dict, course:dict)->list[str]:
     "Time and memory of the chapters, and the scores of the last course with their intervals."
     env, chapters = card['env'], course['chapters']
     seconds, peak = sum(c['seconds'] for c in chapters), max(c['peak_rss_mb'] for c in chapters)
     lines = ['## 最近一次课程', '',
-             f"`make course`，规模 `{card['scale']}`：{len(chapters)} 章共 {seconds:,.0f} 秒，峰值内存 {peak:,.0f} MB；"
+             f"`make course`，规模 `{card['scale']}`：{len(chapters)} 章共 {seconds:,.0f} 秒{in_proportion(course)}，"
+             f"峰值内存 {peak:,.0f} MB；"
              f"{env['cpu']}，{env['cores']} 核，GPU：{env['gpu']}，torch {env['packages']['torch']}；{env['date']}。", '',
              '| 章 | 秒 | 峰值内存（MB） |', '|---|---|---|']
     lines += [f"| {c['name']} | {c['seconds']:,.0f} | {c['peak_rss_mb']:,.0f} |" for c in chapters]
-    lines += ['', '分数：一个种子，95 % 区间来自 n 道题。`_final` 是只考一次的卷子，`_scratch` 是没有预训练的对照。', '',
+    lines += ['', '分数：一个种子，95 % 区间来自 n 道题。`_final` 是只考一次的卷子，`_scratch` 是从新的权重走同样多步的对照（第 09 章）。', '',
               '| 键 | 意思 | | 值 | 95 % 区间 | n |', '|---|---|---|---|---|---|']
     for r in main_rows(card):
         low_high = '{:.3f} – {:.3f}'.format(*r['ci95']) if 'ci95' in r else ''

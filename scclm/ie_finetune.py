@@ -261,10 +261,11 @@ def start_model(
 def resolve_cfg(
     cfg:IeCfg, # as asked
     stream:PairStream, # the training stream
-)->IeCfg: # with the steps of `epochs` and the learning rate of `start`
-    "Fill in what depends on the data and on the start."
+)->IeCfg: # with the steps of `epochs`; new weights: with their learning rate, without what they do without
+    "Fill in what depends on the data and on the start: what is stored is what ran."
     steps = max(1, round(cfg.epochs * stream.n_batches(0) / cfg.accum)) if cfg.epochs else cfg.steps
-    return replace(cfg, steps=steps, lr=cfg.lr_scratch if cfg.start in FRESH else cfg.lr)
+    if cfg.start in FRESH: cfg = replace(cfg, lr=cfg.lr_scratch, twins=False, replay_files=())
+    return replace(cfg, steps=steps)
 
 # %% ../nbs/09_ie_finetune.ipynb #00532208
 #| code-fold: true

@@ -397,7 +397,8 @@ CHAT_NAMES = {name: f'{form.label}的问题，一字不差' for name, form in FO
 
 # %% ../nbs/appendix/report_card.ipynb #e61bf47f
 _DPO_LOSS = '验证损失，两项之和：偏好（nats/对）+ α × SFT（nats/词元）' # chapter 07
-_NOTES = dict(_final='；只考一次的卷子', _scratch='；从零，同样的初始化') # end of a key -> what it says
+_BLEU = dict(pretrain='valid', sft='sft_valid') # stage -> file, of which `pair_eval` answers the first 64
+_NOTES = dict(_final='；只考一次的卷子', _scratch='；新的权重，混的旧题、twins、学习率也不同') # end of a key -> what it says
 
 def meaning(
     key:str, # of a row, such as 'ie.f1_entity_scratch'
@@ -409,6 +410,8 @@ def meaning(
         if plain: return plain + note
     if key.startswith('chat.'): return CHAT_NAMES.get(name, '')
     if key.startswith('eval.'): return NAMES.get(name, '').split('，')[0] # the file is in the key
+    stage = key.split('.')[0]
+    if name == 'bleu4' and stage in _BLEU: return f'BLEU-4，{_BLEU[stage]}.parquet 的前 64 对'
     if name == 'loss_valid' and key.startswith('dpo'): return _DPO_LOSS
     return NAMES.get(name, '三元组 F1' if name.startswith('f1_') else '')
 

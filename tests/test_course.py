@@ -366,3 +366,81 @@ def test_the_real_course():
     if 'SCCLM_CI' not in os.environ: return
     assert [c['name'] for c in rec['chapters']] == [p.stem for p in chapters()]
     assert rec['reference_tok_per_s'] > 0
+
+TURN = """
+import os, pathlib, time
+here = pathlib.Path(os.environ['SCCLM_RUNS'])
+def meet(mine, other):
+    (here/mine).write_text(os.environ.get('OMP_NUM_THREADS', ''))
+    end = time.monotonic() + 120
+    while not (here/other).exists():
+        assert time.monotonic() < end, f'{other} is not running'
+        time.sleep(.05)
+"""
+
+@pytest.fixture
+def last_four(house, monkeypatch):
+    "The house with four more chapters, 07 and 09 wait for each other; on four cores."
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr(scclm.course, 'own_cores', lambda: [0, 1, 2, 3])
+    for name in ('06_c', '08_e'): write_nb(house/'nbs'/f'{name}.ipynb', LOG.format(name))
+    write_nb(house/'nbs'/'07_d.ipynb', TURN, 'meet("seven", "nine")', LOG.format('07_d'))
+    write_nb(house/'nbs'/'09_f.ipynb', TURN, 'meet("nine", "seven")', LOG.format('09_f'))
+    return house
+
+def test_what_does_not_need_each_other_runs_side_by_side(last_four):
+    assert run_course()
+    assert sorted(ran(last_four)) == ['06_c', '07_d', '08_e', '09_f', 'a', 'b']
+    assert ran(last_four)[:3] == ['a', 'b', '06_c']
+    assert [(c['name'], c['ok']) for c in record(last_four)['chapters']] == [
+        (name, True) for name in ('00_a', '01_b', '06_c', '07_d', '08_e', '09_f')]
+    assert record(last_four)['chapters'][-1]['peak_rss_mb'] > 10
+    lanes_s = max(c['seconds'] for c in record(last_four)['chapters'][-3:])
+    assert record(last_four)['wall_seconds'] > lanes_s
+    assert [(last_four/'some_runs'/n).read_text() for n in ('seven', 'nine')] == ['2', '2'], 'half of the cores each'
+    assert copy_of(last_four, '09_f.ipynb').cells[2].source.endswith("'09_f ')")
+    assert run_course() and len(ran(last_four)) == 6, 'a second run does nothing'
+
+def test_on_one_core_one_after_the_other(last_four, monkeypatch):
+    monkeypatch.setattr(scclm.course, 'own_cores', lambda: [0])
+    for name in ('07_d', '09_f'): write_nb(last_four/'nbs'/f'{name}.ipynb', LOG.format(name))
+    assert run_course() and ran(last_four) == ['a', 'b', '06_c', '07_d', '08_e', '09_f']
+
+@pytest.mark.parametrize('bad', ['08_e', '09_f'])
+def test_one_lane_fails_and_the_other_is_finished(last_four, capsys, bad):
+    old = (last_four/'nbs'/f'{bad}.ipynb').read_bytes()
+    write_nb(last_four/'nbs'/f'{bad}.ipynb', TURN, 'meet("nine", "seven")' if bad == '09_f' else '', 'odd = {}["key"]')
+    assert course(CourseCfg()) == 1
+    out = capsys.readouterr().out
+    assert f'{bad}.ipynb, cell' in out and "KeyError: 'key'" in out and 'make chat' not in out
+    assert {c['name']: c['ok'] for c in record(last_four)['chapters']} == {
+        name: name != bad for name in ('00_a', '01_b', '06_c', '07_d', '08_e', '09_f')}
+    (last_four/'nbs'/f'{bad}.ipynb').write_bytes(old)
+    assert course(CourseCfg()) == 0 and all(c['ok'] for c in record(last_four)['chapters'])
+    assert ran(last_four).count('07_d') == 1
+
+if os.name == 'posix':
+    WAIT = TURN + """
+def long(mine, other):
+    meet(mine, other)
+    (here/(mine + '_pid')).write_text(str(os.getpid()))
+    try: time.sleep(600)
+    except KeyboardInterrupt: print('saved')"""
+
+    @pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    def test_both_lanes_hear_a_signal(last_four, sig):
+        if len(os.sched_getaffinity(0)) < 2: pytest.skip('one core: there is one lane only')
+        write_nb(last_four/'nbs'/'07_d.ipynb', WAIT, 'long("seven", "nine")', '"unreached"')
+        write_nb(last_four/'nbs'/'09_f.ipynb', WAIT, 'long("nine", "seven")', '"unreached"')
+        run = cli(cwd=last_four)
+        marks = [last_four/'some_runs'/name for name in ('seven_pid', 'nine_pid')]
+        wait_until(lambda: all(mark.exists() and mark.read_text() for mark in marks))
+        run.send_signal(sig)
+        run.wait(120)
+        wait_until(lambda: all(ended(int(mark.read_text())) for mark in marks))
+        wait_until(lambda: (last_four/'some_runs'/'tiny'/'notebooks'/'09_f.json').exists())
+        assert copy_of(last_four, '09_f.ipynb').cells[1].outputs[0].text == 'saved\n'
+        if sig == signal.SIGKILL: return
+        assert run.returncode == 130 and 'the same command goes on here' in run.stderr.read()
+        assert {c['name']: c['ok'] for c in record(last_four)['chapters']} == {
+            '00_a': True, '01_b': True, '06_c': True, '07_d': False, '09_f': False}

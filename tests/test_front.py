@@ -340,6 +340,12 @@ def test_make_bench_leaves_figures_of_real_text_alone():
         if '真实' not in says['about'] or not (ROOT/f'benchmarks/{script}.py').exists(): continue
         assert any(fnmatchcase(f'{script}.py', pattern) for pattern in skipped), name
 
+def test_the_seconds_are_told_in_proportion():
+    course = held('course')
+    seconds = sum(c['seconds'] for c in course['chapters'])*course['reference_tok_per_s']/1e4
+    assert f'折到 10,000 词元/秒，{seconds:,.0f} 秒' in text('benchmarks/README.md')
+    assert figures.in_proportion(dict(chapters=[dict(seconds=9.)])) == ''
+
 def test_words_are_ours():
     rows = held('results/pieces')['rows']
     assert {r['baseline_name'] for r in rows} == {'characters'}

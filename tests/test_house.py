@@ -281,6 +281,64 @@ def test_every_exercise_is_executed(path):
         code = [c for c in cells[start:end] if c.cell_type == 'code']
         assert any('assert' in c.source or 'test_' in c.source for c in code), cells[start].source
 
+# Chapter/exercise -> number as the folded answer of the chapter writes it: as the executed solution printed it. Numbers
+# worked out on paper are not here; a measured one that an answer states belongs here.
+MEASURED = {
+    '00/1': {'99.97%': '0.9997', '42%': '0.4185'},
+    '00/5': {'0.91': '0.915', '0.80': '0.800'},
+    '01/1': {'43': '43', '7': '7', '3': '3'},
+    '01/3': {'1': '1', '3': '3', '4': '4'},
+    '02/1': {'70 %': '70%', '100 %': '100%'},
+    '02/2': {'97 %': '96.7%', '83 %': '83.1%'},
+    '02/3': {'97 %': '97%', '81 %': '81%'},
+    '03/1': {'0.87': '0.87', '0.12': '0.12', '0.47': '0.47', '0.29': '0.29', '0.17': '0.17', '0.06': '0.06'},
+    '03/2': {'1.03': '1.03', '2.81': '2.81', '2.63': '2.63', '3.10': '3.1', '3.48': '3.48'},
+    '03/3': {'0.50': '0.5'},
+    '04/1': {'0.2': '0.1992'},
+    '04/3': {'0.17': '0.17', '0.11': '0.11', '0.62': '0.62', '71': '71', '91': '91', '260': '260'},
+    '04/4': {'61.5': '61.5', '68.0': '68.0'},
+    '04/5': {'8': '8', '12': '12'},
+    '05/1': {'0.22': '0.22', '0.11': '0.11'},
+    '05/2': {'0.24': '0.24', '0.93': '0.93', '0.15': '0.15', '0.89': '0.89', '0.17': '0.17', '0.75': '0.75'},
+    '05/3': {'0.29': '0.29', '0.52': '0.52', '0.99': '0.99'},
+    '05/4': {'0.22': '0.22', '3.6': '3.57'},
+    '05/5': {'12': '12', '4': '4', '8': '8'},
+    '09/1': {'0.8': '0.800', '0.615': '0.615', '0.4': '0.4'},
+    '09/3': {'0.05': '0.05', '−0.16': '-0.16', '27': '27', '15': '15', '10': '10', '2': '2'},
+    '09/4': {'0.43': '0.432', '0.02': '0.018', '0.73': '0.733'},
+    '09/5': {'99': '99', '11': '11', '0.90': '0.903', '0.85': '0.847', '0.98': '0.982', '230': '230'}}
+NUMBER = re.compile(r'(?<![\d.])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?: ?%)?(?![\d%])')
+
+def found_numbers(text:str)->set[str]: return {m[0].lstrip('+') for m in NUMBER.finditer(text)}
+
+def value_and_step(number:str)->tuple[float, float]:
+    "What a number says, and the unit of its last digit."
+    plain = re.sub('[ %,]', '', number.replace('−', '-'))
+    part = .01 if '%' in number else 1.
+    return float(plain)*part, 10**-len(plain.partition('.')[2])*part
+
+def solution_outputs(path:Path, n:int)->str:
+    "What the cells under `## 练习 n` printed."
+    cells = nbformat.read(path, 4).cells
+    heads = [i for i, c in enumerate(cells) if c.cell_type == 'markdown' and c.source.startswith('## 练习 ')]
+    start = next(i for i in heads if re.match(rf'## 练习 {n}\b', cells[i].source))
+    end = min((i for i in heads if i > start), default=len(cells))
+    outputs = [o for c in cells[start:end] if c.cell_type == 'code' for o in c.outputs]
+    return '\n'.join(o.get('text') or o.get('data', {}).get('text/plain', '') for o in outputs)
+
+@pytest.mark.parametrize('where', MEASURED)
+def test_measured_answers_are_those_of_the_solutions(where):
+    chapter, n = where.split('/')
+    text = lesson_text(next(p for p in CHAPTERS if p.stem[:2] == chapter))
+    exercises = re.split(r'^##+ ', text[re.search(r'^##+ .*练习', text, re.M).end():], flags=re.M)[0]
+    answer = re.findall(r'<details>.*?</details>', exercises, re.S)[int(n) - 1]
+    outputs = solution_outputs(next(p for p in SOLUTIONS if p.stem[-2:] == chapter), int(n))
+    for said, printed in MEASURED[where].items():
+        assert said in found_numbers(answer), f'the answer does not say {said}'
+        assert printed in found_numbers(outputs), f'the solution did not print {printed}'
+        (a, step), (b, finer) = value_and_step(said), value_and_step(printed)
+        assert abs(a - b) <= (step + finer)/2 + 1e-9, f'{said} is not {printed} rounded'
+
 def lesson_text(path:Path)->str:
     return '\n\n'.join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown')
 

@@ -18,7 +18,7 @@ from chat_toys import CHARS, char_tok
 from raw_toys import gbk, link, put, put_pairs
 from scclm.dataset import Pair
 from scclm.ie_finetune import (IeCfg, PRESETS, answers_before, by_relation, error_kind, extract, find_errors, ie,
-    ie_cfg, mix_in, mix_paths, prf, scores, start_model, tallies, telling_errors, twin_marks_)
+    ie_cfg, mix_in, mix_paths, prf, resolve_cfg, scores, start_model, tallies, telling_errors, twin_marks_)
 from scclm.model import build_model, model_config, save_model
 from scclm.readers import sniff
 from scclm.runs import read_json, run_path
@@ -379,6 +379,13 @@ def test_base_has_the_recipe_of_the_ancestor():
 
 
 # ---- final tests
+
+def test_what_is_stored_is_what_ran():
+    "New weights neither replay nor start from twins, whatever was asked; a trained start keeps both."
+    asked = replace(ie_cfg('tiny'), twins=True, replay_files=('train.parquet',), epochs=0.)
+    fresh, trained = (resolve_cfg(replace(asked, start=start), None) for start in ('scratch', 'sft'))
+    assert (fresh.twins, fresh.replay_files, fresh.lr) == (False, (), asked.lr_scratch)
+    assert trained == asked
 
 def test_final_tests_lie_beside_the_data(tmp_path):
     write(tmp_path/'duie'/'train.json', [GOOD])

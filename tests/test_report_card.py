@@ -1,4 +1,5 @@
 "The report card: what the stages left, told again without loss, with intervals, and nothing that was not measured."
+import inspect
 import json
 import math
 import os
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 import raw_toys
 
-from scclm.report_card import (CONTRACT, CardCfg, card, card_markdown, card_rows, commit, flat, make_card, missing,
-    official_exams, readme_block, stage_scores, tidy, write_card)
+from scclm.report_card import (CONTRACT, CardCfg, card, card_markdown, card_rows, commit, flat, make_card, meaning,
+    missing, official_exams, readme_block, stage_scores, tidy, write_card)
+from scclm.scores import pair_eval
 
 HELD = dict(exact_heldout=dict(all=.96, phrasing=.98, template=.94),
             n_heldout=dict(all=1400, phrasing=700, template=700))
@@ -172,6 +174,13 @@ def test_the_page_says_what_the_file_says(folder):
     for section, names in CONTRACT.items():
         for n in names: assert f'`{section}.{n}{".accuracy" if section == "eval" else ""}`' in page
     assert '`ie.f1_entity_scratch`' in readme_block(c) and '没有测' not in readme_block(c)
+
+def test_bleu_names_its_rows():
+    "The number is one of a few rows: which file, how many of them."
+    n = inspect.signature(pair_eval).parameters['n_bleu'].default
+    for stage, name in (('pretrain', 'valid'), ('sft', 'sft_valid')):
+        assert meaning(f'{stage}.bleu4') == f'BLEU-4，{name}.parquet 的前 {n} 对'
+    assert meaning('eval.test.bleu4') == 'BLEU-4', 'its file is in the key'
 
 @pytest.mark.parametrize('text, words', [
     ('{"a": 1,\n\n"b" }', 'figures.json, line 3'),

@@ -278,6 +278,27 @@ def test_the_glossary_leads_to_chapters():
     rows = [line for line in text.split('\n') if line.startswith('|') and re.search(r'\d\d', line.split('|')[-2])]
     assert len(rows) > 50 and not [r for r in rows if not re.search(r'\[\d\d\]\(\d\d_\w+\.ipynb\)', r.split('|')[-2])]
 
+def words_of(path):
+    "The prose of a notebook in lower case, without the addresses of its links."
+    return re.sub(r'\]\([^)]*\)', ']', markdown(read(path))).lower()
+
+def glossary_rows():
+    "Names, Chinese and English, and the notebooks that a row of the glossary names."
+    for line in markdown(read(ROOT/'nbs'/'glossary.ipynb')).split('\n'):
+        if not line.startswith('| ') or line.startswith('| 中文'): continue
+        chinese, english, _, places = (x.strip() for x in line.strip('|').split('|'))
+        names = [*chinese.split('、'), *re.sub(r'[()]', '', english).split(', ')]
+        yield names, re.findall(r'\d\d|appendix/\w+\.ipynb', places)
+
+def test_the_glossary_is_true():
+    "A reader who follows a row finds the word; one thing has one name."
+    rows, chapters = list(glossary_rows()), {p.name[:2]: p for p in CHAPTERS}
+    assert len(rows) > 100 and all(places for _, places in rows)
+    lost = [(names[0], place) for names, places in rows for place in places
+            if not any(name.lower() in words_of(chapters.get(place, ROOT/'nbs'/place)) for name in names)]
+    assert lost == []
+    assert [p.name for p in NOTEBOOKS if '分词器' in words_of(p)] == [], 'a tokenizer is a 词元化器'
+
 # The interface
 
 INDEX = importlib.util.spec_from_file_location('modidx', ROOT/'scclm'/'_modidx.py')

@@ -79,7 +79,7 @@ def course(house, tok):
     pairs = {name: dict(train=n, valid=1) for name, n in (('a', 3), ('b', 4))}
     triples = dict(train=dict(rows=dict(rows=9, kept=8), triples=dict(kept=11, lower_case=1)))
     for name, value in {'card.json': dict(scale='tiny', corpus='sample corpus', seeds=dict(a=1), env={}),
-                        'course.json': dict(set_up_seconds=1., chapters=chapters),
+                        'course.json': dict(set_up_seconds=1., reference_tok_per_s=5e3, chapters=chapters),
                         'data/report.json': dict(rows_in=20, rejected=2, splits=dict(train=15, sft_train=3)),
                         'dpo/report.json': pairs, 'ie/report.json': triples}.items(): put(tiny/name, json.dumps(value))
     rows = [('entity', 't0', '[(a,b,c)]', '[(a,b,c)]'), ('entity_final', 't1', '[(a,b,c)]', '[(a,b,d)]'),
@@ -93,6 +93,7 @@ def test_facts_are_those_of_the_run(course, tok):
     course_facts.keep_facts(course, answers)
     facts = json.loads((course/'benchmarks/course.json').read_text(encoding='utf-8'))
     assert facts['rows'] == dict(read=20, rejected=2, train=15, sft=3, prefs=7, sentences=8, triples=11)
+    assert facts['reference_tok_per_s'] == 5e3
     assert facts['chapters'] == [dict(name='00_data_cleaning', seconds=6., peak_rss_mb=300)]
     assert facts['model']['parameters'] == sum(p.numel() for p in model(tok).parameters())
     assert facts['model']['vocabulary'] == len(tok) and facts['model']['mb'] > 0
