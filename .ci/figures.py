@@ -7,15 +7,16 @@ from pathlib import Path
 
 from scclm.report_card import main_rows, meaning, missing
 from scclm.runs import read_json
-from scclm.website import ARROWS, figures_of, result_files, script_of
+from scclm.website import ARROWS, figures_of, result_files, stamps_of
 
 TABLE = ('| 量什么 | 意思 | | 我们 | 对照 | 对照是谁 | 单位 | 倍数 |', '|---|---|---|---|---|---|---|---|')
 LOWER = ('loss', 'bits_per_char', 'refused_known', 'loops') # names of scores of the card that should be small
 
 HEAD = '''# 全部数字
 
-这一页是生成的（`make front`），数字只来自文件：`results/*.json`（`make bench` 写出，带机器、日期和提交）、`card.json` 和 `course.json`
-（最近一次 `make course`）。没有测过的不写。要改一句解释，改 [`meanings.json`](meanings.json)。
+这一页是生成的（`make front`），数字只来自文件：`results/*.json`（由这里的脚本写出，带机器、日期和提交；
+`make bench` 只跑那些不要网络、真实文本和别的硬件的）、`card.json` 和 `course.json`（最近一次 `make course`）。
+真实文本上的那次训练另有[一页](../nbs/appendix/real_text.ipynb)。没有测过的不写。要改一句解释，改 [`meanings.json`](meanings.json)。
 
 怎么读：**↑** 越高越好，**↓** 越低越好，**·** 没有好坏。“我们”和“对照”是同一次运行里轮流量的中位数，括号里是最低和最高；
 “倍数”是好了几倍，大于 1 总是我们好，不管这个数是高好还是低好；没有好坏的，倍数就是两数之比。三个种子的一节写的是平均数。
@@ -29,11 +30,12 @@ def result_part(path:Path, meanings:dict)->list[str]:
     "Title, what it is about, where and when, the table."
     result, says = read_json(path), meanings.get(path.stem)
     if not says: raise ValueError(f'{path.name}: expected an entry {path.stem!r} in benchmarks/meanings.json')
-    where = f"{result['machine']}；{result['date']}；提交 `{result['commit']}`；[{path.name}](results/{path.name})"
-    script = script_of(path, result)
-    if script: where += f'，由 [{script}]({script}) 写出'
+    where = [f'[{path.name}](results/{path.name})：']
+    for stamp, which in stamps_of(path, result).items():
+        script = f'；由 [{stamp.script}]({stamp.script}) 写出' if stamp.script else ''
+        where.append(f'- {which}{stamp.machine}；{stamp.date}；提交 `{stamp.commit}`{script}。')
     rows = ['| ' + ' | '.join(map(cell, f)) + ' |' for f in figures_of(path.stem, result, meanings)]
-    return [f"## {says['title']}", '', says['about'], '', where + '。', '', *TABLE, *rows, '']
+    return [f"## {says['title']}", '', says['about'], '', *where, '', *TABLE, *rows, '']
 
 def falls(key:str)->bool:
     "Whether a score of the card should be small."

@@ -272,8 +272,8 @@ NoMap = Annotated[dict, Field(max_length=0)] # {} and nothing else
 # %% ../nbs/appendix/serve.ipynb #srv00038
 class TextPart(BaseModel, extra='forbid', strict=True):
     "A piece of a message."
-    type:Literal['text']
-    text:str
+    type:Literal['text'] # nothing but text
+    text:str # the piece
 
 # %% ../nbs/appendix/serve.ipynb #srv0038b
 Content = either(str, Annotated[list[TextPart], Field(min_length=1, max_length=64)]) # a question, whole or in parts
@@ -281,8 +281,8 @@ Content = either(str, Annotated[list[TextPart], Field(min_length=1, max_length=6
 # %% ../nbs/appendix/serve.ipynb #srv00039
 class Message(BaseModel, extra='forbid', strict=True):
     "The question."
-    role:Literal['user']
-    content:Content
+    role:Literal['user'] # nobody else
+    content:Content # the question, or its pieces
     name:str|None=Field(None, description='not used')
     refusal:None=Field(None, description='only null')
     annotations:NoList|None=Field(None, description='only []')
@@ -303,7 +303,7 @@ Stops = either(Stop, Annotated[list[Stop], Field(min_length=1, max_length=4)]) #
 # %% ../nbs/appendix/serve.ipynb #srv0041b
 class PlainText(BaseModel, extra='forbid', strict=True):
     "The form of every answer."
-    type:Literal['text']
+    type:Literal['text'] # nothing but text
 
 # %% ../nbs/appendix/serve.ipynb #srv0041c
 #| code-fold: true
@@ -348,7 +348,7 @@ class ChatAsk(Neutral):
     seed:int|None=Field(None, ge=0, lt=2**63, description='the same draw every time')
     n:exactly(1)|None=Field(None, description='one answer a request')
     stream:bool|None=Field(None, description='server-sent events')
-    stream_options:StreamOptions|None=None
+    stream_options:StreamOptions|None=None # what a stream tells besides
     user:str|None=Field(None, description='not used')
     safety_identifier:str|None=Field(None, description='the newer name of user, not used')
 
