@@ -142,7 +142,8 @@ COMMANDS = dict(
     zh=dict(course='# 建环境，依次跑完十章；中断后再来一次，从没跑完的那章接着跑', chat='# 和刚训练好的模型聊天',
             test='# CI 检查的一切：笔记本、整个课程、附录、全部测试；比课程久得多'),
     en=dict(course='# sets up .venv, runs the ten chapters; again: goes on where it stopped',
-            chat='# talk to the model', test='# everything CI checks, the course among it: takes much longer than that'))
+            chat='# talk to the model',
+            test='# everything CI checks, the course among it: takes much longer than that'))
 
 def command_lines(url:str, lang:str)->list[str]:
     "What a reader types first."
@@ -168,7 +169,7 @@ def course_values(course:dict, lang:str)->dict[str, str]:
     "What the last course was like."
     chapters, rows, model = course['chapters'], course['rows'], course['model']
     minutes = {f"m{c['name'][:2]}": f"{c['seconds']/60:.1f}" for c in chapters}
-    seconds, peak = sum(c['seconds'] for c in chapters), max(c['peak_rss_mb'] for c in chapters)
+    seconds, peak = course['seconds'], max(c['peak_rss_mb'] for c in chapters)
     return minutes | {k: f'{n:,}' for k, n in rows.items()} | dict(
         minutes=f'{seconds/60:.0f}', setup=f"{course['set_up_seconds']/60:.0f}", ram=f'{peak/1e3:.1f}',
         parameters=count(model['parameters'], lang), model_mb=f"{model['mb']:.0f}")

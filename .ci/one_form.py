@@ -89,7 +89,8 @@ def one_form(path:Path, root:Path)->dict:
         if cell['cell_type'] != 'markdown': continue
         cell['source'] = lines_of(one_markdown(''.join(cell['source']), i == 0))
     folder = path.relative_to(root).parent.as_posix()
-    return {**nb, 'metadata': dict(kernelspec=KERNEL), 'cells': with_setup(nb['cells'], setup_cell(repository(root)[0], folder))}
+    cells = with_setup(nb['cells'], setup_cell(repository(root)[0], folder))
+    return {**nb, 'metadata': dict(kernelspec=KERNEL), 'cells': cells}
 
 def notebooks(root:Path)->list[Path]:
     "All that the site shows."
