@@ -75,7 +75,7 @@ ROOMS = {
         'trainer scores stage'),
     'evaluation': 'runs plots readers text_rules dataset model chat terminal trainer scores',
     'planner': 'runs tokenizer dataset model runlog trainer_options trainer pretrain',
-    'course': 'runs plots busy report_card',
+    'course': 'runs plots busy report_card model_card',
     'website': 'runs',
     'cli': 'runs busy',
     'rewards': '',
