@@ -21,7 +21,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from scclm import cli, runtimes
 from scclm.batching import Engine
-from scclm.chat import ChatBot, Decoding, chooser, token_steps
+from scclm.chat import ChatBot, Decoding, chooser, find_model, token_steps
 from scclm.dataset import pad
 from scclm.export import ExportCfg, export
 from scclm.model import load_model, write_tokens
@@ -270,6 +270,39 @@ def test_ask_needs_no_pytorch(ct2):
     free = [bot.answer([text], Decoding(loop_copies=0))[0] for text in ('你好吗', '谁')]
     assert (told.stderr, told.returncode) == ('', 0)
     assert told.stdout.splitlines() == [text if text != bot.fallback else '' for text in free]
+
+def asked_of(folder:Path, *words:object, lines:bytes=b'')->subprocess.CompletedProcess:
+    "What ask.py says to words of a command line or to lines of a pipe, in bytes."
+    command = [sys.executable, '-I', str(folder/'ask.py'), *words]
+    return subprocess.run(command, input=lines, capture_output=True, timeout=60)
+
+def test_ask_names_a_bad_line_and_goes_on(ct2):
+    "As `scclm chat` does: what is not UTF-8, blank or too long; a mark of byte order belongs to no question."
+    plain = asked_of(ct2, lines='天地玄黄\n谁\n'.encode()).stdout.splitlines()
+    bad = [b'\xff', '\u3000'.encode(), '靨'.encode()*512, '天地'.encode('utf-16')]
+    lines = b'\n'.join(['\ufeff天地玄黄'.encode(), b'', *bad, '谁\r'.encode()])
+    told = asked_of(ct2, lines=lines)
+    assert told.stdout.splitlines() == plain and len(plain) == 2 and told.returncode == 1
+    assert told.stderr.decode().splitlines() == ['第 3 行：不是 UTF-8 写的。', '第 4 行：问题是空的，请写一句话。',
+        '第 5 行：问题太长：513 个词元，最多 512 个。', '第 6 行：不是 UTF-8 写的。']
+
+@pytest.mark.parametrize('word, why', [
+    (b'\xff', '不是 UTF-8 写的。'), (b' ', '问题是空的，请写一句话。'), (b'', '问题是空的，请写一句话。'),
+    (b'a'*15_000, '问题太长：15001 个词元，最多 512 个。')])
+def test_ask_refuses_a_bad_word_with_a_sentence(ct2, word, why):
+    told = asked_of(ct2, word)
+    assert (told.stdout, told.stderr.decode(), told.returncode) == (b'', f'第 1 行：{why}\n', 1)
+
+def test_ask_takes_the_longest_question(ct2):
+    told = asked_of(ct2, '靨'*511)
+    assert (told.stderr, told.returncode) == (b'', 0)
+
+def test_the_trained_model_in_bytes_answers_as_before(tmp_path):
+    "200 held-out questions: at least 98 % character for character. The record says so, and where the model was."
+    source = find_model()
+    record = read_json(export(ExportCfg(str(source), out=str(tmp_path/'out')))/RECORD)
+    assert record['agreement']['questions'] == 200 and record['agreement']['equal'] >= .98*200
+    assert record['source'].endswith('/'.join(source.parts[-3:])) and not record['source'].startswith('/')
 
 # Folders that do not name their special tokens
 

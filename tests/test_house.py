@@ -80,7 +80,7 @@ ROOMS = {
     'cli': 'runs busy',
     'rewards': '',
     'batching': 'dataset model chat',
-    'serve': 'chat terminal batching',
+    'serve': 'runtimes chat terminal batching',
     'ancestor': 'beams chat',
     'page_rules': 'text_rules chat',
     'page_chat': 'runs model chat page_rules',
