@@ -549,8 +549,9 @@ def _data_lines(report:dict)->Iterator[str]:
 # %% ../nbs/appendix/course.ipynb #ff252f21
 def _score_lines()->Iterator[str]:
     "The main scores of the report card, with their intervals."
-    from scclm.report_card import main_rows, write_card # brings PyTorch: not needed before the end
-    for r in main_rows(write_card()):
+    from scclm.model_card import all_cards # brings PyTorch: not needed before the end
+    from scclm.report_card import main_rows
+    for r in main_rows(all_cards()):
         bounds = f"  ({r['ci95'][0]:.3f} to {r['ci95'][1]:.3f})" if 'ci95' in r else ''
         yield f"  {r['key']:<36} {r['value']:8.3f}{bounds}"
 

@@ -49,6 +49,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .batching import Closed, Engine, QueueFull, Ticket
 from .chat import ChatBot, Decoding, check_typed, find_model, rows_each
+from .runtimes import is_export
 from .terminal import ChatCfg, open_bot
 
 # %% ../nbs/appendix/serve.ipynb #srv00008
@@ -63,7 +64,7 @@ class ServeCfg(ChatCfg):
     batch_tok:int=24_576 # padded tokens, questions and longest answers, of all these together: memory
     max_queue:int=256 # questions that may wait for a row; one more gets 429
     prefill_tok:int=256 # padded tokens of questions read between two tokens of the answers: who writes waits as long
-    max_beside:int=2 # answers written beside the batch (beam search, contrastive search) at the same time
+    max_beside:int=2 # answers written beside the batch (beam, contrastive search; exported models) at the same time
     max_body:int=65_536 # longest body of a request, bytes
     max_head:int=16_384 # longest request line with its headers, bytes
     max_connections:int=512 # open at the same time
@@ -1233,6 +1234,7 @@ def serve(
     app = make_app(replace(cfg, model=str(folder)), keys)
     place = f'http://{place_of(cfg.host, listener.getsockname()[1])}'
     print(f'{folder} at {place}, called {cfg.name!r}; /docs explains it, Ctrl-C ends it')
+    if is_export(folder): print(f'an exported model: {cfg.max_beside} answers at a time (--max-beside), others wait')
     key = '' if given else f'/#key={keys[0]} (the key is printed only here)'
     print(f'chat page: {place}{key}', flush=True)
     make_server(app).run([listener])
