@@ -28,6 +28,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from fastcore.basics import patch
+
 from .runs import checkout_root, read_json
 
 # %% ../nbs/appendix/website.ipynb #ws000004
@@ -281,48 +283,56 @@ class Links:
         self.path, self.places, self.seen = path, places, set()
         self.chapters = {p.path[4:6]: p.path for p in pages if re.match(r'nbs/\d\d_', p.path)}
 
-    def to_chapters(self,
-        m:re.Match, # of `_CHAPTERS`
-        form:str='[{}]({})', # of a link
-    )->str: # with links
-        "One chapter is linked with its words, of several each number; the page itself is not."
-        def link(words:str, number:str)->str:
-            "A chapter of the course, or the words as they are."
-            place = self.chapters.get(number, self.path)
-            return words if place == self.path else form.format(words, relative(place, self.path))
-        said = m['chapters']
-        if len(said) == 2: return link(m[0], said)
-        return m[0].replace(said, re.sub(r'\d\d', lambda number: link(number[0], number[0]), said))
+# %% ../nbs/appendix/website.ipynb #ws00030a
+@patch
+def to_chapters(self:Links,
+    m:re.Match, # of `_CHAPTERS`
+    form:str='[{}]({})', # of a link
+)->str: # with links
+    "One chapter is linked with its words, of several each number; the page itself is not."
+    def link(words:str, number:str)->str:
+        "A chapter of the course, or the words as they are."
+        place = self.chapters.get(number, self.path)
+        return words if place == self.path else form.format(words, relative(place, self.path))
+    said = m['chapters']
+    if len(said) == 2: return link(m[0], said)
+    return m[0].replace(said, re.sub(r'\d\d', lambda number: link(number[0], number[0]), said))
 
-    def in_fold(self,
-        text:str, # HTML
-    )->str: # with links
-        "The chapters of a fold."
-        def link(m:re.Match)->str:
-            "Chapters; code, links and tags stay as they are."
-            return self.to_chapters(m, '<a href="{1}">{0}</a>') if m['chapters'] else m[0]
-        return _IN_FOLD.sub(link, text)
+# %% ../nbs/appendix/website.ipynb #ws00030b
+@patch
+def in_fold(self:Links,
+    text:str, # HTML
+)->str: # with links
+    "The chapters of a fold."
+    def link(m:re.Match)->str:
+        "Chapters; code, links and tags stay as they are."
+        return self.to_chapters(m, '<a href="{1}">{0}</a>') if m['chapters'] else m[0]
+    return _IN_FOLD.sub(link, text)
 
-    def to_name(self,
-        m:re.Match, # of `_NAME`
-    )->str: # with a link
-        "An exported name, the first time on its page."
-        place = self.places.get(m['name'])
-        elsewhere = m['module'] and place and place.split('#')[0] != self.places.get(m['module'])
-        if m['name'] in self.seen or place in (None, self.path) or elsewhere: return m[0]
-        self.seen.add(m['name'])
-        return f'[{m[0]}]({relative(place, self.path)})'
+# %% ../nbs/appendix/website.ipynb #ws00030c
+@patch
+def to_name(self:Links,
+    m:re.Match, # of `_NAME`
+)->str: # with a link
+    "An exported name, the first time on its page."
+    place = self.places.get(m['name'])
+    elsewhere = m['module'] and place and place.split('#')[0] != self.places.get(m['module'])
+    if m['name'] in self.seen or place in (None, self.path) or elsewhere: return m[0]
+    self.seen.add(m['name'])
+    return f'[{m[0]}]({relative(place, self.path)})'
 
-    def __call__(self,
-        markdown:str, # of a cell
-    )->str: # with links
-        "Chapters and exported names become links."
-        def link(m:re.Match)->str:
-            "Whatever it is that was found."
-            if m['spared']: return m[0]
-            if m['fold']: return self.in_fold(m[0])
-            return self.to_chapters(m) if m['chapters'] else self.to_name(m)
-        return _LINKABLE.sub(link, markdown)
+# %% ../nbs/appendix/website.ipynb #ws00030d
+@patch
+def __call__(self:Links,
+    markdown:str, # of a cell
+)->str: # with links
+    "Chapters and exported names become links."
+    def link(m:re.Match)->str:
+        "Whatever it is that was found."
+        if m['spared']: return m[0]
+        if m['fold']: return self.in_fold(m[0])
+        return self.to_chapters(m) if m['chapters'] else self.to_name(m)
+    return _LINKABLE.sub(link, markdown)
 
 # %% ../nbs/appendix/website.ipynb #ws000033
 def link_glossary(
