@@ -110,6 +110,7 @@ def test_questions_as_people_type_them(browser, pages, trained):
     "The page reads them itself."
     model = put_weights_(load_model(find_model())[0], tensors_of(pages['int8']))
     asked = [t for form in FORMS for t in typed(QUESTIONS[:2], form)] + ['「詩仙」指的是誰?', '１＋１等于几？']
+    asked += ['Привет', 'مرحبا', '👨\u200d👩\u200d👧', '靨？！', '靨好吗？'] # unknown: all, but for marks; some
     chat = opened(browser.new_page(), pages['int8'].joinpath('index.html').as_uri())
     got = answers(chat, asked)
     chat.close()

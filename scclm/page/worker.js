@@ -45,6 +45,12 @@ function work() {
     return ids.length > most ? { why: `问题太长：${ids.length} 个词元，最多 ${most} 个。` } : { ids };
   }
 
+  // Unknown tokens, and besides them no letter and no digit: the fallback is all that can be said.
+  function seesNone(ids) {
+    const known = ids.filter((id) => id !== tables.tokenizer.unknown);
+    return known.length < ids.length && !/[\p{L}\p{N}]/u.test(tokenizer.decode(known));
+  }
+
   // The mean over heads and layers of how much a token looks at every token of the question.
   function meanLook(looks) {
     const sums = new Array(looks[0].length).fill(0);
@@ -72,6 +78,7 @@ function work() {
   async function write({ n, text, ids, temperature, topP, seed }, rest, said) {
     const words = (list) => list.map((id) => tables.tokenizer.tokens[id]);
     say("asked", { n, tokens: words(ids), unknown: unknownIn(text) });
+    if (seesNone(ids)) return say("done", { n, text: limits.fallback, why: "end" });
     const random = seed === undefined ? Math.random : seeded(seed);
     const cache = await model.start(ids, rest);
     let next = limits.startId, ended = false;
