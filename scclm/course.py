@@ -422,6 +422,7 @@ def _ended(entry:dict, line:StatusLine, on_done:Callable[[dict], None]|None)->bo
     line.keep(f"\n{entry['error']}\n\nexecuted copy: {_short(run_path('notebooks', entry['name'] + '.ipynb'))}")
     return False
 
+# %% ../nbs/appendix/course.ipynb #aad9acey
 def run_notebooks(
     paths:list[Path], # notebooks in order
     line:StatusLine, # where lines go
@@ -611,6 +612,7 @@ def _reference(line:StatusLine)->float:
     line.keep(f"{'(reference)':<20} {int(found.stdout):,} real tok/s")
     return float(found.stdout)
 
+# %% ../nbs/appendix/course.ipynb #4e1f5a6y
 def _run_chapters(cfg:CourseCfg, line:StatusLine, paths:list[Path], log:Path)->bool:
     "The chapters not done yet, each entered in the record as it ends."
     keys = chapter_keys(paths)

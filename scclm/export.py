@@ -229,10 +229,12 @@ _NEEDED = ('scclm', 'torch', 'transformers', 'tokenizers', 'ctranslate2', 'onnx'
 def _place(
     source:Path, # a model folder
 )->str: # such as runs/tiny/dpo/model
-    "Where it is in this checkout; elsewhere its last three names, which say scale and stage but nothing of the machine."
+    "Where it is in this checkout; elsewhere its last three names: scale and stage, nothing of the machine."
     path, root = source.absolute(), checkout_root()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else '/'.join(path.parts[1:][-3:])
 
+# %% ../nbs/appendix/export.ipynb #3129018y
+#| code-fold: true
 def record_of(
     model:PreTrainedModel, # exported
     source:Path, # its folder

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['HOME', 'RESULTS', 'GLOSSARY', 'Row', 'ARROWS', 'plain_text', 'first_words', 'front_matter', 'is_hidden', 'fold_name',
            'site_code', 'raw_html', 'raw_output', 'raw_folds', 'Page', 'module_of', 'site_pages', 'Doc',
-           'patched_class', 'is_public', 'named_nodes', 'docs_of', 'name_places', 'site_map', 'relative',
-           'chapter_links', 'Links', 'link_glossary', 'comments_of', 'arguments_of', 'rows_of', 'html_table', 'prose',
-           'doc_html', 'repository', 'interface', 'meaning_of', 'number', 'Figure', 'figures_of', 'result_files',
-           'Stamp', 'stamp_of', 'stamps_of', 'result_section', 'results_page', 'talk_html', 'cards', 'home_cell',
-           'setup_cell', 'open_links', 'site_cell', 'extra_cell', 'page_head', 'own_cells', 'site_notebook',
-           'find_notebook', 'main']
+           'patched_class', 'is_public', 'named_nodes', 'docs_of', 'name_places', 'site_map', 'relative', 'Links',
+           'link_glossary', 'comments_of', 'arguments_of', 'rows_of', 'html_table', 'prose', 'doc_html', 'repository',
+           'interface', 'meaning_of', 'number', 'Figure', 'figures_of', 'result_files', 'Stamp', 'stamp_of',
+           'stamps_of', 'result_section', 'results_page', 'talk_html', 'cards', 'home_cell', 'setup_cell', 'open_links',
+           'site_cell', 'extra_cell', 'page_head', 'own_cells', 'site_notebook', 'find_notebook', 'main']
 
 # %% ../nbs/appendix/website.ipynb #ws000001
 #| code-fold: true
@@ -28,6 +27,8 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+from fastcore.basics import patch
 
 from .runs import checkout_root, read_json
 
@@ -270,22 +271,6 @@ def relative(
     if file == path and anchor: return f'#{anchor}'
     return posixpath.relpath(place, posixpath.dirname(path) or '.')
 
-# %% ../nbs/appendix/website.ipynb #ws000074
-def chapter_links(
-    m:re.Match, # of `_CHAPTERS`
-    path:str, # of the page that links
-    chapters:dict[str, str], # '03' -> nbs/03_model.ipynb
-    form:str='[{}]({})', # of a link
-)->str: # with links
-    "One chapter is linked with its words, of several each number; the page itself is not."
-    def link(words:str, number:str)->str:
-        "A chapter of the course, or the words as they are."
-        place = chapters.get(number, path)
-        return words if place == path else form.format(words, relative(place, path))
-    said = m['chapters']
-    if len(said) == 2: return link(m[0], said)
-    return m[0].replace(said, re.sub(r'\d\d', lambda number: link(number[0], number[0]), said))
-
 # %% ../nbs/appendix/website.ipynb #ws000030
 class Links:
     "Writes the links of one page; each name once."
@@ -298,35 +283,56 @@ class Links:
         self.path, self.places, self.seen = path, places, set()
         self.chapters = {p.path[4:6]: p.path for p in pages if re.match(r'nbs/\d\d_', p.path)}
 
-    def in_fold(self,
-        text:str, # HTML
-    )->str: # with links
-        "The chapters of a fold."
-        def link(m:re.Match)->str:
-            "Chapters; code, links and tags stay as they are."
-            return chapter_links(m, self.path, self.chapters, '<a href="{1}">{0}</a>') if m['chapters'] else m[0]
-        return _IN_FOLD.sub(link, text)
+# %% ../nbs/appendix/website.ipynb #ws00030a
+@patch
+def to_chapters(self:Links,
+    m:re.Match, # of `_CHAPTERS`
+    form:str='[{}]({})', # of a link
+)->str: # with links
+    "One chapter is linked with its words, of several each number; the page itself is not."
+    def link(words:str, number:str)->str:
+        "A chapter of the course, or the words as they are."
+        place = self.chapters.get(number, self.path)
+        return words if place == self.path else form.format(words, relative(place, self.path))
+    said = m['chapters']
+    if len(said) == 2: return link(m[0], said)
+    return m[0].replace(said, re.sub(r'\d\d', lambda number: link(number[0], number[0]), said))
 
-    def to_name(self,
-        m:re.Match, # of `_NAME`
-    )->str: # with a link
-        "An exported name, the first time on its page."
-        place = self.places.get(m['name'])
-        elsewhere = m['module'] and place and place.split('#')[0] != self.places.get(m['module'])
-        if m['name'] in self.seen or place in (None, self.path) or elsewhere: return m[0]
-        self.seen.add(m['name'])
-        return f'[{m[0]}]({relative(place, self.path)})'
+# %% ../nbs/appendix/website.ipynb #ws00030b
+@patch
+def in_fold(self:Links,
+    text:str, # HTML
+)->str: # with links
+    "The chapters of a fold."
+    def link(m:re.Match)->str:
+        "Chapters; code, links and tags stay as they are."
+        return self.to_chapters(m, '<a href="{1}">{0}</a>') if m['chapters'] else m[0]
+    return _IN_FOLD.sub(link, text)
 
-    def __call__(self,
-        markdown:str, # of a cell
-    )->str: # with links
-        "Chapters and exported names become links."
-        def link(m:re.Match)->str:
-            "Whatever it is that was found."
-            if m['spared']: return m[0]
-            if m['fold']: return self.in_fold(m[0])
-            return chapter_links(m, self.path, self.chapters) if m['chapters'] else self.to_name(m)
-        return _LINKABLE.sub(link, markdown)
+# %% ../nbs/appendix/website.ipynb #ws00030c
+@patch
+def to_name(self:Links,
+    m:re.Match, # of `_NAME`
+)->str: # with a link
+    "An exported name, the first time on its page."
+    place = self.places.get(m['name'])
+    elsewhere = m['module'] and place and place.split('#')[0] != self.places.get(m['module'])
+    if m['name'] in self.seen or place in (None, self.path) or elsewhere: return m[0]
+    self.seen.add(m['name'])
+    return f'[{m[0]}]({relative(place, self.path)})'
+
+# %% ../nbs/appendix/website.ipynb #ws00030d
+@patch
+def __call__(self:Links,
+    markdown:str, # of a cell
+)->str: # with links
+    "Chapters and exported names become links."
+    def link(m:re.Match)->str:
+        "Whatever it is that was found."
+        if m['spared']: return m[0]
+        if m['fold']: return self.in_fold(m[0])
+        return self.to_chapters(m) if m['chapters'] else self.to_name(m)
+    return _LINKABLE.sub(link, markdown)
 
 # %% ../nbs/appendix/website.ipynb #ws000033
 def link_glossary(
