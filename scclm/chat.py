@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'FILLERS', 'find_model', 'plot_probs', 'Decoding', 'processors', 'loop_closers', 'token_chars', 'LoopGuard',
            'row_rngs', 'pick', 'chooser', 'rows_each', 'token_steps', 'beam_cfg', 'beam_search', 'beam_ids',
-           'read_typed', 'check_text', 'check_typed', 'encode_prompts', 'ChatBot', 'answer_ids', 'settled_text',
-           'text_pieces', 'live_ids', 'chat_widget']
+           'read_typed', 'is_seen', 'check_text', 'check_typed', 'encode_prompts', 'ChatBot', 'answer_ids',
+           'settled_text', 'text_pieces', 'live_ids', 'chat_widget']
 
 # %% ../nbs/08_chat.ipynb #c5868170
 #| code-fold: true
@@ -371,9 +371,13 @@ def read_typed(
 UNSEEN = ('Zs', 'Zl', 'Zp', 'Cc', 'Cf', 'Cn', 'Cs', 'Mn', 'Me') # categories of characters that nobody sees
 FILLERS = frozenset('\u115f\u1160\u2800\u3164\uffa0') # empty letters of Hangul, a Braille cell without dots
 
-def _seen(char:str)->bool:
+def is_seen(
+    char:str, # one
+)->bool: # False for spaces, controls, marks that sit on others, empty letters
     "Whether people see anything of a character."
-    return unicodedata.category(char) not in UNSEEN and char not in FILLERS
+    kind = unicodedata.category(char)
+    newer_emoji = kind == 'Cn' and '\U0001f000' <= char < '\U0001fb00' # this Python does not know it yet
+    return (kind not in UNSEEN or newer_emoji) and char not in FILLERS
 
 def _bad(error:str, note:str)->ValueError:
     "An error for programs with a note for the person who typed: what is wrong and what to do."
@@ -391,7 +395,7 @@ def check_text(
     if isinstance(text, str) and re.search(r'[\ud800-\udfff]', text):
         raise _bad(f"prompt {n} holds half a character (a lone surrogate): expected valid Unicode",
             '问题里有半个字符，请重新输入。')
-    if not isinstance(text, str) or not any(map(_seen, text)):
+    if not isinstance(text, str) or not any(map(is_seen, text)):
         raise _bad(f"prompt {n} is {text!r}: expected a text that is not blank", '问题是空的，请写一句话。')
     return text
 
@@ -487,7 +491,7 @@ def unknown_chars(self:ChatBot,
 )->str: # its characters that the tokenizer has no token for, each once; '' if it knows them all
     "What the model cannot see of a question."
     unk = self.tok.unk_token_id
-    chars = [c for c in dict.fromkeys(text) if _seen(c)]
+    chars = [c for c in dict.fromkeys(text) if is_seen(c)]
     ids = encode_texts(self.read(chars), self.tok)
     return ''.join(c for c, row in zip(chars, ids) if unk is not None and unk in row)
 

@@ -10,12 +10,11 @@ __all__ = ['char_class', 'js_pattern', 'reading_patterns', 'entity_tables', 'scr
 import html
 import re
 import sys
-import unicodedata
 from collections.abc import Iterable
 from importlib.resources import files
 from itertools import chain, groupby
 
-from .chat import FILLERS, UNSEEN
+from .chat import is_seen
 from .text_rules import rule_parts
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00008
@@ -157,8 +156,8 @@ _OWN = dict( # what Python asks of a character
 #| code-fold: true
 def _seen()->str:
     "What people see: every character listed, for a browser's Unicode may be newer than Python's."
-    unseen = [i for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i)) in UNSEEN]
-    return f"[^{char_class([*unseen, *map(ord, FILLERS)])}]"
+    unseen = [i for i in range(sys.maxunicode + 1) if not is_seen(chr(i))]
+    return f'[^{char_class(unseen)}]'
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00024
 def reading_patterns(

@@ -246,7 +246,8 @@ def test_what_nobody_can_see_is_blank(bot, text):
         with pytest.raises(ValueError, match='prompt 1 is .*not blank') as e: ask(['你好', text])
         assert bot.excuse(e.value) == '问题是空的，请写一句话。'
 
-@pytest.mark.parametrize('text', ['？', '<p>好</p>', '&lt;p&gt;&lt;/p&gt;', '`<p></p>`', '<p>', '&amp;nbsp;', '<br>是什么？'])
+@pytest.mark.parametrize('text', ['？', '<p>好</p>', '&lt;p&gt;&lt;/p&gt;', '`<p></p>`', '<p>', '&amp;nbsp;', '<br>是什么？',
+    '\U0001fae9'])
 def test_what_somebody_can_see_is_asked(bot, text):
     assert bot.answer([text])[0]
 
