@@ -5,7 +5,7 @@
 #   make lab             JupyterLab at the first chapter
 #   make test            everything CI checks
 #   make docs            the site, into _site/ (needs Quarto 1.9)
-#   make bench           benchmarks/*.py, results in benchmarks/results/
+#   make bench           benchmarks/*.py that want neither real text nor the network, results in benchmarks/results/
 #   make export          notebooks -> scclm/*.py, after you edited a notebook
 #   make outputs         outputs of the last course run -> nbs/, cleaned; then make front
 #   make form            one form for all notebooks: quotation marks, abstracts, answers, the cell for Colab
@@ -73,7 +73,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	@grep -l __main__ benchmarks/*.py >/dev/null 2>&1 || { echo "benchmarks/ holds no script" >&2; exit 1; }
 	@for b in $$(grep -l __main__ benchmarks/*.py); do \
-	case $$b in */gpu_mini*) continue;; */setup_size*) echo "== $$b: wants the network, see its first lines"; continue;; */duplicates*|*/facts*|*/leaks*|*/real*|*/scale*|*/shapes*|*/slow_rules*|*/tokenizer_trainers*) echo "== $$b: wants real text, see its first lines"; continue;; */gpu*) command -v nvidia-smi >/dev/null || { echo "== $$b: no GPU here"; continue; };; esac; \
+	case $$b in */gpu_mini*) continue;; */setup_size*) echo "== $$b: wants the network, see its first lines"; continue;; */data.py|*/duplicates*|*/facts*|*/leaks*|*/real*|*/resume*|*/scale*|*/shapes*|*/slow_rules*|*/stream*|*/tokenizer_trainers*|*/train*|*/words*) echo "== $$b: wants real text, see its first lines"; continue;; */gpu*) command -v nvidia-smi >/dev/null || { echo "== $$b: no GPU here"; continue; };; esac; \
 	echo "== $$b"; $(BIN)/python "$$b" $(ARGS) || exit 1; done
 
 export: $(STAMP)

@@ -1,5 +1,6 @@
 "Package metadata comes from settings.ini; the code in scclm/ is exported from nbs/."
 from configparser import ConfigParser
+import re
 from pathlib import Path
 from setuptools import setup
 
@@ -11,11 +12,16 @@ export = cfg['export_requirements'].split()
 fetch = cfg['fetch_requirements'].split()
 ray = cfg['ray_requirements'].split()
 
+# On PyPI and in the sdist there is no checkout around the README: its links and its picture lead to the repository.
+readme = (Path(__file__).parent/'README.en.md').read_text(encoding='utf-8')
+readme = re.sub(r'\]\((?!\w+:|#)', f"]({cfg['git_url']}/blob/{cfg['branch']}/", readme)
+readme = re.sub(r'src="(?!\w+:)', f"src=\"{cfg['git_url']}/raw/{cfg['branch']}/", readme)
+
 setup(
     name=cfg['lib_name'], version=cfg['version'], license='Apache-2.0',
     description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
-    long_description=(Path(__file__).parent/'README.en.md').read_text(encoding='utf-8'),
+    long_description=readme,
     long_description_content_type='text/markdown',
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['fonts/*', 'page/*', '*.html']},
     include_package_data=True, zip_safe=False,

@@ -76,23 +76,23 @@ def move_in(root:Path)->list[Path]:
 # The numbers of the READMEs
 
 NEW_WEIGHTS = dict( # the control of chapter 09, which says what else differs
-    zh='新的权重（没有预训练和微调），同样多步；混的旧题、`twins`、学习率也不同（09 章）',
-    en='new weights (no pretraining, no SFT), equal steps; old rows, `twins` and learning rate differ too (chapter 09)')
+    zh='新的权重，同样多步（见上）',
+    en='new weights, equal steps (see above)')
 
 SIX = { # key of benchmarks/results/seeds.json -> what it says and what it is compared with, in both languages
     'dpo.exact_heldout_final': dict(
-        zh='学过的事实换一种没见过的问法，一字不差', en='a taught fact asked in unseen words, exactly right',
-        zh_than='两种微调之前（05 章的模型）', en_than='before both kinds of fine-tuning (the model of chapter 05)'),
+        zh='学过的事实换个没见过的问法，一字不差', en='taught facts in unseen words, exact',
+        zh_than='微调之前（05 章）', en_than='before fine-tuning (chapter 05)'),
     'chat.slip_final': dict(
-        zh='同样的问题，多打一个字', en='the same questions with one character too many',
+        zh='同样的问题，多打一个字', en='the same, one character too many',
         zh_than='没有打错', en_than='typed without a slip'),
     'chat.refused_unknown_final': dict(
-        zh='没教过的问题，说不知道', en='an untaught question, answered with "I do not know"',
-        zh_than='教过的问题，误说不知道（越低越好）', en_than='taught questions refused by mistake (lower is better)',
+        zh='没教过的问题，说不知道', en='untaught, answered "I do not know"',
+        zh_than='教过的也说不知道（越低越好）', en_than='taught, but refused (lower: better)',
         than='chat.refused_known_final'),
     'dpo.pref_acc_after_final': dict(
-        zh='两个回答里认出好的那个', en='the better of two answers told apart',
-        zh_than='偏好优化之前', en_than='before preference training'),
+        zh='两个回答里认出好的那个', en='the better of two answers',
+        zh_than='偏好优化之前', en_than='before preferences'),
     'ie.f1_entity_final': dict(
         zh='三元组 F1，名字没见过', en='triples, F1, names never seen',
         zh_than=NEW_WEIGHTS['zh'], en_than=NEW_WEIGHTS['en']),
@@ -140,9 +140,10 @@ def talk_lines(talk:list[dict], lang:str)->list[str]:
 
 COMMANDS = dict(
     zh=dict(course='# 建环境，依次跑完十章；中断后再来一次，从没跑完的那章接着跑', chat='# 和刚训练好的模型聊天',
-            test='# CI 检查的一切：笔记本、文档、整个课程、全部测试'),
+            test='# CI 检查的一切：笔记本、整个课程、附录、全部测试；比课程久得多'),
     en=dict(course='# sets up .venv, runs the ten chapters; again: goes on where it stopped',
-            chat='# talk to the model', test='# everything CI checks'))
+            chat='# talk to the model',
+            test='# everything CI checks, the course among it: takes much longer than that'))
 
 def command_lines(url:str, lang:str)->list[str]:
     "What a reader types first."
@@ -151,9 +152,10 @@ def command_lines(url:str, lang:str)->list[str]:
     return ['```sh', f"git clone {url} && cd {url.rsplit('/', 1)[1]}", *typed, '```']
 
 def count(n:float, lang:str)->str:
-    "A large round number in words: 260 万, 2.60 million."
+    "A large number in words, four digits of it in either language: 260.3 万, 2.603 million."
     if lang == 'en': return f'{n/1e6:.4g} million'
-    return f'{n/1e8:.4g} 亿' if n >= 1e8 else f'{n/1e4:,.0f} 万'
+    if n >= 1e8: return f'{n/1e8:.4g} 亿'
+    return f'{float(f"{n/1e4:.4g}"):,} 万'.replace('.0 ', ' ')
 
 def base_cost()->dict:
     "What the planner says of `base` on one 24 GB GPU: ten million pairs of 30 + 70 tokens, read once."
@@ -167,9 +169,9 @@ def course_values(course:dict, lang:str)->dict[str, str]:
     "What the last course was like."
     chapters, rows, model = course['chapters'], course['rows'], course['model']
     minutes = {f"m{c['name'][:2]}": f"{c['seconds']/60:.1f}" for c in chapters}
-    seconds, peak = sum(c['seconds'] for c in chapters), max(c['peak_rss_mb'] for c in chapters)
+    seconds, peak = course['seconds'], max(c['peak_rss_mb'] for c in chapters)
     return minutes | {k: f'{n:,}' for k, n in rows.items()} | dict(
-        minutes=f'{seconds/60:.0f}', ram=f'{peak/1e3:.1f}',
+        minutes=f'{seconds/60:.0f}', setup=f"{course['set_up_seconds']/60:.0f}", ram=f'{peak/1e3:.1f}',
         parameters=count(model['parameters'], lang), model_mb=f"{model['mb']:.0f}")
 
 def base_values(lang:str)->dict[str, str]:
@@ -190,7 +192,7 @@ def values(root:Path, lang:str)->dict[str, str]:
                   commands=command_lines(settings(root)['git_url'], lang))
     env, cfg = card['env'], settings(root)
     said = dict(facts=f'{len(facts())}', cores=f"{env['cores']}", date=env['date'], cpu=env['cpu'],
-                download=f"{sizes['download']:.0f}", installed=f"{sizes['installed']/1e3:.1f}",
+                download=f"{sizes['download']:.0f}", installed=f"{sizes['on disk']/1e3:.1f}",
                 python=cfg['min_python'], url=cfg['git_url'],
                 stranger=share(seeds['chat.refused_stranger']['runs']['ours']),
                 pattern=f"{mean(seeds['ie.f1_pattern_final']['runs']['ours']):.3f}",

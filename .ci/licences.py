@@ -19,7 +19,8 @@ that brings a package in: `requirements` is the library itself, the others are e
 SCCLM holds no code of theirs; what it does hold is in [NOTICE](NOTICE). The build of torch with CUDA brings NVIDIA's
 own packages under NVIDIA's licence; this list was made with the one for the CPU.
 
-Copyleft among them: {copyleft}. `scclm fetch zhwiki` starts wikiextractor as a program of its own, nothing else does.
+Copyleft among them: {strong}. Weak copyleft (only changes of their own code stay open): {weak}.
+`scclm fetch zhwiki` starts wikiextractor as a program of its own, nothing else does.
 
 | package | version | licence | asked by |
 |---|---|---|---|'''
@@ -85,9 +86,18 @@ def package_rows(root:Path)->Iterator[tuple[str, str, str, str]]:
         by = ['requirements'] if 'requirements' in by else by
         yield name, pins.get(name, ''), licence(everything[name]).replace('|', '\\|'), ', '.join(by)
 
+WEAK = r'Lesser General Public|\bLGPL|\bMPL|Mozilla|\bCDDL|Common Development|\bEPL|Eclipse'
+
+def copyleft(kind:str)->str:
+    "Whether a licence asks for the source: 'strong', 'weak' (of its own files, or as a library), or '': it does not."
+    left, n = re.subn(WEAK, '', kind)
+    if re.search(r'General Public|\bA?GPL|\bEUPL|European Union Public', left): return 'strong'
+    return 'weak' if n else ''
+
 def licences_page(root:Path)->str:
     "What DEPENDENCIES.md holds."
     rows = list(package_rows(root))
-    copyleft = [f'`{name}` ({kind}, of the list {by})' for name, _, kind, by in rows if 'General Public' in kind]
-    head = HEAD.format(copyleft=', '.join(copyleft) or 'none')
+    found = {how: [f'`{name}` ({kind}, of the list {by})' for name, _, kind, by in rows if copyleft(kind) == how]
+             for how in ('strong', 'weak')}
+    head = HEAD.format(**{how: ', '.join(names) or 'none' for how, names in found.items()})
     return '\n'.join([head, *('| ' + ' | '.join(row) + ' |' for row in rows), ''])

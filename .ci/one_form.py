@@ -2,7 +2,7 @@
 
 First cell: `# title`, `> summary`, each with a blank line behind it; an English abstract is folded. Quotation marks are
 「 and 」. Answers stand under their exercise, three spaces in. Every notebook with code begins with the cell that sets up
-Colab and Kaggle (`scclm.website.setup_cell`).
+Colab and Kaggle (`scclm.website.setup_cell`), and names its kernel.
 """
 import html
 import json
@@ -16,6 +16,7 @@ from scclm.website import repository, setup_cell
 
 SPARED = re.compile(r'```.*?```|`[^`\n]*`|<code>.*?</code>|<pre>.*?</pre>|<[^>]+>|\]\([^)]*\)|\$[^$\n]+\$', re.S)
 SETUP = 'setup-elsewhere' # id of the cell
+KERNEL = dict(display_name='python3', language='python', name='python3') # without one Jupyter asks
 
 # Markdown
 
@@ -88,7 +89,8 @@ def one_form(path:Path, root:Path)->dict:
         if cell['cell_type'] != 'markdown': continue
         cell['source'] = lines_of(one_markdown(''.join(cell['source']), i == 0))
     folder = path.relative_to(root).parent.as_posix()
-    return {**nb, 'cells': with_setup(nb['cells'], setup_cell(repository(root)[0], folder))}
+    cells = with_setup(nb['cells'], setup_cell(repository(root)[0], folder))
+    return {**nb, 'metadata': dict(kernelspec=KERNEL), 'cells': cells}
 
 def notebooks(root:Path)->list[Path]:
     "All that the site shows."

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from report import machine, row, write
+from report import row, write
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -554,7 +554,7 @@ def main():
         raise SystemExit('no GPU here: `--smoke` runs the smallest case of every switch on the CPU')
     config = dict(width=args.width, steps=args.steps, rows=args.rows, data=bool(args.data),
                   allocator=os.environ.get('PYTORCH_ALLOC_CONF', ''), launch_us=launch_us())
-    write('gpu', config, [r | dict(machine=machine()) for r in table(args)], merge=True) # rows may be of several cards
+    write('gpu', config, table(args), merge=True) # rows may be of several cards: each keeps its own machine
 
 
 if __name__ == '__main__': main()

@@ -53,19 +53,28 @@ def row(
                 baseline_name=baseline_name, unit=unit, ratio=None if None in ratios else statistics.median(ratios),
                 runs=dict(ours=list(ours), baseline=list(baseline)))
 
+STAMP = ('machine', 'commit', 'date', 'script') # what a run says of itself
+
+def stamped(result:dict)->list[dict]:
+    "The rows, each with the stamp of the run that made it: what it does not say itself, its file says."
+    stamp = {k: result[k] for k in STAMP if k in result}
+    return [r | {k: v for k, v in stamp.items() if k not in r} for r in result['rows']]
+
 def joined(old:dict, result:dict)->dict:
-    "The old result with the new rows and configuration in it; a row measured again replaces the old one."
-    rows = {r['what']: r for r in old['rows']} | {r['what']: r for r in result['rows']}
+    """The old result with the new rows and configuration in it; a row measured again replaces the old one.
+    The others keep the stamp of their own run."""
+    rows = {r['what']: r for r in stamped(old)} | {r['what']: r for r in result['rows']}
     return result | dict(config=old['config'] | result['config'], rows=list(rows.values()))
 
 def write(name:str, config:dict, rows:list[dict], merge:bool=False)->Path:
     """Print the rows and write results/<name>.json.
-    `merge` keeps the rows and the configuration that another script put there."""
+    `merge` keeps the rows and the configuration that another run put there, with its stamp."""
     head = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, cwd=RESULTS.parent)
     RESULTS.mkdir(exist_ok=True)
     today = datetime.date.today().isoformat()
     script = Path(sys.argv[0]).name
     result = dict(machine=machine(), commit=head.stdout.strip(), date=today, script=script, config=config, rows=rows)
+    result['rows'] = stamped(result)
     path = RESULTS/f'{name}.json'
     if merge and path.exists(): result = joined(json.loads(path.read_text(encoding='utf-8')), result)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')

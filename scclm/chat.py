@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'FILLERS', 'find_model', 'plot_probs', 'Decoding', 'processors', 'loop_closers', 'token_chars', 'LoopGuard',
            'row_rngs', 'pick', 'chooser', 'rows_each', 'token_steps', 'beam_cfg', 'beam_search', 'beam_ids',
-           'read_typed', 'check_text', 'encode_prompts', 'ChatBot', 'answer_ids', 'settled_text', 'text_pieces',
-           'live_ids', 'chat_widget']
+           'read_typed', 'is_seen', 'check_text', 'check_typed', 'encode_prompts', 'ChatBot', 'answer_ids',
+           'settled_text', 'text_pieces', 'live_ids', 'chat_widget']
 
 # %% ../nbs/08_chat.ipynb #c5868170
 #| code-fold: true
@@ -368,12 +368,16 @@ def read_typed(
 
 # %% ../nbs/08_chat.ipynb #97b3c47b
 #| code-fold: true
-UNSEEN = ('Zs', 'Zl', 'Zp', 'Cc', 'Cf', 'Mn') # categories of characters that nobody sees
+UNSEEN = ('Zs', 'Zl', 'Zp', 'Cc', 'Cf', 'Cn', 'Cs', 'Mn', 'Me') # categories of characters that nobody sees
 FILLERS = frozenset('\u115f\u1160\u2800\u3164\uffa0') # empty letters of Hangul, a Braille cell without dots
 
-def _seen(char:str)->bool:
+def is_seen(
+    char:str, # one
+)->bool: # False for spaces, controls, marks that sit on others, empty letters
     "Whether people see anything of a character."
-    return unicodedata.category(char) not in UNSEEN and char not in FILLERS
+    kind = unicodedata.category(char)
+    newer_emoji = kind == 'Cn' and '\U0001f000' <= char < '\U0001fb00' # this Python does not know it yet
+    return (kind not in UNSEEN or newer_emoji) and char not in FILLERS
 
 def _bad(error:str, note:str)->ValueError:
     "An error for programs with a note for the person who typed: what is wrong and what to do."
@@ -381,16 +385,30 @@ def _bad(error:str, note:str)->ValueError:
     e.add_note(note)
     return e
 
+# %% ../nbs/08_chat.ipynb #chk00002
+#| code-fold: true
 def check_text(
     text:str, # what a user typed
     n:int=0, # its place in the list
 )->str: # `text`
     "Raises ValueError for a text that is blank or holds half a character."
-    if not isinstance(text, str) or not any(map(_seen, text)):
-        raise _bad(f"prompt {n} is {text!r}: expected a text that is not blank", '问题是空的，请写一句话。')
-    if re.search(r'[\ud800-\udfff]', text):
+    if isinstance(text, str) and re.search(r'[\ud800-\udfff]', text):
         raise _bad(f"prompt {n} holds half a character (a lone surrogate): expected valid Unicode",
             '问题里有半个字符，请重新输入。')
+    if not isinstance(text, str) or not any(map(is_seen, text)):
+        raise _bad(f"prompt {n} is {text!r}: expected a text that is not blank", '问题是空的，请写一句话。')
+    return text
+
+# %% ../nbs/08_chat.ipynb #chk00001
+#| code-fold: true
+def check_typed(
+    text:str, # what a user typed
+    n:int=0, # its place in the list
+)->str: # `text`
+    "`check_text`, also of what is left to see when tags and entities are read: of <p></p> that is nothing."
+    if '<' in check_text(text, n) or '&' in text:
+        from scclm.text_rules import shown
+        check_text(*shown([text]), n)
     return text
 
 # %% ../nbs/08_chat.ipynb #d673e525
@@ -462,7 +480,7 @@ def encode(self:ChatBot,
     Raises ValueError for a blank question or one that is too long."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise ValueError(f"texts={texts!r}: expected a list of strings")
-    checked = [check_text(t, n) for n, t in enumerate(texts)]
+    checked = [check_typed(t, n) for n, t in enumerate(texts)]
     return encode_prompts(self.tok, self.read(checked), self.max_prompt_tok, end_id(self.model, self.tok))
 
 # %% ../nbs/08_chat.ipynb #unk00002
@@ -473,10 +491,12 @@ def unknown_chars(self:ChatBot,
 )->str: # its characters that the tokenizer has no token for, each once; '' if it knows them all
     "What the model cannot see of a question."
     unk = self.tok.unk_token_id
-    chars = [c for c in dict.fromkeys(text) if _seen(c)]
+    chars = [c for c in dict.fromkeys(text) if is_seen(c)]
     ids = encode_texts(self.read(chars), self.tok)
     return ''.join(c for c, row in zip(chars, ids) if unk is not None and unk in row)
 
+# %% ../nbs/08_chat.ipynb #unk00004
+#| code-fold: true
 @patch
 def unknown_note(self:ChatBot,
     text:str, # a question
@@ -486,6 +506,16 @@ def unknown_note(self:ChatBot,
     new = [c for c in self.unknown_chars(text) if c not in told]
     told.update(new)
     return f"（我不认识这些字：{'、'.join(new)}。）" if new else ''
+
+# %% ../nbs/08_chat.ipynb #unk00003
+#| code-fold: true
+@patch
+def sees_none(self:ChatBot,
+    prompt:list[int], # ids of a question, as `encode` gives them
+)->bool: # the fallback is all that can be said
+    "Whether a question has unknown tokens, and besides them no letter and no digit: marks and spaces at most."
+    if self.tok.unk_token_id not in prompt: return False
+    return not any(map(str.isalnum, decode(self.tok, [i for i in prompt if i != self.tok.unk_token_id])))
 
 # %% ../nbs/08_chat.ipynb #exc00001
 #| code-fold: true
@@ -524,7 +554,8 @@ def answer(self:ChatBot,
     out = ['']*len(prompts)
     budget = max(1, self.batch_tok // rows_each(dec))
     for rows in alike([(len(p), dec.max_new_tok) for p in prompts], budget):
-        answers = answer_ids(self.model, [prompts[i] for i in rows], dec, self.tok)
+        rows = [i for i in rows if not self.sees_none(prompts[i])]
+        answers = answer_ids(self.model, [prompts[i] for i in rows], dec, self.tok) if rows else []
         for i, ids in zip(rows, answers): out[i] = decode(self.tok, ids)
     return [text if text.strip() else self.fallback for text in out]
 
@@ -597,6 +628,7 @@ def stream(self:ChatBot,
     Raises ValueError as `answer`."""
     prompt, = self.encode([text])
     ids = live_ids(self.model, prompt, decoding or self.decoding, self.tok, stop)
+    if self.sees_none(prompt): ids = ()
     return _speak(text_pieces(ids, self.tok), self.fallback, stop)
 
 # %% ../nbs/08_chat.ipynb #61de7729

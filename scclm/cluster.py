@@ -51,7 +51,7 @@ def _fast_start(folder:str)->dict[str, str]:
 # %% ../nbs/appendix/cluster.ipynb #clu00047
 #| code-fold: true
 @contextmanager
-def ray_env()->Iterator[None]:
+def ray_env()->Iterator[None]: # while it is open
     "The environment of a Ray started from here."
     with TemporaryDirectory(prefix='scclm-ray-') as folder:
         new = _fast_start(folder)

@@ -422,6 +422,7 @@ def _ended(entry:dict, line:StatusLine, on_done:Callable[[dict], None]|None)->bo
     line.keep(f"\n{entry['error']}\n\nexecuted copy: {_short(run_path('notebooks', entry['name'] + '.ipynb'))}")
     return False
 
+# %% ../nbs/appendix/course.ipynb #aad9acey
 def run_notebooks(
     paths:list[Path], # notebooks in order
     line:StatusLine, # where lines go
@@ -549,8 +550,9 @@ def _data_lines(report:dict)->Iterator[str]:
 # %% ../nbs/appendix/course.ipynb #ff252f21
 def _score_lines()->Iterator[str]:
     "The main scores of the report card, with their intervals."
-    from scclm.report_card import main_rows, write_card # brings PyTorch: not needed before the end
-    for r in main_rows(write_card()):
+    from scclm.model_card import all_cards # brings PyTorch: not needed before the end
+    from scclm.report_card import main_rows
+    for r in main_rows(all_cards()):
         bounds = f"  ({r['ci95'][0]:.3f} to {r['ci95'][1]:.3f})" if 'ci95' in r else ''
         yield f"  {r['key']:<36} {r['value']:8.3f}{bounds}"
 
@@ -610,6 +612,7 @@ def _reference(line:StatusLine)->float:
     line.keep(f"{'(reference)':<20} {int(found.stdout):,} real tok/s")
     return float(found.stdout)
 
+# %% ../nbs/appendix/course.ipynb #4e1f5a6y
 def _run_chapters(cfg:CourseCfg, line:StatusLine, paths:list[Path], log:Path)->bool:
     "The chapters not done yet, each entered in the record as it ends."
     keys = chapter_keys(paths)

@@ -31,7 +31,7 @@ from .adapters import weights_key
 from .chat import find_model
 from .model import load_model, n_params
 from .model_card import card_head, card_name, card_results, card_text, saved_scores
-from .report_card import corpus, tidy, versions
+from .report_card import corpus, versions
 from .runs import RECORD, check_out, checkout_root, fingerprint, folder_aside, run_path, write_json
 from .runtimes import ENGINES, is_export, open_export
 from .scores import greedy_answers
@@ -198,7 +198,7 @@ class ExportCfg:
     model:str='' # model folder; none: what 07, 06 or 05 made last
     to:Literal['ct2', 'onnx']='ct2' # int8 for CTranslate2, or float32 for onnxruntime
     out:str='' # exported folder; none: export/<to> of this scale
-    compare:int=20 # held-out questions that the export and the model both answer; 0: none
+    compare:int=200 # held-out questions that the export and the model both answer; 0: none
 
     def __post_init__(self):
         "Raises ValueError for a format that is not known or a negative number of questions."
@@ -226,6 +226,15 @@ _NEEDED = ('scclm', 'torch', 'transformers', 'tokenizers', 'ctranslate2', 'onnx'
 
 # %% ../nbs/appendix/export.ipynb #31290186
 #| code-fold: true
+def _place(
+    source:Path, # a model folder
+)->str: # such as runs/tiny/dpo/model
+    "Where it is in this checkout; elsewhere its last three names: scale and stage, nothing of the machine."
+    path, root = source.absolute(), checkout_root()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else '/'.join(path.parts[1:][-3:])
+
+# %% ../nbs/appendix/export.ipynb #3129018y
+#| code-fold: true
 def record_of(
     model:PreTrainedModel, # exported
     source:Path, # its folder
@@ -234,7 +243,7 @@ def record_of(
 )->dict: # for export.json
     "What an export was made from, and what it is made of."
     files = [p for p in sorted(folder.rglob('*')) if p.is_file() and p.name != 'README.md'] # people edit that
-    return dict(format=to, weights=weights_key(model), source=tidy(str(source.absolute()), checkout_root()),
+    return dict(format=to, weights=weights_key(model), source=_place(source),
         date=datetime.date.today().isoformat(), versions=versions(_NEEDED), config=model.config.to_diff_dict(),
         files={p.relative_to(folder).as_posix(): fingerprint(p) for p in files})
 
@@ -243,7 +252,9 @@ def record_of(
 _IS = dict(
     ct2=['用 CTranslate2 跑的 int8 版：每行权重一把比例尺。不装 PyTorch 也能问：', '', '```sh',
          'pip install ctranslate2 tokenizers', 'python ask.py 你好', '```', '',
-         '`ask.py` 把问题原样送进模型；`scclm chat` 会先整理，也拦得住兜圈子的回答。'],
+         '`ask.py` 不整理问题，模型读惯的却是整理过的：繁体要先写成简体，半角标点要先写成全角，'
+         '比如 `浙江省的省會是哪裡?` 要写成 `浙江省的省会是哪里？`，不然容易答非所问。'
+         '`scclm chat` 会先整理，也拦得住兜圈子的回答。'],
     onnx=['用 onnxruntime 跑的 float32 版：`encoder.onnx` 读问题，`decoder.onnx` 写一个词。'])
 
 # %% ../nbs/appendix/export.ipynb #2306927e
@@ -282,16 +293,30 @@ tok = Tokenizer.from_file(str(folder/'tokenizer.json'))
 tok.encode_special_tokens = True # a typed [EOS] is five characters
 end = json.loads((folder/'config.json').read_text(encoding='utf-8'))['eos_token']
 
+longest = 512 # tokens of a question, its end mark included
+
 def answer(question:str)->str:
     "The most likely next token, again and again, up to the end mark."
+    if not question.strip(): raise ValueError('问题是空的，请写一句话。')
     asked = tok.encode(question, add_special_tokens=False).tokens + [end]
+    if len(asked) > longest: raise ValueError(f'问题太长：{len(asked)} 个词元，最多 {longest} 个。')
     found, = engine.translate_batch([asked], beam_size=1, max_input_length=0,
                                     min_decoding_length=0, max_decoding_length=256)
     return tok.decode([tok.token_to_id(token) for token in found.hypotheses[0]])
 
-questions = [' '.join(sys.argv[1:])] if sys.argv[1:] else (line.strip() for line in sys.stdin)
-for question in questions:
-    if question: print(answer(question), flush=True)
+def text_of(raw:bytes)->str:
+    "A question without the mark that some programs put before a text."
+    try: return raw.decode('utf-8-sig').strip()
+    except UnicodeDecodeError: raise ValueError('不是 UTF-8 写的。') from None
+
+typed, refused = ' '.join(sys.argv[1:]), 0
+for n, raw in enumerate([os.fsencode(typed)] if sys.argv[1:] else sys.stdin.buffer, 1):
+    if not sys.argv[1:] and not raw.strip(): continue # an empty line asks nothing
+    try: print(answer(text_of(raw)), flush=True)
+    except ValueError as e:
+        refused += 1
+        print(f'第 {n} 行：{e}', file=sys.stderr, flush=True)
+sys.exit(refused > 0)
 '''
 
 # %% ../nbs/appendix/export.ipynb #faf97a15

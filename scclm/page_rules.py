@@ -9,11 +9,12 @@ __all__ = ['char_class', 'js_pattern', 'reading_patterns', 'entity_tables', 'scr
 #| code-fold: true
 import html
 import re
+import sys
 from collections.abc import Iterable
 from importlib.resources import files
 from itertools import chain, groupby
 
-from .chat import FILLERS, UNSEEN
+from .chat import is_seen
 from .text_rules import rule_parts
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00008
@@ -147,10 +148,16 @@ _WHOLE = ('plain_script', 'only_markup') # must match a whole text
 #| code-fold: true
 _SPACE = _KINDS['unicode']['s']
 _DIGITS = char_class(i for i in range(0x20000) if chr(i).isdigit() and not chr(i).isdecimal())
-_UNSEEN = ''.join(f'\\p{{{kind}}}' for kind in UNSEEN) + char_class(map(ord, FILLERS))
 _OWN = dict( # what Python asks of a character
     alnum=r'[\p{L}\p{N}]', alpha=r'\p{L}', digit=rf'[\p{{Nd}}{_DIGITS}]',
-    seen=f'[^{_UNSEEN}]', space_start=f'^[{_SPACE}]+', space_end=f'[{_SPACE}]+$')
+    space_start=f'^[{_SPACE}]+', space_end=f'[{_SPACE}]+$')
+
+# %% ../nbs/appendix/page_rules.ipynb #pgr0023b
+#| code-fold: true
+def _seen()->str:
+    "What people see: every character listed, for a browser's Unicode may be newer than Python's."
+    unseen = [i for i in range(sys.maxunicode + 1) if not is_seen(chr(i))]
+    return f'[^{char_class(unseen)}]'
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00024
 def reading_patterns(
@@ -160,7 +167,8 @@ def reading_patterns(
     def of(p:re.Pattern)->str:
         "One pattern of Python."
         return js_pattern(p.pattern, p.flags)
-    out = _OWN | {name: of(parts[name]) for name in _SEARCHED} | {n: f'^(?:{of(parts[n])})$' for n in _WHOLE}
+    out = _OWN | dict(seen=_seen()) | {name: of(parts[name]) for name in _SEARCHED}
+    out |= {name: f'^(?:{of(parts[name])})$' for name in _WHOLE}
     out |= dict(zip(('gap_space', 'gap_tab'), map(of, parts['gaps']), strict=True))
     out |= {f'mark_{n}': of(p) for n, (p, _) in enumerate(parts['marks'])}
     out |= {f'before_quote_{n}': of(p) for n, (p, _) in enumerate(parts['before_quote'])}

@@ -275,8 +275,9 @@ _TABLE = (
           'score any seq2seq folder: loss, bits per character, BLEU-4, C-Eval, CMMLU', 'eval', tell='score_table'),
     Stage('plan', 'appendix/planner', 'planner', 'PlanCfg', 'plan',
           'will it fit, how long, what batch', tell='plan_text'),
-    Stage('card', 'appendix/report_card', 'report_card', 'CardCfg', 'card',
-          'the report card of this scale: card.json, card.md, card.png', 'card.json', tell='readme_block'),
+    Stage('card', 'appendix/model_card', 'model_card', 'CardCfg', 'all_cards',
+          'the report card of this scale: card.json, card.md, card.png; and the scores of its model cards',
+          'card.json', tell='all_cards_text'),
     Stage('reproduce', 'appendix/reproduce', 'reproduce', 'ReproduceCfg', 'reproduce',
           'every step from public files to the report card; again to go on', 'reproduce.jsonl'))
 

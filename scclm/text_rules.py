@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEP', 'TEXT_RULES', 'on_joined', 'strip_invisible', 'strip_html', 'half_width', 'tidy_spaces', 'hug_marks',
            'chinese_punct', 'collapse_runs', 'balance', 'fix_brackets', 'simplify', 'clean_prose', 'is_code',
-           'clean_texts', 'clean_and_spot_code', 'as_asked', 'chat_form', 'rule_parts', 'cut_at_sentence',
+           'clean_texts', 'clean_and_spot_code', 'as_asked', 'chat_form', 'shown', 'rule_parts', 'cut_at_sentence',
            'is_truncated', 'mend_end', 'wiki_variants', 'wiki_brackets']
 
 # %% ../nbs/appendix/text_rules.ipynb #txr00003
@@ -588,6 +588,7 @@ _MAY_BE_CODE = r'(?m:[A-Za-z]{2}|[=&`~|;{}]|/[/*]|"[ \t]*:|^[#$>]|^[ \t]+[/\\])'
 
 def _holds(texts:Sequence[str], *patterns:str)->np.ndarray:
     "Which texts hold which patterns of RE2: a row per pattern."
+    if not texts: return np.zeros((len(patterns), 0), bool)
     column = pa.array(texts, pa.large_string())
     return np.stack([pc.match_substring_regex(column, p).to_numpy(zero_copy_only=False) for p in patterns])
 
@@ -663,6 +664,15 @@ def chat_form(
     "`clean_texts` for questions: also simplified characters and “” for 「」. Again gives the same."
     cleaned = clean_texts(as_asked(texts))
     return [clean or text for clean, text in zip(cleaned, texts)]
+
+# %% ../nbs/appendix/text_rules.ipynb #rqs00009
+def shown(
+    texts:Sequence[str], # as people type them
+)->list[str]: # the same without tags, entities decoded; code stays
+    "What a person would see of a question, before any other rule of cleaning."
+    texts = as_asked(texts)
+    plain = on_joined(strip_html, texts)
+    return [text if code else seen for text, code, seen in zip(texts, is_code(texts), plain)]
 
 # %% ../nbs/appendix/text_rules.ipynb #rqs00006
 def rule_parts()->dict[str, object]: # names in lower case: patterns, character maps, sets of names, sources for RE2

@@ -7,9 +7,9 @@ __all__ = ['HOME', 'RESULTS', 'GLOSSARY', 'Row', 'ARROWS', 'plain_text', 'first_
            'site_code', 'raw_html', 'raw_output', 'raw_folds', 'Page', 'module_of', 'site_pages', 'Doc',
            'patched_class', 'is_public', 'named_nodes', 'docs_of', 'name_places', 'site_map', 'relative', 'Links',
            'link_glossary', 'comments_of', 'arguments_of', 'rows_of', 'html_table', 'prose', 'doc_html', 'repository',
-           'interface', 'meaning_of', 'number', 'Figure', 'figures_of', 'result_files', 'script_of', 'result_section',
-           'results_page', 'talk_html', 'cards', 'home_cell', 'setup_cell', 'open_links', 'site_cell', 'extra_cell',
-           'page_head', 'own_cells', 'site_notebook', 'find_notebook', 'main']
+           'interface', 'meaning_of', 'number', 'Figure', 'figures_of', 'result_files', 'Stamp', 'stamp_of',
+           'stamps_of', 'result_section', 'results_page', 'talk_html', 'cards', 'home_cell', 'setup_cell', 'open_links',
+           'site_cell', 'extra_cell', 'page_head', 'own_cells', 'site_notebook', 'find_notebook', 'main']
 
 # %% ../nbs/appendix/website.ipynb #ws000001
 #| code-fold: true
@@ -27,6 +27,8 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+from fastcore.basics import patch
 
 from .runs import checkout_root, read_json
 
@@ -252,10 +254,13 @@ def site_map(
     return pages, name_places(pages, root)
 
 # %% ../nbs/appendix/website.ipynb #ws000029
-_SPARED = (r'<details.*?</details>|```.*?```|!?\[[^\]]*\]\([^)]*\)|<[^>]+>|'
+_SPARED = (r'```.*?```|!?\[[^\]]*\]\([^)]*\)|<[^>]+>|'
     r'\$\$.*?\$\$|\$[^$\n]+\$|^#.*?$|`[^`]*`(?=\]\()')
-_CHAPTER, _NAME = r'第 ?(?P<chapter>\d\d) ?章', r'`(?P<name>[A-Za-z_][\w.]*)(?:\(\))?`'
-_LINKABLE = re.compile(f'(?P<spared>{_SPARED})|{_CHAPTER}|{_NAME}', re.M | re.S)
+_CHAPTERS = r'第 ?(?P<chapters>\d\d(?:(?:、| ?[和或到至–] ?)\d\d)*) ?章' # one, or several
+_NAME = r'`(?:(?P<module>scclm\.\w+)\.)?(?P<name>[A-Za-z_][\w.]*)(?:\([^`]*\))?`'
+_LINKABLE = re.compile(
+    f'(?P<fold><details.*?</details>)|(?P<spared>{_SPARED})|{_CHAPTERS}|{_NAME}', re.M | re.S)
+_IN_FOLD = re.compile(f'<(pre|code|a)\\b.*?</\\1>|<[^>]+>|{_CHAPTERS}', re.S) # it is HTML
 
 def relative(
     place:str, # nbs/03_model.ipynb, with or without an anchor
@@ -274,28 +279,60 @@ class Links:
         pages:list[Page], # the map of the site
         places:dict[str, str], # name -> page#anchor
     ):
+        "Begin a page on which nothing is linked yet."
         self.path, self.places, self.seen = path, places, set()
         self.chapters = {p.path[4:6]: p.path for p in pages if re.match(r'nbs/\d\d_', p.path)}
 
-    def target(self,
-        m:re.Match, # of `_LINKABLE`
-    )->str|None: # where to
-        "The place of a chapter or a name, None if it is not to be linked."
-        if m['chapter']: return self.chapters.get(m['chapter'])
-        if m['spared'] or m['name'] in self.seen: return None
-        self.seen.add(m['name'])
-        return self.places.get(m['name'])
+# %% ../nbs/appendix/website.ipynb #ws00030a
+@patch
+def to_chapters(self:Links,
+    m:re.Match, # of `_CHAPTERS`
+    form:str='[{}]({})', # of a link
+)->str: # with links
+    "One chapter is linked with its words, of several each number; the page itself is not."
+    def link(words:str, number:str)->str:
+        "A chapter of the course, or the words as they are."
+        place = self.chapters.get(number, self.path)
+        return words if place == self.path else form.format(words, relative(place, self.path))
+    said = m['chapters']
+    if len(said) == 2: return link(m[0], said)
+    return m[0].replace(said, re.sub(r'\d\d', lambda number: link(number[0], number[0]), said))
 
-    def __call__(self,
-        markdown:str, # of a cell
-    )->str: # with links
-        "Chapters and exported names become links."
-        def link(m:re.Match)->str:
-            "One chapter or name."
-            place = self.target(m)
-            own = place == self.path
-            return m[0] if place is None or own else f'[{m[0]}]({relative(place, self.path)})'
-        return _LINKABLE.sub(link, markdown)
+# %% ../nbs/appendix/website.ipynb #ws00030b
+@patch
+def in_fold(self:Links,
+    text:str, # HTML
+)->str: # with links
+    "The chapters of a fold."
+    def link(m:re.Match)->str:
+        "Chapters; code, links and tags stay as they are."
+        return self.to_chapters(m, '<a href="{1}">{0}</a>') if m['chapters'] else m[0]
+    return _IN_FOLD.sub(link, text)
+
+# %% ../nbs/appendix/website.ipynb #ws00030c
+@patch
+def to_name(self:Links,
+    m:re.Match, # of `_NAME`
+)->str: # with a link
+    "An exported name, the first time on its page."
+    place = self.places.get(m['name'])
+    elsewhere = m['module'] and place and place.split('#')[0] != self.places.get(m['module'])
+    if m['name'] in self.seen or place in (None, self.path) or elsewhere: return m[0]
+    self.seen.add(m['name'])
+    return f'[{m[0]}]({relative(place, self.path)})'
+
+# %% ../nbs/appendix/website.ipynb #ws00030d
+@patch
+def __call__(self:Links,
+    markdown:str, # of a cell
+)->str: # with links
+    "Chapters and exported names become links."
+    def link(m:re.Match)->str:
+        "Whatever it is that was found."
+        if m['spared']: return m[0]
+        if m['fold']: return self.in_fold(m[0])
+        return self.to_chapters(m) if m['chapters'] else self.to_name(m)
+    return _LINKABLE.sub(link, markdown)
 
 # %% ../nbs/appendix/website.ipynb #ws000033
 def link_glossary(
@@ -339,6 +376,11 @@ def _shown(node:ast.expr|None)->str:
     "The text of a type or a default."
     return '' if node is None else ast.unparse(node)
 
+def _described(given:ast.expr|None)->str:
+    "What a field of a model says of itself: Field(..., description='…')."
+    keywords = given.keywords if isinstance(given, ast.Call) else []
+    return next((ast.literal_eval(k.value) for k in keywords if k.arg == 'description'), '')
+
 def rows_of(
     node:ast.AST, # a function or class
     notes:dict[int, str], # comments by line
@@ -347,12 +389,14 @@ def rows_of(
     if isinstance(node, ast.ClassDef):
         for x in node.body:
             if isinstance(x, ast.AnnAssign):
-                yield _shown(x.target), _shown(x.annotation), _shown(x.value), notes.get(x.end_lineno, '')
+                note = notes.get(x.end_lineno) or _described(x.value)
+                yield _shown(x.target), _shown(x.annotation), _shown(x.value), note
         return
     for name, arg, default in arguments_of(node):
         last = max(x.end_lineno for x in (arg, default) if x is not None)
         yield name, _shown(arg.annotation), _shown(default), notes.get(last, '')
-    if node.returns: yield '返回', _shown(node.returns), '', notes.get(node.returns.end_lineno, '')
+    note = notes.get(node.returns.end_lineno, '') if node.returns else ''
+    if note or _shown(node.returns) not in ('', 'None'): yield '返回', _shown(node.returns), '', note
 
 # %% ../nbs/appendix/website.ipynb #ws000038
 def html_table(
@@ -476,13 +520,37 @@ def result_files(
     return sorted((folder/'results').glob('*.json'), key=lambda p: (p.stem != 'seeds', p.stem))
 
 # %% ../nbs/appendix/website.ipynb #ws000071
-def script_of(
+class Stamp(NamedTuple):
+    "What a row was measured with."
+    machine:str # processor, cores, GPU, torch
+    date:str # of the run
+    commit:str # of the code
+    script:str # a file in benchmarks/; '' if it is not known
+
+def stamp_of(
+    row:dict, # of a result
     path:Path, # benchmarks/results/<name>.json
     result:dict, # what stands there
-)->str: # name of a file in benchmarks/; '' if the script is not known
-    "Which script wrote a result."
-    name = result.get('script', f'{path.stem}.py')
-    return name if (path.parents[1]/name).exists() else ''
+)->Stamp: # of this row
+    "What a row says of itself; where it says nothing, what its file says."
+    said = {'script': f'{path.stem}.py', **result, **row}
+    script = said['script'] if (path.parents[1]/said['script']).exists() else ''
+    return Stamp(said['machine'], said['date'], said['commit'], script)
+
+def _spans(numbers:list[int])->str:
+    "Numbers of rows in words: 1–3、5."
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return '、'.join(f'{a}–{b}' if a != b else f'{a}' for a, b in zip(starts, ends))
+
+def stamps_of(
+    path:Path, # benchmarks/results/<name>.json
+    result:dict, # what stands there
+)->dict[Stamp, str]: # stamp -> which rows: '' for all, or '第 1–3、5 行：'
+    "One run may have made all rows of a table, or several runs some each."
+    rows:dict[Stamp, list[int]] = {}
+    for i, row in enumerate(result['rows'], 1): rows.setdefault(stamp_of(row, path, result), []).append(i)
+    return {stamp: f'第 {_spans(found)} 行：' if len(rows) > 1 else '' for stamp, found in rows.items()}
 
 # %% ../nbs/appendix/website.ipynb #ws000067
 def result_section(
@@ -498,9 +566,12 @@ def result_section(
         what, *values = map(html.escape, (f.what, f.arrow, f.ours, f.baseline, f.than, f.unit, f.times))
         rows.append((f'<code>{what}</code>', meaning, *values))
     head = ('量的是', '意思', '好', '我们', '对照', '对照是谁', '单位', '倍数')
-    script = script_of(path, result)
-    where = '，'.join([*([f'`benchmarks/{script}`'] if script else []), result['date'], result['machine']])
-    return f"## {said['title']} {{#{path.stem}}}\n\n{said['about']}\n\n{where}。\n\n{raw_html(html_table(head, rows))}"
+    where = []
+    for stamp, which in stamps_of(path, result).items():
+        script = f'`benchmarks/{stamp.script}`，' if stamp.script else ''
+        where.append(f'{which}{script}{stamp.date}，提交 `{stamp.commit}`，{stamp.machine}。')
+    table = raw_html(html_table(head, rows))
+    return '\n\n'.join([f"## {said['title']} {{#{path.stem}}}", said['about'], *where, table])
 
 # %% ../nbs/appendix/website.ipynb #ws000068
 def results_page(
@@ -526,7 +597,7 @@ def talk_html(
     return '\n'.join(['<div class="talk">', *rows, '</div>'])
 
 # %% ../nbs/appendix/website.ipynb #ws000064
-_FIGURE = re.compile(r'!\[[^\]]*\]\((figures/[^)]+)\)')
+_FIGURE = re.compile(r'!\[([^\]]*)\]\((figures/[^)]+)\)')
 
 def cards(
     pages:list[Page], # the map of the site
@@ -537,7 +608,7 @@ def cards(
     for page in pages:
         if not re.match(r'nbs/\d\d_', page.path): continue
         figure = next(m for c in read_json(root/page.path)['cells'] if (m := _FIGURE.search(''.join(c['source']))))
-        found.append(f'::: {{}}\n[![](nbs/{figure[1]}) {page.title}]({page.path})\n:::')
+        found.append(f'::: {{}}\n[![{figure[1]}](nbs/{figure[2]}) {page.title}]({page.path})\n:::')
     return '\n\n'.join([*found, '::::'])
 
 def home_cell(

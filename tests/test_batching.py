@@ -13,7 +13,7 @@ import torch
 from chat_toys import CHARS, SPECIALS, byte_tok, char_tok, save_toy, toy_model
 from transformers import BartConfig, BartForConditionalGeneration
 
-from scclm.batching import Batch, Engine, QueueFull, Ticket, Writer, admit, new_row
+from scclm.batching import Batch, Closed, Engine, QueueFull, Ticket, Writer, admit, new_row
 from scclm.chat import ChatBot, Decoding, answer_ids, text_pieces
 from scclm.dataset import decode
 from scclm.model import end_ids
@@ -21,6 +21,7 @@ from scclm.model import end_ids
 WAIT_S = 120 # nothing here takes that long: a test that waits so long has failed
 GREEDY = Decoding(max_new_tok=24)
 SAMPLE = Decoding(strategy='sampling', max_new_tok=30, temperature=1.5, top_p=.9, seed=3)
+BEAM = replace(GREEDY, strategy='beam', num_beams=3)
 KNOBS = [GREEDY, SAMPLE, replace(SAMPLE, seed=7, top_p=1., top_k=5, no_repeat_ngram=3),
     replace(GREEDY, repetition_penalty=1.3, no_repeat_ngram=2, max_new_tok=60), replace(GREEDY, loop_copies=2),
     replace(GREEDY, loop_copies=0, max_new_tok=100), replace(SAMPLE, repetition_penalty=1.2, temperature=.7)]
@@ -488,6 +489,35 @@ def test_a_blank_answer_is_the_fallback(chars):
         assert list(ticket) == [bot.fallback] and ticket.finish == 'length'
         cut = engine.submit('你好', deadline_s=1e-9)
         assert cut.result(WAIT_S) == '' and cut.finish == 'deadline'
+
+
+@pytest.mark.parametrize('text', ['靨', 'Привет', '《靨》？'])
+@pytest.mark.parametrize('dec', [GREEDY, SAMPLE, BEAM], ids=['greedy', 'sampling', 'beam'])
+def test_a_question_of_unknown_characters_is_answered_as_chatbot_does(bot, text, dec):
+    "At once: no row is written, and the ticket names the characters."
+    with Engine(bot) as engine:
+        ticket, other = engine.submit(text, dec), engine.submit('你好', dec)
+        assert list(ticket) == [bot.fallback] == bot.answer([text], dec)
+        assert (ticket.finish, ticket.n_answer, ticket.unknown_chars) == ('stop', 0, bot.unknown_chars(text))
+        assert other.result(WAIT_S) == bot.answer(['你好'], dec)[0] and other.unknown_chars == ''
+        assert engine.submit('靨好').unknown_chars == '靨'
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+@pytest.mark.parametrize('name', ['_turn', '_turn_beside'])
+def test_a_dead_thread_is_not_a_closing(bot, monkeypatch, name):
+    "Whoever waits is told, newcomers are turned away, and the engine says why."
+    def broken(engine): raise KeyError('a mistake of ours')
+    monkeypatch.setattr(Engine, name, broken)
+    engine = Engine(bot)
+    for thread in engine._threads: thread.join(.2)
+    assert engine.failed
+    for text in ('你好', '靨'):
+        with pytest.raises(Closed, match='has failed'): engine.submit(text)
+    assert engine.close()
+    monkeypatch.undo()
+    with Engine(bot) as engine: pass
+    with pytest.raises(Closed, match='is closing'): engine.submit('你好')
+    assert not engine.failed
 
 
 # ---- text

@@ -237,6 +237,45 @@ def test_blank_question(bot, bad):
         bot.answer(['你好', bad])
     with pytest.raises(ValueError, match='not blank'): bot.stream(bad) # at the call, not at the first piece
 
+UNREAD = ['\u200b', '\u2800\u3164', '\u0301', '\u20dd', '\u0488 ', '\u0378', '\ufffe', '\U0001ffff', '<p></p>',
+    '<br/>', '&nbsp;', '&#8203;\n', '<td>&#x3164;</td>', '<div><b>\u20dd</b></div>']
+
+@pytest.mark.parametrize('text', UNREAD, ids=ascii)
+def test_what_nobody_can_see_is_blank(bot, text):
+    for ask in (bot.encode, bot.answer):
+        with pytest.raises(ValueError, match='prompt 1 is .*not blank') as e: ask(['你好', text])
+        assert bot.excuse(e.value) == '问题是空的，请写一句话。'
+
+@pytest.mark.parametrize('text', ['？', '<p>好</p>', '&lt;p&gt;&lt;/p&gt;', '`<p></p>`', '<p>', '&amp;nbsp;', '<br>是什么？',
+    '\U0001fae9'])
+def test_what_somebody_can_see_is_asked(bot, text):
+    assert bot.answer([text])[0]
+
+@pytest.mark.parametrize('text', ['靨', '靨😀', 'Привет', '靨靨靨？', '《靨》', ' 靨，靨 ', '<b>靨</b>', '안녕 하세요'])
+@pytest.mark.parametrize('dec', [GREEDY, SAMPLE, BEAM], ids=['greedy', 'sampling', 'beam'])
+def test_a_question_of_unknown_characters_is_not_guessed_at(bot, text, dec):
+    assert bot.answer(['你好', text, '秋'], dec) == [*bot.answer(['你好'], dec), bot.fallback, *bot.answer(['秋'], dec)]
+    assert ''.join(bot.stream(text, dec)) == bot.fallback and list(bot.stream(text, dec, stop=lambda: True)) == []
+
+@pytest.mark.parametrize('text', ['靨好', '好', '？', '。。。', '靨是谁？'])
+def test_a_letter_that_is_known_is_answered(bot, text):
+    prompt, = bot.encode([text])
+    assert not bot.sees_none(prompt)
+    ids = zip(*token_steps(bot.model, [prompt], GREEDY, bot.tok))
+    assert bot.answer([text]) == [decode(bot.tok, list(next(ids))).strip() or bot.fallback]
+
+HALVES = [('\ud83d好', ''), ('靨\ude00靨', '靨'), ('\ud800', ''), ('靨\ufffe\u20dd', '靨')]
+
+@pytest.mark.parametrize('text, want', HALVES, ids=ascii)
+def test_half_a_character_is_none_that_is_unknown(bot, text, want):
+    assert bot.unknown_chars(text) == want and ('靨' in bot.unknown_note(text, set())) == bool(want)
+
+def test_the_widget_explains_half_a_character(bot):
+    view = chat_widget(bot)
+    view.submit('靨\ud83d')
+    assert view.wait(30) and [m['role'] for m in view.messages] == ['user', 'note', 'error']
+    assert view.messages[-1]['text'] == '问题里有半个字符，请重新输入。'
+
 def test_long_question(bot):
     bot = ChatBot(bot.model, bot.tok, max_prompt_tok=10)
     assert len(bot.answer(['好'*9], GREEDY)) == 1

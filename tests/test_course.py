@@ -434,11 +434,13 @@ def long(mine, other):
         write_nb(last_four/'nbs'/'09_f.ipynb', WAIT, 'long("nine", "seven")', '"unreached"')
         run = cli(cwd=last_four)
         marks = [last_four/'some_runs'/name for name in ('seven_pid', 'nine_pid')]
-        wait_until(lambda: all(mark.exists() and mark.read_text() for mark in marks))
+        def began(): return all(mark.exists() and mark.read_text() for mark in marks)
+        wait_until(began)
         run.send_signal(sig)
         run.wait(120)
-        wait_until(lambda: all(ended(int(mark.read_text())) for mark in marks))
-        wait_until(lambda: (last_four/'some_runs'/'tiny'/'notebooks'/'09_f.json').exists())
+        kernels = [int(mark.read_text()) for mark in marks]
+        wait_until(lambda: all(map(ended, kernels)))
+        wait_until((last_four/'some_runs'/'tiny'/'notebooks'/'09_f.json').exists)
         assert copy_of(last_four, '09_f.ipynb').cells[1].outputs[0].text == 'saved\n'
         if sig == signal.SIGKILL: return
         assert run.returncode == 130 and 'the same command goes on here' in run.stderr.read()

@@ -21,13 +21,13 @@ from transformers import AutoModelForSeq2SeqLM
 
 from scclm import cli, runtimes
 from scclm.batching import Engine
-from scclm.chat import ChatBot, Decoding, chooser, token_steps
+from scclm.chat import ChatBot, Decoding, chooser, find_model, token_steps
 from scclm.dataset import pad
 from scclm.export import ExportCfg, export
 from scclm.model import load_model, write_tokens
-from scclm.model_card import model_card
-from scclm.report_card import stage_scores
-from scclm.runs import RECORD, fingerprint, read_json, run_path
+from scclm.model_card import all_cards, card_results, model_card, rescore_cards
+from scclm.report_card import CardCfg, stage_scores
+from scclm.runs import RECORD, fingerprint, read_json, run_path, write_json
 from scclm.runtimes import is_export, open_export
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -271,6 +271,39 @@ def test_ask_needs_no_pytorch(ct2):
     assert (told.stderr, told.returncode) == ('', 0)
     assert told.stdout.splitlines() == [text if text != bot.fallback else '' for text in free]
 
+def asked_of(folder:Path, *words:object, lines:bytes=b'')->subprocess.CompletedProcess:
+    "What ask.py says to words of a command line or to lines of a pipe, in bytes."
+    command = [sys.executable, '-I', str(folder/'ask.py'), *words]
+    return subprocess.run(command, input=lines, capture_output=True, timeout=60)
+
+def test_ask_names_a_bad_line_and_goes_on(ct2):
+    "As `scclm chat` does: what is not UTF-8, blank or too long; a mark of byte order belongs to no question."
+    plain = asked_of(ct2, lines='天地玄黄\n谁\n'.encode()).stdout.splitlines()
+    bad = [b'\xff', '\u3000'.encode(), '靨'.encode()*512, '天地'.encode('utf-16')]
+    lines = b'\n'.join(['\ufeff天地玄黄'.encode(), b'', *bad, '谁\r'.encode()])
+    told = asked_of(ct2, lines=lines)
+    assert told.stdout.splitlines() == plain and len(plain) == 2 and told.returncode == 1
+    assert told.stderr.decode().splitlines() == ['第 3 行：不是 UTF-8 写的。', '第 4 行：问题是空的，请写一句话。',
+        '第 5 行：问题太长：513 个词元，最多 512 个。', '第 6 行：不是 UTF-8 写的。']
+
+@pytest.mark.parametrize('word, why', [
+    (b'\xff', '不是 UTF-8 写的。'), (b' ', '问题是空的，请写一句话。'), (b'', '问题是空的，请写一句话。'),
+    (b'a'*15_000, '问题太长：15001 个词元，最多 512 个。')])
+def test_ask_refuses_a_bad_word_with_a_sentence(ct2, word, why):
+    told = asked_of(ct2, word)
+    assert (told.stdout, told.stderr.decode(), told.returncode) == (b'', f'第 1 行：{why}\n', 1)
+
+def test_ask_takes_the_longest_question(ct2):
+    told = asked_of(ct2, '靨'*511)
+    assert (told.stderr, told.returncode) == (b'', 0)
+
+def test_the_trained_model_in_bytes_answers_as_before(tmp_path):
+    "200 held-out questions: at least 98 % character for character. The record says so, and where the model was."
+    source = find_model()
+    record = read_json(export(ExportCfg(str(source), out=str(tmp_path/'out')))/RECORD)
+    assert record['agreement']['questions'] == 200 and record['agreement']['equal'] >= .98*200
+    assert record['source'].endswith('/'.join(source.parts[-3:])) and not record['source'].startswith('/')
+
 # Folders that do not name their special tokens
 
 def nameless(folder:Path, copy:Path, **fields)->Path:
@@ -459,6 +492,44 @@ def test_a_stage_s_card_holds_its_own_figures(tmp_path, monkeypatch):
     assert {k: r.metric_value for k, r in found.items()} == dict(loss_valid=.5, bleu4=70., exact_heldout=.9,
         bits_per_char=.2)
     assert found['exact_heldout'].metric_args['n'] == 200 and found['exact_heldout'].metric_type == 'exact_match'
+
+FINALS = dict(exact_heldout=.98, exact_heldout_final=.87, exact_heldout_final_n=713, pref_acc_after=.98,
+    pref_acc_after_final=.82, f1_combination=.9, f1_combination_final=.8, f1_entity=.7, f1_entity_final=.6,
+    f1_pattern=.5, f1_pattern_final=.4, f1_sentence=.92, bits_per_char=.1, bits_per_char_valid=.2, loss_valid=.3)
+
+def test_no_two_values_of_one_measure_on_one_set_of_questions():
+    "A reader would see a contradiction: the last examination, names and patterns ask other questions."
+    found = card_results(FINALS)
+    for which in ('dataset_type', 'dataset_name'):
+        assert len({(getattr(r, which), r.metric_type) for r in found}) == len(found) == 14
+    last = next(r for r in found if r.metric_name == 'exact_heldout_final')
+    assert (last.dataset_type, last.dataset_name) == ('scclm-heldout-final', '期末卷：没见过的问法')
+    assert last.metric_value == .87 and last.metric_args == dict(n=713)
+
+def test_the_stages_cards_get_the_scores_of_the_report_card(tmp_path, monkeypatch):
+    "Also the worse one, that was measured after training; what a person wrote stays, other files are left alone."
+    monkeypatch.delenv('SCCLM_RAW', raising=False)
+    scale = tmp_path/'runs'/'tiny'
+    figures = dict(exact_heldout=dict(all=.98), n_heldout=dict(all=1426))
+    for stage in ('sft', 'dpo', 'ie'):
+        write_json(scale/stage/'figures.json', figures)
+        text = model_card(toy_model(50), scale/stage/'model', stage_scores(figures if stage != 'dpo' else {}))
+        (scale/stage/'model').mkdir()
+        text = text.replace('license: other', 'license: mit').replace('不记得上一句。', '不记得上一句。\n\n我改过。')
+        (scale/stage/'model'/'README.md').write_text('# mine\n' if stage == 'ie' else text, encoding='utf-8')
+    write_json(scale/'final'/'scores.json', dict(sft=dict(exact_heldout=dict(value=.92, n=713, ci95=[.9, .94])),
+        dpo=dict(exact_heldout=dict(value=.87, n=713, ci95=[.85, .9]))))
+    card = all_cards(CardCfg(str(scale), figure=False))
+    for stage in ('sft', 'dpo'):
+        file = scale/stage/'model'/'README.md'
+        told = {r.metric_name: r.metric_value for r in ModelCard.load(file).data.eval_results}
+        assert told == {k: card[stage][k] for k in ('exact_heldout', 'exact_heldout_final')}
+        text = file.read_text(encoding='utf-8')
+        assert f"| `exact_heldout_final` | {card[stage]['exact_heldout_final']:.3f} |" in text and '没有量' not in text
+        assert metadata_load(file)['license'] == 'mit' and '我改过。' in text and '## 许可' in text
+        assert metadata_load(file)['model-index'][0]['name'] == f'scclm-tiny-{stage}'
+    assert (scale/'ie'/'model'/'README.md').read_text() == '# mine\n'
+    assert rescore_cards(scale) == [], 'the second time nothing is new'
 
 def test_other_people_s_data_has_no_licence_of_ours(tmp_path, monkeypatch):
     monkeypatch.setenv('SCCLM_RAW', str(tmp_path))

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
 import zipfile
+from dataclasses import fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import course_facts
@@ -19,10 +21,12 @@ from trainer_toys import load_benchmark, model
 
 from scclm.final_exam import FinalQuestion, final_questions, final_unknown
 from scclm.model import save_model
+from scclm.planner import PlanCfg, plan
 from scclm.runs import STAGES
 from scclm.sample_facts import facts
 from scclm.sample_unknown import REFUSALS, is_refusal
-from scclm.website import meaning_of, number
+from scclm.serve import ServeCfg
+from scclm.website import meaning_of, number, stamps_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,9 +42,39 @@ def test_nothing_that_is_made_is_stale():
     stale = [p.name for p, new in front.made(ROOT).items() if p.read_text(encoding='utf-8') != new]
     assert stale == [], 'run `make front`'
 
+def wide(line):
+    "Pixels of a line in letters of 16: a Chinese one is as wide as high, others half of that; links are their words."
+    line = re.sub(r'<[^>]+>|[*`]', '', re.sub(r'\]\([^)]*\)|!?\[', '', line))
+    return sum(16 if ord(c) > 0x2e80 else 7.6 for c in line)
+
+def wrapped(line): return max(1, -(-wide(line)//896))
+
+def height(markdown):
+    """Pixels in GitHub's column of 896, folds closed: what Chromium made of both READMEs, within 4 %. A line of text is
+    24 high, of code 20, a row of a table 13 more than its lines, and blocks stand 16 apart."""
+    out = re.sub(r'<details>.*?</details>', '<fold>', re.sub(r'<!--.*?-->', '', markdown), flags=re.S)
+    pixels = 0
+    for block in re.split(r'\n\s*\n', out.strip()):
+        lines = [line for line in block.split('\n') if line]
+        if not lines: continue
+        if lines[0].startswith('#'): pixels += 60
+        elif lines[0].startswith('<img'): pixels += int(re.search(r'width="(\d+)"', block)[1])*392//880 + 16
+        elif lines[0].startswith('```'): pixels += 20*(len(lines) - 2) + 48
+        elif lines[0].startswith('|'): pixels += sum(13 + 24*wrapped(x) for x in lines if '---' not in x) + 16
+        else: pixels += 24*sum(map(wrapped, lines)) + 16
+    return pixels
+
 @each_readme
 def test_a_readme_fills_two_screens(lang, name):
-    assert len(text(name).splitlines()) <= 120
+    assert 1900 < height(text(name)) <= 2*1080
+    box = ElementTree.fromstring(text(f'nbs/figures/front{"" if lang == "zh" else ".en"}.svg')).get('viewBox')
+    assert box == '0 0 880 392'
+
+def test_what_fills_a_screen():
+    "A fold is one line whatever it hides; a long line is several."
+    assert height('<details><summary>a</summary>\n\n' + 'x\n\n'*50 + '</details>') == 40
+    assert height('汉'*56) == 40 and height('汉'*57) == 64 and height('[汉](' + 'x'*500 + ')') == 40
+    assert height('## a\n\n```sh\na\nb\n```\n\n| a |\n|---|\n| b |') == 60 + 88 + 90
 
 def test_both_readmes_ask_for_the_same_figures():
     keys = [{m[1] for m in front.MARK.finditer(text(name))} for _, name in READMES]
@@ -84,11 +118,17 @@ def test_numbers_come_from_where_they_should(lang, name):
     said = {m[1]: m[2] for m in front.MARK.finditer(text(name))}
     course, seeds = held('course'), {r['what']: r['runs']['ours'] for r in held('results/seeds')['rows']}
     assert int(said['facts']) == len(facts()) == len(final_questions())
-    assert float(said['minutes']) == round(sum(c['seconds'] for c in course['chapters'])/60)
+    assert float(said['minutes']) == round(course['seconds']/60)
+    each = [c['seconds'] for c in course['chapters']]
+    assert max(each) < course['seconds'] <= sum(each) + 30, 'the last chapters may run side by side'
     assert float(said['ram']) == round(max(c['peak_rss_mb'] for c in course['chapters'])/1000, 1)
     assert [c['name'][:2] for c in course['chapters']] == [f'{i:02}' for i in range(10)], 'ten chapters'
     sizes = {r['what']: r['ours'] for r in held('results/setup_size')['rows']}
     assert float(said['download']) == round(sizes['download'])
+    assert float(said['installed']) == round(sizes['on disk']/1000, 1) and sizes['on disk'] > sizes['installed']
+    assert float(said['setup']) == round(course['set_up_seconds']/60)
+    digits = f"{course['model']['parameters']:.3e}"[:5].replace('.', '')
+    assert said['parameters'].replace('.', '').startswith(digits), 'as many digits in both languages'
     assert said['stranger'] == f"{round(100*sum(seeds['chat.refused_stranger'])/3)} %"
     for key in front.SIX: assert f'{min(seeds[key]):.3f}–{max(seeds[key]):.3f}' in said['six'], key
     assert said['python'] == front.settings(ROOT)['min_python'] and front.settings(ROOT)['git_url'] in said['commands']
@@ -101,8 +141,32 @@ def test_commands_and_modules_exist(lang, name):
     assert {'chat', 'fetch', 'page', 'plan'} <= done <= set(STAGES), done
     for module in re.findall(r'-m scclm\.(\w+)', text(name)): assert (ROOT/'scclm'/f'{module}.py').exists()
     for path in re.findall(r'configs/\w+\.yaml', text(name)): assert (ROOT/path).exists()
+    for path in re.findall(r'(?:\]\(|src=")(?!https?:)([^)"#]+)', text(name)): assert (ROOT/path).exists(), path
+    assert 'nbs/appendix/real_text.ipynb' in text(name), 'the run on real text'
     for word in ('make course', 'make test', 'make chat', 'make serve', 'Apache-2.0', 'charent'):
         assert word in text(name), word
+
+@each_readme
+def test_the_sum_is_the_one_that_the_command_does(lang, name):
+    "The hours and the memory of `base` are those of the `scclm plan …` that stands there."
+    options = re.search(r'`scclm plan (--[^`]+)`', text(name))[1].replace('-tok', '_tok').split()
+    given = dict(zip((o.removeprefix('--') for o in options[::2]), options[1::2]))
+    kinds = {f.name: type(f.default) for f in fields(PlanCfg)}
+    cost = plan(PlanCfg(vocab_size=29298, **{k: kinds[k](v) for k, v in given.items()}))
+    said = {m[1]: m[2] for m in front.MARK.finditer(text(name))}
+    assert said['base_hours'] == f"{cost['hours']:.0f}" and said['base_gib'] == f"{cost['memory_gb']['peak']:.0f}"
+    assert float(given['gpu']) == float(said['base_gpu']) and '`--gpu 0`' in text(name)
+
+@each_readme
+def test_extras_and_the_lines_that_ask_a_server(lang, name):
+    extras = set(licences.lists(ROOT)) - {'requirements'}
+    assert extras <= set(re.findall(r'`(\w+)`', text(name).split('[serve]')[0])), extras
+    lines = text(name).splitlines()
+    for start in ('curl http://127.0.0.1:8812/api/chat', 'python -c "from openai import OpenAI'):
+        assert len([x for x in lines if x.startswith(start)]) == 1, start
+    code, = (x for x in lines if x.startswith('python -c'))
+    ast.parse(code.removeprefix('python -c "').removesuffix('"'))
+    assert ServeCfg().port == 8812 and 'runs/tiny/page/index.html' in text(name)
 
 def test_the_readmes_ask_the_model_as_printed(tok, tmp_path, monkeypatch, capsys):
     "The first example of either README, in a folder that holds such a model."
@@ -234,13 +298,53 @@ def test_machine_date_and_commit_stand_by_every_table():
     page = text('benchmarks/README.md')
     for p in (ROOT/'benchmarks/results').glob('*.json'):
         result = json.loads(p.read_text(encoding='utf-8'))
-        assert f"{result['machine']}；{result['date']}；提交 `{result['commit']}`；[{p.name}](results/{p.name})" in page
+        part = page.split(f'[{p.name}](results/{p.name})：')[1].split('\n## ')[0]
+        for r in result['rows']:
+            of = result | r
+            assert f"{of['machine']}；{of['date']}；提交 `{of['commit']}`" in part, (p.name, r['what'])
     links = [x for x in re.findall(r'\]\(([^)#]+)\)', page) if not x.startswith('http')]
     assert [x for x in links if not (ROOT/'benchmarks'/x).exists()] == []
 
+def test_a_row_keeps_the_stamp_of_its_own_run():
+    "Two scripts, two days, one file: the second neither takes the rows of the first as its own nor loses them."
+    report = load_benchmark('report')
+    def result(day, script, *names):
+        rows = [dict(what=name, ours=1.) for name in names]
+        found = dict(machine='m', commit=f'c{day}', date=f'2026-01-0{day}', script=script, config={}, rows=rows)
+        return found | dict(rows=report.stamped(found))
+    old = result(1, 'words.py', 'a', 'b')
+    for row in old['rows']: row.pop('script') # as files from before the rows had stamps
+    both = report.joined(old, result(2, 'data.py', 'b', 'c'))
+    both = report.joined(both, result(3, 'data.py'))
+    assert [(r['what'], r['commit'], r['script']) for r in both['rows']] == [
+        ('a', 'c1', 'words.py'), ('b', 'c2', 'data.py'), ('c', 'c2', 'data.py')]
+    path = ROOT/'benchmarks/results/data.json'
+    assert list(stamps_of(path, both).values()) == ['第 1 行：', '第 2–3 行：']
+    assert list(stamps_of(path, result(1, 'data.py', 'a', 'b')).values()) == ['']
+
+def git(*args): return subprocess.run(['git', *args], cwd=ROOT, capture_output=True, text=True)
+
+def test_the_code_of_every_figure_can_be_found():
+    "Every commit of a result belongs to the history that a clone gets."
+    if git('rev-parse', '--is-shallow-repository').stdout.strip() != 'false': pytest.skip('no history here')
+    commits = {r['commit'] for p in (ROOT/'benchmarks/results').glob('*.json')
+               for result in [json.loads(p.read_text(encoding='utf-8'))] for r in [result, *result['rows']]
+               if 'commit' in r}
+    assert [c for c in sorted(commits) if git('merge-base', '--is-ancestor', c, 'HEAD').returncode] == []
+
+def test_make_bench_leaves_figures_of_real_text_alone():
+    "Without --data a script takes the sample corpus: its figures would stand under the words that say real text."
+    line = next(x for x in text('Makefile').splitlines() if 'wants real text' in x)
+    skipped = re.findall(r'\*/([\w*.]+)(?=[|)])', line)
+    meanings, names = held('meanings'), dict(tokenizers='tokenizer_trainers', rule_reading='')
+    for name, says in meanings.items():
+        script = names.get(name, name)
+        if '真实' not in says['about'] or not (ROOT/f'benchmarks/{script}.py').exists(): continue
+        assert any(fnmatchcase(f'{script}.py', pattern) for pattern in skipped), name
+
 def test_the_seconds_are_told_in_proportion():
     course = held('course')
-    seconds = sum(c['seconds'] for c in course['chapters'])*course['reference_tok_per_s']/1e4
+    seconds = course['seconds']*course['reference_tok_per_s']/1e4
     assert f'折到 10,000 词元/秒，{seconds:,.0f} 秒' in text('benchmarks/README.md')
     assert figures.in_proportion(dict(chapters=[dict(seconds=9.)])) == ''
 
@@ -321,6 +425,13 @@ def test_every_requirement_has_its_licence_in_the_page():
     for name in asked: assert cells[name] == [pins[name], *rows[name][2:]], f'{name}: run `make front`'
     assert not [name for name, (_, says, _) in cells.items() if not says or says.startswith('not stated')]
 
+@pytest.mark.parametrize('kind, how', [
+    ('GNU Affero General Public License', 'strong'), ('AGPL-3.0-or-later', 'strong'), ('GPL-3.0-only', 'strong'),
+    ('MIT AND GPL-2.0', 'strong'), ('EUPL-1.2', 'strong'), ('LGPL-2.1-only', 'weak'), ('MPL-2.0 AND MIT', 'weak'),
+    ('GNU Lesser General Public License v3', 'weak'), ('Mozilla Public License 2.0', 'weak'), ('MIT', ''), ('BSD', ''),
+    ('Apache-2.0', ''), ('ZPL-2.1', '')])
+def test_copyleft_is_found_however_it_is_spelt(kind, how): assert licences.copyleft(kind) == how
+
 def test_what_asks_for_what():
     deep = licences.closure([Requirement('jinja2')])
     assert {'jinja2', 'markupsafe'} <= deep.keys() and 'babel' not in deep, 'an extra that nobody asked for'
@@ -336,6 +447,7 @@ def test_sizes_are_those_of_the_wheels(tmp_path):
     down, unpacked = size.size_rows(tmp_path)
     assert down['ours']*1e6 == pytest.approx(sum(p.stat().st_size for p in tmp_path.iterdir()))
     assert unpacked['ours']*1e6 == pytest.approx(5081) and unpacked['baseline']*1e6 == pytest.approx(5000)
+    assert size.disk_row(tmp_path, 2.)['ours']*1e6 >= 5000 and size.disk_row(tmp_path, 2.)['baseline'] == 2.
     (tmp_path/'torch-1-py3-none-any.whl').unlink()
     with pytest.raises(ValueError, match='0 files named torch'): size.size_rows(tmp_path)
     assert {'torch>=2.9', 'fastapi>=0.116'} <= set(size.requirements(ROOT))

@@ -75,12 +75,12 @@ ROOMS = {
         'trainer scores stage'),
     'evaluation': 'runs plots readers text_rules dataset model chat terminal trainer scores',
     'planner': 'runs tokenizer dataset model runlog trainer_options trainer pretrain',
-    'course': 'runs plots busy report_card',
+    'course': 'runs plots busy report_card model_card',
     'website': 'runs',
     'cli': 'runs busy',
     'rewards': '',
     'batching': 'dataset model chat',
-    'serve': 'chat terminal batching',
+    'serve': 'runtimes chat terminal batching',
     'ancestor': 'beams chat',
     'page_rules': 'text_rules chat',
     'page_chat': 'runs model chat page_rules',
@@ -443,5 +443,4 @@ def test_readme_links_and_targets_exist(name):
     assert [link for link in links if not (ROOT/link).exists()] == []
     targets = set(re.findall(r'^([a-z]+):', source(ROOT/'Makefile'), re.M))
     assert set(re.findall(r'\bmake ([a-z]+)', text)) - {'or'} <= targets
-    modules = set(re.findall(r'`scclm\.(\w+)`', text))
-    assert {p.stem.split('_', 1)[1] for p in CHAPTERS} == modules
+    assert {f'nbs/{p.name}' for p in CHAPTERS} <= set(links), 'every chapter has its link'

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def test_questions_as_people_type_them(browser, pages, trained):
     "The page reads them itself."
     model = put_weights_(load_model(find_model())[0], tensors_of(pages['int8']))
     asked = [t for form in FORMS for t in typed(QUESTIONS[:2], form)] + ['「詩仙」指的是誰?', '１＋１等于几？']
+    asked += ['Привет', 'مرحبا', '👨\u200d👩\u200d👧', '靨？！', '靨好吗？'] # unknown: all, but for marks; some
     chat = opened(browser.new_page(), pages['int8'].joinpath('index.html').as_uri())
     got = answers(chat, asked)
     chat.close()
@@ -151,6 +153,13 @@ def test_5000_texts_become_the_same_tokens(js, trained):
     assert [ids for ids, _ in got] == want
     assert [text for _, text in got] == [decode(tok, ids) for ids in want]
 
+def test_a_long_text_becomes_the_same_tokens(js, trained):
+    tok = trained[1]
+    texts = ['浙江省的省会是哪里？'*400, ''.join(r.prompt for r in sft_rows()[:300])[:4000], '']
+    got = js.call('(table, texts) => { const t = makeTokenizer(table); return texts.map(t.encode) }',
+        bpe_table(tok, len(tok)), texts)
+    assert got == encode(texts, tok)
+
 def test_only_tokenizers_that_the_page_can_read():
     plain = char_tok(CHARS)
     assert bpe_table(plain, len(plain) + 2)['tokens'][-2:] == ['', '']
@@ -173,8 +182,8 @@ def odd_model(seed=0, **fields):
     return model
 
 FORWARD = """
-(base64, weights, spec, ids, said) => {
-  const model = makeModel(readTensors(bytesOf(base64).buffer, weights), spec), cache = model.start(ids);
+async (base64, weights, spec, ids, said) => {
+  const model = makeModel(readTensors(bytesOf(base64).buffer, weights), spec), cache = await model.start(ids);
   return said.map((id) => { const { logits, looks } = model.step(cache, id); return { logits: [...logits], looks }; });
 }
 """
@@ -431,6 +440,44 @@ def test_odd_questions(person):
     person.ask('靨'*511) # the longest that fits
     assert chat.locator('.bot').last.inner_text()
     assert answers(chat, ['好\ud83d'])[0]['failed'] == '问题里有半个字符，请重新输入。'
+
+def longest_question(tok, n):
+    "As many of the longest token as there are."
+    token = max((t for t in tok.get_vocab() if not t.startswith('[')), key=lambda t: (len(t), t))
+    assert [len(ids) for ids in encode([token*n], tok)] == [n + 1]
+    return token*n
+
+def test_a_long_paste_is_refused_at_once(person, trained):
+    "Before it is split into tokens; what could fit is split, and told to the token."
+    start = time.monotonic()
+    assert answers(person.chat, ['浙江省的省会是哪里？'*3000])[0]['failed'] == '问题太长：30000 个字，最多 512 个词元。'
+    assert answers(person.chat, [longest_question(trained[1], 512)])[0]['failed'] == '问题太长：513 个词元，最多 512 个。'
+    assert time.monotonic() - start < 5, 'it took half a minute when every pair was looked up for every merge'
+
+def test_stop_and_clear_while_a_long_question_is_read(person, trained):
+    "The longest that fits takes seconds to read: `answer` is still empty."
+    chat, longest = person.chat, longest_question(trained[1], 511)
+    for button in ('停止', '清空'):
+        person.ask(longest, wait=False)
+        expect(chat.locator('.asked').last).to_be_attached(timeout=10_000)
+        person.role('button', button).click()
+        if button == '停止': expect(chat.locator('.bot').last).to_have_text('（已停止）', timeout=2000)
+    person.ask('你好', wait=False)
+    expect(chat.locator('.step').first).to_be_attached(timeout=4000)
+    expect(chat.locator('.exchange')).to_have_count(1)
+
+def test_a_question_of_several_lines(person, trained):
+    "Shift+Enter and a paste keep the lines, as every other chat does; Enter sends."
+    entry = person.role('textbox', '问题')
+    entry.fill('第一行')
+    person.chat.keyboard.press('Shift+Enter')
+    person.chat.keyboard.insert_text('第二行')
+    assert person.chat.locator('.exchange').count() == 0
+    person.chat.keyboard.press('Enter')
+    expect(person.chat.locator('.user')).to_have_text('第一行\n第二行', use_inner_text=True)
+    ids = ChatBot(*trained).encode(['第一行\n第二行'])[0]
+    assert person.chat.locator('.asked span').count() == len(ids)
+    expect(entry).to_have_value('')
 
 def test_stop_by_button_and_by_escape_then_go_on(toy_person, toy):
     chat = toy_person.chat

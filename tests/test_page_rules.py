@@ -13,7 +13,7 @@ from page_toys import Scripts
 from processes import gone_afterwards
 from test_typed_questions import READ
 
-from scclm.chat import check_text
+from scclm.chat import check_typed
 from scclm.page_rules import char_class, js_pattern, reading_table
 from scclm.sample_corpus import fact_rows, heldout_rows, sft_rows, unknown_rows
 from scclm.sample_typed import FORMS, typed
@@ -125,14 +125,36 @@ def test_kinds_of_characters(js, name):
     js.call('(table) => { globalThis.reader_table = table }', reading_table())
     assert js.call(code, name, known) == [c for c in known if ASKED[name](c)]
 
-def test_blank_means_the_same(js):
-    def accepted(text):
-        try: return bool(check_text(text))
-        except ValueError: return False
-    texts = [c for c in map(chr, range(0x3100)) if unicodedata.category(c) != 'Cn']
-    texts += ['', '\u0301 ', ' \ufe0f\u200d', '好 ']
+def accepted(text):
+    try: return bool(check_typed(text))
+    except ValueError: return False
+
+@pytest.mark.parametrize('plane', [0, 1, 2, 3, 14, 15, 16])
+def test_blank_means_the_same_for_every_character(js, plane):
+    "Unassigned ones too, whatever the browser's Unicode calls them."
+    chars = [chr(i) for i in range(plane << 16, (plane + 1) << 16, 1 if plane < 2 else 7)]
+    blank = js.call('(texts) => texts.map((t) => reader.isBlank(t))', chars)
+    assert [c for c, b in zip(chars, blank) if b == accepted(c)] == []
+
+UNREAD = ['<p></p>', '<br>', '<div><span> </span></div>', '&nbsp;', '&#8203;', '&#x2800;', '<b>\u0301</b>', '&shy;<hr>',
+    '<p>&nbsp;</p>\n<td></td>', '<sup></sup>', '\u0378', '\ufffe', '\u20dd', '<i>\U0001ffff</i>', '',
+    '\u0301 ', ' \ufe0f\u200d']
+READABLE = ['？', '好 ', '<p>好</p>', '&lt;p&gt;', '&lt;p&gt;&lt;/p&gt;', '&bogus;', '`<p></p>`', '<x></x>', '<p>',
+    '<!-- a -->', '<a onclick="alert(1);"></a>', '<p title="标签"></p>', '<p title="標籤"></p>', '<br>是什么？', '<sup>2</sup>',
+    '<img>', '&amp;nbsp;']
+
+@pytest.mark.parametrize('text', UNREAD + READABLE, ids=ascii)
+def test_what_reading_leaves_empty_is_blank(js, text):
+    assert accepted(text) == (text in READABLE) != js.call('(text) => reader.isBlank(text)', text)
+
+def test_blank_means_the_same_for_tags_and_entities(js):
+    rng = random.Random(17)
+    unseen = '<p> </p> <br> <b> </b> <td> &nbsp; &#8203; <hr/> &#x2800; \u20dd \u200b \u0378 \ufffe \x01'.split()
+    unseen += [' ', '\n']
+    bits = [*unseen, *'&lt; &gt; &bogus; <p_class="a"> <img> <!--a--> 标签 ` 好 ？ < & ;'.replace('_', ' ').split(' ')]
+    texts = [''.join(rng.choices(unseen if n % 2 else bits, k=rng.randint(1, 6))) for n in range(2000)]
     blank = js.call('(texts) => texts.map((t) => reader.isBlank(t))', texts)
-    assert blank == [not accepted(t) for t in texts]
+    assert [t for t, b in zip(texts, blank) if b == accepted(t)] == [] and 100 < sum(blank) < 1900
 
 def test_numbers_that_are_no_characters_of_their_own(js):
     numbers = [*range(0, 300, 7), 128, 150, 159, 0xd800, 0xdfff, 0xfdd0, 0xfffe, 0xffff, 0x1ffff, 0x4e2d, 999_999]

@@ -20,7 +20,7 @@ from schemathesis.checks import CHECKS
 from serve_toys import KEY, connect, head_of, read_all, read_response, serving, toy_bot, wait_until
 
 from scclm.chat import Decoding, answer_ids
-from scclm.serve import Keys, ServeCfg, make_app, read_keys
+from scclm.serve import ChatAsk, Keys, ServeCfg, make_app, read_keys
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 ASKED = ['你好吗？', '天地玄黄', '你是谁？', '寒来暑往，秋收冬藏。']
@@ -222,6 +222,120 @@ def test_an_error_names_the_field_that_was_sent_and_what_belongs_there(web, aske
     assert r.status_code == 422 and told['param'] == param and told['message'].startswith(param)
     assert words in told['message'] and 'remembers none' not in told['message']
 
+def lookalikes(value):
+    "What == or a habit takes for it."
+    if isinstance(value, bool): return [int(value), float(value), str(value).lower(), []]
+    return [bool(value), str(value), *([1.0] if value else [])] # 0 may be written 0.0 where a number is wanted
+
+LIKE_IT = [(name, other) for name, value in NEUTRAL.items() if type(value) in (bool, int)
+           for other in lookalikes(value)]
+LIKE_IT += [(name, other) for name in ('stream', 'n', 'max_tokens', 'seed', 'temperature', 'top_p')
+            for other in ((0, 1) if name == 'stream' else (True, False, '1'))]
+
+@pytest.mark.parametrize('name, value', LIKE_IT, ids=[f'{name} {value!r}' for name, value in LIKE_IT])
+def test_what_only_looks_like_it_is_refused(web, name, value):
+    "To Python True == 1 == 1.0; to a client they are different requests."
+    assert name in ChatAsk.model_fields
+    r = web.post('/v1/chat/completions', json=dict(model='scclm', messages=user('你好')) | {name: value})
+    assert r.status_code == 422 and r.json()['error']['param'] == name
+
+def test_what_only_looks_like_it_is_refused_inside_too(web):
+    for inside in (dict(include_obfuscation=0), dict(include_usage=1), dict(include_usage=0)):
+        ask = dict(model='scclm', messages=user('你好'), stream=True, stream_options=inside)
+        assert web.post('/v1/chat/completions', json=ask).status_code == 422, inside
+
+@pytest.mark.parametrize('stream', [None, False, True])
+def test_null_is_not_given_to_the_ancestors_interface(web, bot, stream):
+    r = web.post('/api/chat', json=dict(input_txt='你好', stream=stream))
+    assert r.status_code == 200 and r.headers['content-type'].startswith('text' if stream else 'application/json')
+    if not stream: assert r.json() == dict(response=alone(bot, '你好'))
+
+RESENT = [dict(refusal=None), dict(tool_calls=None), dict(tool_calls=[]), dict(audio=None), dict(annotations=None),
+    dict(annotations=[]), dict(function_call=None), dict(name=None)]
+RESENT.append({name: None for one in RESENT for name in one})
+
+@pytest.mark.parametrize('more', RESENT, ids=str)
+def test_a_message_as_clients_send_it_back(web, more):
+    "Fields that say nothing are taken; of an assistant's turn its role is what is wrong."
+    def ask(*turns): return web.post('/v1/chat/completions', json=dict(model='scclm', messages=turns)).json()
+    assistant = dict(role='assistant', content='二') | more
+    assert ask(*user('你好'))['choices'] == ask(user('你好')[0] | more)['choices']
+    for turns, param in (([assistant], 'messages.0.role'), ([*user('一'), assistant], 'messages')):
+        told = ask(*turns)['error']
+        assert told['param'].startswith(param) and 'remembers none' in told['message'], told
+
+@pytest.mark.parametrize('more', [dict(refusal=''), dict(tool_calls=[1]), dict(audio={}), dict(annotations=[{}]),
+    dict(function_call=dict(name='f'))], ids=str)
+def test_a_message_that_says_more_is_refused_by_name(web, more):
+    r = web.post('/v1/chat/completions', json=dict(model='scclm', messages=[dict(role='user', content='你好') | more]))
+    assert r.status_code == 422 and r.json()['error']['param'] == f'messages.0.{next(iter(more))}'
+
+def raw_chunks(web, **how):
+    "Chunks of a stream as they are on the wire."
+    r = web.post('/v1/chat/completions', json=dict(model='scclm', messages=user('你好'), stream=True) | how)
+    return [json.loads(line[6:]) for line in r.text.split('\n\n') if line.startswith('data: {')]
+
+@pytest.mark.parametrize('options', [None, {}, dict(include_usage=False), dict(include_usage=True)], ids=str)
+def test_usage_is_null_before_the_last_chunk(web, options):
+    *chunks, last = raw_chunks(web, stream_options=options)
+    wanted = bool(options and options.get('include_usage'))
+    assert [c.get('usage', 'none') for c in chunks] == [None if wanted else 'none']*len(chunks)
+    assert ('usage' in last) == wanted == (last['choices'] == [])
+
+@pytest.mark.parametrize('stream', [None, False])
+def test_options_of_a_stream_without_one(web, stream):
+    "What asks for something is refused, what changes nothing is taken."
+    ask = dict(model='scclm', messages=user('你好'), stream=stream)
+    r = web.post('/v1/chat/completions', json=ask | dict(stream_options=dict(include_usage=True)))
+    assert r.status_code == 422 and r.json()['error']['param'] == 'stream_options.include_usage'
+    assert 'expected it with stream=true' in r.text
+    for options in (None, {}, dict(include_usage=False, include_obfuscation=False)):
+        assert web.post('/v1/chat/completions', json=ask | dict(stream_options=options)).status_code == 200
+
+# What the person who asked is told
+
+NOTED = ['', ' ', '\u200b', '\u2800\u3164', '\u00ad', '\u20dd', '\ufffe', '\u0378', '<p></p>', '&nbsp;',
+    '好'*64, 'a'*600]
+
+@pytest.mark.parametrize('text', NOTED, ids=lambda t: ascii(t[:8]))
+def test_a_refused_question_carries_the_sentence_of_the_other_chats(web, bot, text):
+    "And no word of a list that the client did not send."
+    with pytest.raises(ValueError) as e: bot.encode([text])
+    r = web.post('/v1/chat/completions', json=dict(model='scclm', messages=user(text)))
+    assert r.status_code == 422 and r.json()['error']['note'] == bot.excuse(e.value)
+    old = web.post('/api/chat', json=dict(input_txt=text))
+    assert old.status_code == (422 if len(text) > 60 else 406) and set(old.json()) == {'detail'}
+    for said in (r.text, old.text): assert 'prompt' not in said.replace('max_prompt_tok', '')
+
+def test_other_errors_carry_codes_and_notes(web):
+    def told(**how):
+        ask = dict(model='scclm', messages=user('好')) | how
+        return web.post('/v1/chat/completions', json=ask).json()['error']
+    assert '最多写 24 个词元' in told(max_tokens=25)['note'] and 'note' not in told(n=2)
+    half = b'{"model": "scclm", "messages": [{"role": "user", "content": "\\ud83d"}]}'
+    assert web.post('/v1/chat/completions', content=half).json()['error']['code'] == 'invalid_json'
+
+UNKNOWN = ['靨', '靨😀好', 'Привет', '你是靨？', '《靨》']
+
+@pytest.mark.parametrize('text', UNKNOWN)
+def test_clients_hear_which_characters_are_unknown(web, official, bot, text):
+    "Whole and streamed, on both paths; the answer is the fallback where the model sees no letter."
+    names, said = bot.unknown_chars(text), alone(bot, text)
+    assert names and (said == bot.fallback) == (text not in ('靨😀好', '你是靨？'))
+    assert web.post('/api/chat', json=dict(input_txt=text)).json() == dict(response=said, unknown_chars=names)
+    events = web.post('/api/chat', json=dict(input_txt=text, stream=True)).text.split('\n\n')
+    assert json.loads(events[0][6:]) == dict(response='', unknown_chars=names)
+    done = official.chat.completions.create(model='scclm', messages=user(text))
+    assert (done.unknown_chars, done.choices[0].message.content) == (names, said)
+    chunks = list(official.chat.completions.create(model='scclm', messages=user(text), stream=True))
+    assert [getattr(c, 'unknown_chars', '') for c in chunks] == [names] + ['']*(len(chunks) - 1)
+    assert ''.join(c.choices[0].delta.content or '' for c in chunks) == said
+
+def test_nothing_is_said_of_characters_that_are_known(web):
+    for r in (web.post('/v1/chat/completions', json=dict(model='scclm', messages=user('你好'))),
+              web.post('/api/chat', json=dict(input_txt='你好', stream=True))):
+        assert r.status_code == 200 and 'unknown_chars' not in r.text
+
 def test_the_official_client_sees_errors_in_its_shape(live, official):
     with pytest.raises(openai.NotFoundError, match="expected model='scclm'") as e:
         official.chat.completions.create(model='gpt-4', messages=user('你好'))
@@ -320,6 +434,18 @@ def test_another_content_type(live, kind):
 
 def test_a_compressed_body(live):
     r = httpx.post(f'{live.url}/api/chat', headers=live.headers | {'Content-Encoding': 'gzip'}, content=b'\x1f\x8b')
+    assert r.status_code == 415 and 'without Content-Encoding' in r.text
+
+@pytest.mark.parametrize('coding', ['', ' ', 'identity', 'Identity', 'IDENTITY', ' identity '])
+def test_a_body_that_is_said_not_to_be_compressed(live, coding):
+    body = '{"input_txt": "你好"}'.encode()
+    with connect(live) as s:
+        s.sendall(head_of('/api/chat', body).replace(b'Host', f'Content-Encoding: {coding}\r\nHost'.encode()) + body)
+        assert read_response(s)[0] == 200
+
+@pytest.mark.parametrize('coding', ['br', 'deflate', 'GZIP', 'gzip, identity', 'x'])
+def test_a_body_that_is_said_to_be_compressed(live, coding):
+    r = httpx.post(f'{live.url}/api/chat', headers=live.headers | {'Content-Encoding': coding}, content=b'{}')
     assert r.status_code == 415 and 'without Content-Encoding' in r.text
 
 @pytest.mark.parametrize('kind', ['application/json', 'Application/JSON; Charset="UTF-8"', 'application/json;',
@@ -627,6 +753,29 @@ def test_an_answer_that_fails_is_named_in_the_log_without_its_text(bot, caplog, 
                 assert 'an answer: OverflowError in test_serve.py, line ' in caplog.text
         monkeypatch.undo()
         assert web.post('/api/chat', json=dict(input_txt='你好')).json() == dict(response=alone(bot, '你好'))
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_a_failed_engine_is_no_healthy_server(bot, monkeypatch):
+    "Load balancers are told, and newcomers that it will not come back by itself."
+    with serving(bot) as live, httpx.Client(base_url=live.url, headers=live.headers) as web:
+        assert web.get('/healthz').json() == dict(status='ok')
+        def broken(*args): raise KeyError('a mistake of ours')
+        monkeypatch.setattr(live.service.engine, '_newcomers', broken)
+        web.post('/api/chat', json=dict(input_txt='你好')) # wakes the thread
+        wait_until(lambda: live.service.engine.failed)
+        for path, asked in (('/api/chat', dict(input_txt='你好')),
+                            ('/v1/chat/completions', dict(model='scclm', messages=user('你好')))):
+            r = web.post(path, json=asked)
+            assert r.status_code == 503 and 'the engine has failed: expected a restart' in r.text
+        r = web.get('/healthz')
+        assert (r.status_code, r.json()) == (503, dict(status='engine failed'))
+
+def test_another_mistake_of_the_queue_is_no_stopping(live, monkeypatch, caplog):
+    def broken(*args): raise RuntimeError('can\'t start new thread')
+    monkeypatch.setattr(live.service.engine, 'submit', broken)
+    r = httpx.post(f'{live.url}/api/chat', headers=live.headers, json=dict(input_txt='你好'))
+    assert r.status_code == 500 and 'a mistake of the server' in r.text and 'RuntimeError' in caplog.text
+    assert httpx.get(f'{live.url}/healthz').status_code == 200
 
 def test_questions_are_logged_where_that_is_asked_for(bot, caplog):
     caplog.set_level(logging.INFO)

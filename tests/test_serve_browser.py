@@ -1,4 +1,5 @@
 "The chat page in a real browser: a server on the loopback address, a headless Chromium that types, reads and clicks."
+import json
 import os
 import re
 
@@ -132,8 +133,45 @@ def test_the_knobs_are_sent(open_page, short):
     expect(chat.said('bot')).to_have_text(short.service.bot.answer(['你好吗？'], how), timeout=30_000)
     chat.page.get_by_label('最多多少词元').fill('99999')
     chat.ask('你好吗？')
-    expect(chat.said('error')).to_contain_text('服务器读不了这个问题或这些设置')
+    expect(chat.said('error')).to_have_text(['答案最多写 24 个词元，请把“最多多少词元”改小。'])
     expect(chat.entry).to_have_value('你好吗？') # not lost
+
+
+NUMBERS = [('最多多少词元', '1.5'), ('最多多少词元', '-1'), ('最多多少词元', '0'), ('最多多少词元', '9'*20),
+           ('种子', '1.5'), ('种子', '-1'), ('种子', '9'*20)]
+
+def test_numbers_that_are_none_are_explained_before_they_are_sent(open_page, short):
+    chat = open_page(short)
+    chat.page.get_by_text('钥匙和解码', exact=True).click()
+    chat.page.get_by_label('怎样选词').select_option(label='抽样：按概率抽')
+    for n, (label, value) in enumerate(NUMBERS):
+        chat.page.get_by_label(label).fill(value)
+        chat.ask('你好吗？')
+        expect(chat.said('error').nth(n)).to_contain_text(f'“{label}”要填')
+        expect(chat.entry).to_have_value('你好吗？')
+        chat.page.get_by_label(label).fill('')
+    chat.page.get_by_label('最多多少词元').press_sequentially('1e') # no number at all, so far
+    chat.ask('你好吗？')
+    expect(chat.said('error').nth(len(NUMBERS))).to_contain_text('“最多多少词元”要填')
+    assert not any('completions' in url for url in chat.requests)
+
+
+def test_unknown_characters_are_named_as_in_the_other_chats(open_page, short):
+    chat, bot = open_page(short), short.service.bot
+    told = set()
+    notes = [bot.unknown_note(q, told) for q in ('靨😀', '你好', '靨好', '靐是谁？')]
+    for n, question in enumerate(('靨😀', '你好', '靨好', '靐是谁？'), 1):
+        chat.ask(question)
+        expect(chat.said('bot')).to_have_count(n)
+        expect(chat.said('bot').nth(n - 1)).to_have_text(alone(short, question), timeout=30_000)
+        expect(chat.button('发送')).to_be_enabled()
+    expect(chat.said('note')).to_have_text([note for note in notes if note])
+    expect(chat.said('bot').first).to_have_text(bot.fallback)
+    kinds = chat.page.locator('li').evaluate_all('all => all.map(li => li.className)')
+    assert kinds == ['user', 'note', 'bot', 'user', 'bot', 'user', 'bot', 'user', 'note', 'bot']
+    chat.button('清空').click()
+    chat.ask('靨') # a new talk
+    expect(chat.said('note')).to_have_text(['（我不认识这些字：靨。）'])
 
 
 def test_by_keyboard_alone(open_page, short):
@@ -220,7 +258,7 @@ def test_errors_are_chinese_and_say_what_to_do(open_page, short):
     expect(chat.said('error').nth(1)).to_contain_text('钥匙不对')
     chat.page.get_by_label('钥匙', exact=True).fill(KEY)
     chat.ask('好'*500)
-    expect(chat.said('error').nth(2)).to_contain_text('服务器读不了这个问题')
+    expect(chat.said('error').nth(2)).to_have_text('问题太长：501 个词元，最多 64 个。请删短一些，或分成几句来问。')
     chat.ask('好'*30_000)
     expect(chat.said('error').nth(3)).to_contain_text('问题太长')
     chat.page.context.set_offline(True)
@@ -229,6 +267,23 @@ def test_errors_are_chinese_and_say_what_to_do(open_page, short):
     chat.page.context.set_offline(False)
     chat.ask('你好')
     expect(chat.said('bot')).to_have_text([alone(short, '你好')], timeout=30_000)
+
+
+ODD = [('a'*600, '问题太长：601 个词元，最多 64 个。请删短一些，或分成几句来问。'), ('\u2800\u3164', '问题是空的，请写一句话。'),
+    ('\u00ad', '问题是空的，请写一句话。'), ('<p></p>', '问题是空的，请写一句话。'), ('\u20dd', '问题是空的，请写一句话。'),
+    ('好\ud83d', '问题里有半个字符，请重新输入。'), ('\ude00', '问题里有半个字符，请重新输入。')]
+
+def test_a_question_that_cannot_be_read_is_explained_as_in_the_other_chats(open_page, short):
+    "Word by word what `ChatBot` says, without a word of English."
+    chat, bot = open_page(short), short.service.bot
+    for n, (question, why) in enumerate(ODD):
+        put = 'text => { document.getElementById("entry").value = JSON.parse(text) }'
+        chat.page.evaluate(put, json.dumps(question)) # half a character as well
+        chat.button('发送').click()
+        expect(chat.said('error').nth(n)).to_have_text(why, timeout=30_000)
+        with pytest.raises(ValueError) as e: bot.encode([question])
+        assert bot.excuse(e.value) == why
+        chat.entry.fill('')
 
 
 def test_an_answer_that_breaks_off_says_so(open_page):

@@ -167,6 +167,18 @@ def test_a_model_that_cannot_do_what_is_wanted_does_not_start(endless, tmp_path,
         assert why in err and err.startswith('scclm serve: ') and 'chat page' not in err and 'Traceback' not in err
         with pytest.raises(ValueError, match=why): make_app(ServeCfg(model=str(folder), strategy=strategy), ('key',))
 
+@pytest.mark.parametrize('to', ['', 'ct2', 'onnx'])
+def test_the_start_says_that_an_export_answers_two_at_a_time(endless, tmp_path, capsys, monkeypatch, to):
+    "Its answers do not join the batch: long ones hold short ones."
+    class Nobody:
+        def run(self, sockets): sockets[0].close()
+    monkeypatch.setattr('scclm.serve.make_server', lambda app: Nobody())
+    folder = export(ExportCfg(str(endless), to, str(tmp_path/to), compare=0)) if to else endless
+    assert main(['serve', '--model', str(folder), '--port', '0', '--max-beside', '3']) == 0
+    told = capsys.readouterr().out
+    assert ('an exported model: 3 answers at a time (--max-beside), others wait\n' in told) == bool(to)
+    assert 'chat page: ' in told
+
 def has_ipv6():
     "Whether this machine can listen on its own address of IPv6."
     try: socket.create_server(('::1', 0), family=socket.AF_INET6).close()

@@ -26,7 +26,7 @@ def packages(tmp_path_factory):
     "(wheel, sdist) of a copy of the sources, so that the checkout stays clean."
     tmp = tmp_path_factory.mktemp('dist')
     src = tmp/'src'
-    shutil.copytree(ROOT/'scclm', src/'scclm', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('scclm', 'tests'): shutil.copytree(ROOT/name, src/name, ignore=shutil.ignore_patterns('__pycache__'))
     for p in ROOT.iterdir():
         if p.is_file() and p.name != '.gitignore': shutil.copy(p, src)
     return build('wheel', src, tmp/'wheel'), build('sdist', src, tmp/'sdist')
@@ -65,6 +65,18 @@ def test_sdist_builds_the_same_wheel(packages, tmp_path):
     src = next(tmp_path.iterdir())
     again = build('wheel', src, tmp_path/'again')
     assert names(again) == names(packages[0])
+
+def test_the_sdist_holds_no_test_that_cannot_run(packages):
+    "Tests ask for notebooks, benchmarks and CI, which a sdist does not have."
+    with tarfile.open(packages[1]) as tar: inside = tar.getnames()
+    assert not [n for n in inside if n.split('/')[1:2] == ['tests']] and any(n.endswith('/NOTICE') for n in inside)
+
+def test_the_readme_of_a_package_leads_to_the_repository(packages):
+    wheel = zipfile.ZipFile(packages[0])
+    meta = wheel.read(next(n for n in names(packages[0]) if n.endswith('METADATA'))).decode('utf-8')
+    links = re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', meta.split('\n\n', 1)[1])
+    assert len(links) > 10 and not [a or b for a, b in links if not (a or b).startswith('https://')]
+    assert any('/raw/main/nbs/figures/' in b for _, b in links) and any('/blob/main/nbs/' in a for a, _ in links)
 
 def test_every_module_imports_outside_the_checkout(venv, tmp_path):
     mods = sorted(p.stem for p in (ROOT/'scclm').glob('*.py') if not p.stem.startswith('_'))

@@ -85,6 +85,7 @@ class Chat {
       `模型在您的浏览器里算，问题不离开这台机器。${manifest.parameters.toLocaleString()} 个参数（${manifest.kind}），共 ${size} MB。`;
     worker.onmessage = ({ data }) => Object.entries(data).forEach(([kind, what]) => this.on(kind, what));
     byId("form").addEventListener("submit", (event) => { event.preventDefault(); this.ask(); });
+    byId("question").addEventListener("keydown", (event) => this.enter(event));
     byId("stop").addEventListener("click", () => this.stop());
     byId("clear").addEventListener("click", () => this.clear());
     document.addEventListener("keydown", (event) => { if (event.key === "Escape" && this.exchange) this.stop(); });
@@ -103,6 +104,13 @@ class Chat {
     byId("send").disabled = isBusy;
     byId("stop").disabled = !isBusy;
     byId("log").setAttribute("aria-busy", String(isBusy));
+  }
+
+  enter(event) { // Enter sends, Shift+Enter is a new line; an Enter that picks a word of an input method does neither
+    const choosing = event.isComposing || event.keyCode === 229;
+    if (event.key !== "Enter" || event.shiftKey || choosing) return;
+    event.preventDefault();
+    this.ask();
   }
 
   ask() {

@@ -323,6 +323,12 @@ function makeReader(table) {
   }
 
   const read = (text) => cleanText(asAsked(text)) || text;
-  const isBlank = (text) => !has("seen", text);
+
+  function shown(text) {
+    text = asAsked(text);
+    return codeAndMarks(text)[0] ? text : stripHtml(text);
+  }
+
+  const isBlank = (text) => !has("seen", text) || (/[<&]/.test(text) && !has("seen", shown(text))); // `check_typed`
   return { read, isBlank, cleanText, simplify };
 }

@@ -52,19 +52,24 @@ function makeModel(W, spec) {
     return data[row * cols + h];
   }
 
-  function encode(ids) {
+  async function encode(ids, rest) { // before every token it waits for `rest`, which may end the work by an error
     let xs = ids.map(embed);
     for (let b = 0; b < spec.layers; b++) {
-      const part = `encoder.block.${b}.layer`, self = `${part}.0.SelfAttention`;
+      const part = `encoder.block.${b}.layer`, self = `${part}.0.SelfAttention`, read = [];
       const hs = xs.map((x) => norm(`${part}.0.layer_norm`, x)), all = memory(self, hs);
-      xs = xs.map((x, i) => add(x, attention(self, hs[i], all, (h, j) => position("encoder", j - i, h)).out));
-      xs = xs.map((x) => add(x, dense(`${part}.1.DenseReluDense`, norm(`${part}.1.layer_norm`, x))));
+      for (let i = 0; i < xs.length; i++) {
+        await rest();
+        const x = add(xs[i], attention(self, hs[i], all, (h, j) => position("encoder", j - i, h)).out);
+        read.push(add(x, dense(`${part}.1.DenseReluDense`, norm(`${part}.1.layer_norm`, x))));
+      }
+      xs = read;
     }
     return xs.map((x) => norm("encoder.final_layer_norm", x));
   }
 
-  function start(ids) { // the cache: of every block, keys and values of the question and of what was said
-    const question = encode(ids);
+  // The cache: of every block, keys and values of the question and of what was said.
+  async function start(ids, rest = () => {}) {
+    const question = await encode(ids, rest);
     return Array.from({ length: spec.decoderLayers }, (_, b) => {
       const part = `decoder.block.${b}.layer`;
       return { part, said: { keys: [], values: [] }, asked: memory(`${part}.1.EncDecAttention`, question) };

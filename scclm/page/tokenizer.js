@@ -12,19 +12,20 @@ function makeTokenizer(table) {
 
   function split(text) {
     const parts = [...text].map(known);
-    while (parts.length > 1) {
-      let best = Infinity, at = -1;
-      for (let i = 0; i + 1 < parts.length; i++) {
-        const rank = rankOf(parts[i], parts[i + 1]);
-        if (rank < best) [best, at] = [rank, i];
-      }
-      if (at < 0) break;
+    const rankAt = (i) => (i + 1 < parts.length ? rankOf(parts[i], parts[i + 1]) : Infinity);
+    const waiting = parts.map((_, i) => rankAt(i)); // of every part and the next: a merge changes only its neighbours'
+    for (;;) {
+      let at = 0;
+      for (let i = 1; i < waiting.length; i++) if (waiting[i] < waiting[at]) at = i;
+      if (!(waiting[at] < Infinity)) return parts;
       parts.splice(at, 2, parts[at] + parts[at + 1]);
+      waiting.splice(at, 2, rankAt(at));
+      if (at > 0) waiting[at - 1] = rankAt(at - 1);
     }
-    return parts;
   }
 
   const encode = (text) => [...split(text).map((part) => (part ? ids.get(part) : table.unknown)), table.end];
   const decode = (list) => list.filter((id) => !special.has(id)).map((id) => table.tokens[id]).join("");
-  return { encode, decode };
+  const longest = table.tokens.reduce((most, token) => Math.max(most, [...token].length), 1); // characters of a token
+  return { encode, decode, longest };
 }

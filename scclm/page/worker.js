@@ -34,11 +34,21 @@ function work() {
     return seen.filter((char) => tokenizer.encode(reader.read(char)).includes(tables.tokenizer.unknown));
   }
 
-  function check(text, ids) {
-    if (/[\ud800-\udfff]/u.test(text)) return "问题里有半个字符，请重新输入。";
-    if (reader.isBlank(text)) return "问题是空的，请写一句话。";
-    const over = ids.length - limits.promptTokens;
-    return over > 0 ? `问题太长：${ids.length} 个词元，最多 ${limits.promptTokens} 个。` : "";
+  // What is wrong with a question, or its ids. More characters than so many of the longest tokens hold cannot fit:
+  // such a text is not split at all, which would take long.
+  function check(text) {
+    if (/[\ud800-\udfff]/u.test(text)) return { why: "问题里有半个字符，请重新输入。" };
+    if (reader.isBlank(text)) return { why: "问题是空的，请写一句话。" };
+    const read = reader.read(text), length = [...read].length, most = limits.promptTokens;
+    if (length > most * tokenizer.longest) return { why: `问题太长：${length} 个字，最多 ${most} 个词元。` };
+    const ids = tokenizer.encode(read);
+    return ids.length > most ? { why: `问题太长：${ids.length} 个词元，最多 ${most} 个。` } : { ids };
+  }
+
+  // Unknown tokens, and besides them no letter and no digit: the fallback is all that can be said.
+  function seesNone(ids) {
+    const known = ids.filter((id) => id !== tables.tokenizer.unknown);
+    return known.length < ids.length && !/[\p{L}\p{N}]/u.test(tokenizer.decode(known));
   }
 
   // The mean over heads and layers of how much a token looks at every token of the question.
@@ -48,18 +58,32 @@ function work() {
     return sums.map((sum) => sum / looks.length);
   }
 
+  const STOPPED = new Error("stopped");
+  const restOf = (n) => async () => { // of question n: between two tokens
+    await letMessagesIn();
+    if (n <= stopped) throw STOPPED;
+  };
+
   async function ask({ n, text, temperature, topP, seed }) {
-    const ids = tokenizer.encode(reader.read(text));
-    const wrong = check(text, ids);
-    if (wrong) return say("failed", { n, why: wrong });
+    const { ids, why } = check(text), rest = restOf(n), said = [];
+    if (why) return say("failed", { n, why });
+    try {
+      await write({ n, text, ids, temperature, topP, seed }, rest, said);
+    } catch (error) {
+      if (error !== STOPPED) throw error;
+      say("done", { n, text: tokenizer.decode(said), why: "stopped" });
+    }
+  }
+
+  async function write({ n, text, ids, temperature, topP, seed }, rest, said) {
     const words = (list) => list.map((id) => tables.tokenizer.tokens[id]);
     say("asked", { n, tokens: words(ids), unknown: unknownIn(text) });
+    if (seesNone(ids)) return say("done", { n, text: limits.fallback, why: "end" });
     const random = seed === undefined ? Math.random : seeded(seed);
-    const cache = model.start(ids), said = [];
+    const cache = await model.start(ids, rest);
     let next = limits.startId, ended = false;
     while (!ended && said.length < limits.newTokens) {
-      await letMessagesIn();
-      if (n <= stopped) return say("done", { n, text: tokenizer.decode(said), why: "stopped" });
+      await rest();
       const { logits, looks } = model.step(cache, next);
       guardLoops(logits, said, tables.tokenizer.chars, tables.tokenizer.end, limits.loopCopies);
       const { id, p, top } = choose(logits, { temperature, topP }, random);
