@@ -619,7 +619,7 @@ def card(
     "`write_card` for the command line. Raises FileNotFoundError if there is no such folder."
     folder = Path(cfg.folder or run_path())
     if folder.is_dir(): return write_card(folder, cfg.figure)
-    raise FileNotFoundError(f'{folder} is missing: run `make course`, or give --folder an existing runs/<scale>')
+    raise FileNotFoundError(f'{folder} is missing: run `make course`, or set folder to an existing runs/<scale>')
 
 # %% ../nbs/appendix/report_card.ipynb #0b55c069
 def _whole_cost(chapters:dict)->str:

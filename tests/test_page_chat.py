@@ -489,7 +489,7 @@ def test_stop_by_button_and_by_escape_then_go_on(toy_person, toy):
     written = chat.locator('.bot').first.inner_text()[:-5]
     assert written[:60] == bot.answer(['你好'])[0][:len(written)]
     expect(toy_person.role('button', '发送')).to_be_enabled()
-    toy_person.ask('再说', wait=False)
+    toy_person.ask('春天', wait=False)
     expect(chat.locator('.exchange').nth(1).locator('.step').nth(1)).to_be_attached(timeout=60_000)
     chat.keyboard.press('Escape')
     expect(chat.locator('.bot').nth(1)).to_contain_text('（已停止）', timeout=60_000)
