@@ -87,9 +87,8 @@ def course_facts(
     weights = sum(p.stat().st_size for p in run_path('dpo', 'model').glob('*.safetensors'))
     model = dict(parameters=n_params(bot.model), vocabulary=len(bot.tok), mb=weights/1e6)
     speed = {k: course[k] for k in ('reference_tok_per_s',) if k in course}
-    seconds = course.get('wall_seconds') or sum(c['seconds'] for c in chapters) # chapters may run side by side
-    return dict(set_up_seconds=course['set_up_seconds'], **speed, seconds=seconds, chapters=chapters, rows=row_counts(),
-                model=model, talk=first_talk(ask, final_questions(), final_unknown()),
+    return dict(set_up_seconds=course['set_up_seconds'], **speed, chapters=chapters, rows=row_counts(), model=model,
+                talk=first_talk(ask, final_questions(), final_unknown()),
                 triple=first_triple(require(run_path('ie', 'extracted.parquet'), 'ie')))
 
 def keep_facts(

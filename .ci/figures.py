@@ -44,16 +44,15 @@ def falls(key:str)->bool:
 def in_proportion(course:dict)->str:
     "The seconds on a machine of 10,000 tok/s, in brackets; nothing where the machine was not measured."
     if not (speed := course.get('reference_tok_per_s')): return ''
-    seconds = course['seconds']*speed/1e4
+    seconds = sum(c['seconds'] for c in course['chapters'])*speed/1e4
     return f'（[标尺](../nbs/appendix/reference.ipynb) {speed:,.0f} 词元/秒；按比例折到 10,000 词元/秒，{seconds:,.0f} 秒）'
 
 def card_part(card:dict, course:dict)->list[str]:
     "Time and memory of the chapters, and the scores of the last course with their intervals."
     env, chapters = card['env'], course['chapters']
-    seconds, peak = course['seconds'], max(c['peak_rss_mb'] for c in chapters)
-    beside = '（最后几章并排跑，下表各章之和更大）' if seconds < sum(c['seconds'] for c in chapters) - 1 else ''
+    seconds, peak = sum(c['seconds'] for c in chapters), max(c['peak_rss_mb'] for c in chapters)
     lines = ['## 最近一次课程', '',
-             f"`make course`，规模 `{card['scale']}`：{len(chapters)} 章共 {seconds:,.0f} 秒{in_proportion(course)}{beside}，"
+             f"`make course`，规模 `{card['scale']}`：{len(chapters)} 章共 {seconds:,.0f} 秒{in_proportion(course)}，"
              f"峰值内存 {peak:,.0f} MB；"
              f"{env['cpu']}，{env['cores']} 核，GPU：{env['gpu']}，torch {env['packages']['torch']}；{env['date']}。", '',
              '| 章 | 秒 | 峰值内存（MB） |', '|---|---|---|']

@@ -169,7 +169,7 @@ def course_values(course:dict, lang:str)->dict[str, str]:
     "What the last course was like."
     chapters, rows, model = course['chapters'], course['rows'], course['model']
     minutes = {f"m{c['name'][:2]}": f"{c['seconds']/60:.1f}" for c in chapters}
-    seconds, peak = course['seconds'], max(c['peak_rss_mb'] for c in chapters)
+    seconds, peak = sum(c['seconds'] for c in chapters), max(c['peak_rss_mb'] for c in chapters)
     return minutes | {k: f'{n:,}' for k, n in rows.items()} | dict(
         minutes=f'{seconds/60:.0f}', setup=f"{course['set_up_seconds']/60:.0f}", ram=f'{peak/1e3:.1f}',
         parameters=count(model['parameters'], lang), model_mb=f"{model['mb']:.0f}")
