@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .chat import ChatBot
-from .chat_exam import Examinee, counted
+from .chat_exam import Examinee, counted, refuses
 from .model import load_model
 from .runs import run_path, write_json
 from .sample_copying import Names
 from .sample_facts import facts
 from .sample_typed import typed
-from scclm.sample_unknown import (Kind, ask_about, ask_sum, is_refusal, pick_questions, read_topics,
-    test_nonsense)
+from .sample_unknown import Kind, ask_about, ask_sum, pick_questions, read_topics, test_nonsense
 from .scores import greedy_answers, is_exact
 
 # %% ../nbs/appendix/final_exam.ipynb #fin00008
@@ -173,7 +172,7 @@ def chat_final(
     scores = {form: counted([*map(is_exact, texts, answers)]) for form, texts in said.items()}
     unknown = examinee.answers(final_unknown())
     refused = dict(refused_unknown=unknown, refused_known=said['plain'])
-    return scores | {name: counted([*map(is_refusal, texts)]) for name, texts in refused.items()}
+    return scores | {name: counted([refuses(bot, text) for text in texts]) for name, texts in refused.items()}
 
 # %% ../nbs/appendix/final_exam.ipynb #fin00023
 def final_scores(
