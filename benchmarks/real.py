@@ -146,7 +146,14 @@ class Evening(NamedTuple):
 EVENINGS = { # the first one had no exercises: PLAIN
     '2': Evening(5400, {1000: 400, 4000: 600, 17_000: 1600}, 1000),
     '3': Evening(10_000, {1000: 1600, 4000: 2400, 17_000: 6000}, 0)}
-EVENING = EVENINGS[os.environ.get('SCCLM_EVENING', '2')] # each in runs of its own; rates are chosen in the second
+
+def evening()->Evening:
+    "What SCCLM_EVENING names, the second if nothing. Raises ValueError for another."
+    name = os.environ.get('SCCLM_EVENING', '2')
+    if name in EVENINGS: return EVENINGS[name]
+    raise ValueError(f"SCCLM_EVENING={name!r}: expected one of {', '.join(EVENINGS)}")
+
+EVENING = evening() # each in runs of its own; rates are chosen in the second
 
 # An evening on two cores: many small batches
 PRETRAIN = replace(pretrain_cfg('small'), steps=EVENING.pretrain_steps, lr=1e-3, budget_tok=1024,

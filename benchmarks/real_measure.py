@@ -308,6 +308,7 @@ def longer_run()->dict:
     runs = {name: fine_tuned(folder) for name, folder in there.items()}
     for name, run in runs.items(): run.update(lr=read_json(run_path(there[name], 'config.json'))['lr'])
     ends = curve('pretrain')
+    copy_each(['pretrain', *there.values()], 'logs_third')
     return dict(machine=machine(), missing=sorted(names.keys() - there.keys()), runs=runs,
                 pretrain=ends['points'][-1] | dict(real_tok=ends['real_tok']))
 
@@ -365,10 +366,17 @@ def settings()->dict:
 def copy_logs():
     "Every training's log as it was written, and the answers given on the way."
     shutil.copyfile(run_path('pretrain', 'samples.jsonl'), OUT/'along_the_way.jsonl')
-    (OUT/'logs').mkdir(exist_ok=True)
-    for name in sorted(done_steps()):
+    copy_each(sorted(done_steps()), 'logs')
+
+def copy_each(
+    names:list[str], # of steps
+    folder:str, # in results/real_small/
+):
+    "The logs of steps that trained."
+    (OUT/folder).mkdir(exist_ok=True)
+    for name in names:
         log = run_path(name, 'log.jsonl')
-        if log.exists(): shutil.copyfile(log, OUT/'logs'/f'{name}.jsonl')
+        if log.exists(): shutil.copyfile(log, OUT/folder/f'{name}.jsonl')
 
 def trial()->dict:
     "What was tried before the second evening."
