@@ -67,7 +67,8 @@ def third_values(third:dict)->dict[str, str]:
     losses = {f'third_loss_{name}': f"{runs[name]['loss']:.2f}" for name in ('4000_slower', '4000_scratch')}
     lead = runs['1000_pretrained']['f1'] - runs['1000_scratch']['f1']
     steps = [runs[f'{n}_pretrained']['steps'] for n in (1000, 4000, 17000)]
-    return scores | losses | dict(
+    seconds = pretrain['seconds'] + sum(run['seconds'] for run in runs.values())
+    return scores | losses | dict(third_hours=f'{seconds/3600:.1f}',
         third_pretrain_steps=f"{pretrain['step']:,}", third_tok=millions(pretrain['real_tok']),
         third_loss=f"{pretrain['loss']:.2f}", third_steps='、'.join(f'{n:,}' for n in steps), third_lead=f'{lead:.3f}',
         third_n=f"{runs['1000_pretrained']['n']:,}", third_passes=f"{runs['17000_pretrained']['passes']:.1f}",

@@ -310,7 +310,7 @@ def longer_run()->dict:
     ends = curve('pretrain')
     copy_each(['pretrain', *there.values()], 'logs_third')
     return dict(machine=machine(), missing=sorted(names.keys() - there.keys()), runs=runs,
-                pretrain=ends['points'][-1] | dict(real_tok=ends['real_tok']))
+                pretrain=ends['points'][-1] | {k: ends[k] for k in ('real_tok', 'seconds')})
 
 def triples()->dict:
     "The nine fine-tunings, the plain baseline, a table of relations, ten mistakes."
