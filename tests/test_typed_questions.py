@@ -14,7 +14,7 @@ from chat_toys import CHARS, byte_tok, char_tok, toy_model
 
 from scclm.chat import ChatBot, Decoding, LoopGuard, chat_widget, loop_closers, processors, token_chars
 from scclm.chat_exam import (Examinee, forced_answers, form_scores, in_circles, refusal_scores, refusal_starts,
-    refused_at, trade_off)
+    refused_at, refuses, trade_off)
 from scclm.dataset import decode
 from scclm.sample_corpus import fact_rows, heldout_rows, sft_rows, unknown_rows
 from scclm.sample_facts import facts, phrasings
@@ -333,6 +333,7 @@ def test_forms_are_scored_by_hand():
 
 class Shy(Parrot):
     "Refuses what has no question mark."
+    fallback = '这句我看不懂。'
     def answer(self, questions, decoding=None): return [q if '？' in q else REFUSALS['outside'] for q in questions]
 
 def test_refusals_are_counted_on_both_sides():
@@ -340,6 +341,12 @@ def test_refusals_are_counted_on_both_sides():
     unknown = chat_form([q.text for q in unknown_questions(300, test=True)])
     assert got['refused_known']['value'] == .5 and got['loops']['n'] == 500 and got['refused_stranger']['n'] == 100
     assert got['refused_unknown']['value'] == sum('？' not in q for q in unknown)/300
+
+def test_the_fallback_counts_as_a_refusal():
+    "Whoever reads 这句我看不懂 is told as plainly as by a refusal that no answer follows."
+    bot = Shy()
+    assert refuses(bot, bot.fallback) and refuses(bot, REFUSALS['outside'])
+    assert not refuses(bot, '杭州。') and not refuses(bot, '')
 
 def test_a_trade_off_by_brute_force():
     rng = random.Random(0)
