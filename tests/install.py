@@ -2,9 +2,11 @@
 
 `python tests/install.py [wheel] [sdist]`, on every Python of the CI's matrix; it downloads what the library needs, so
 it is no part of `make test` (tests/test_wheel.py borrows the packages of the environment). Needs the module `build`.
+`--store` keeps what was found in benchmarks/results/install.json; it wants torch beside `build`.
 """
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -21,13 +23,13 @@ KINDS = dict(wheel='*.whl', sdist='*.tar.gz')
 # A module may need an extra; then it says which package is missing, and nothing else does.
 USE = """if True:
     import importlib, json, pkgutil, sys, scclm
-    missing = {}
-    for m in pkgutil.iter_modules(scclm.__path__):
+    missing, modules = {}, list(pkgutil.iter_modules(scclm.__path__))
+    for m in modules:
         try: importlib.import_module(f'scclm.{m.name}')
         except ModuleNotFoundError as e: missing[m.name] = e.name
     from scclm.model import build_model, model_config, n_params
     assert n_params(build_model(model_config('tiny', 500))) > 10**6
-    print(json.dumps(dict(missing=missing, where=scclm.__file__)))"""
+    print(json.dumps(dict(missing=missing, n=len(modules), where=scclm.__file__)))"""
 
 def sh(*command, **kw):
     "Run a command; its output on success, else leave with all of it."
@@ -44,7 +46,7 @@ def extras():
     return {Requirement(r).name.replace('-', '_') for r in asked}
 
 def use(python, away):
-    "Import every module and run the command, in a folder that is not the checkout."
+    "Import every module and run the command, in a folder that is not the checkout: modules there, those without extra."
     found = json.loads(sh(python, '-c', USE, cwd=away).splitlines()[-1])
     strange = {m: name for m, name in found['missing'].items() if name.split('.')[0] not in extras()}
     if strange: sys.exit(f'modules that miss what no extra brings: {strange}')
@@ -53,11 +55,12 @@ def use(python, away):
     scclm = next(p for p in (python.with_name('scclm'), python.with_name('scclm.exe')) if p.exists())
     assert 'pretrain' in sh(scclm, '--help', cwd=away)
     assert 'fits' in sh(scclm, 'plan', '--scale', 'base', '--gpu', '24', cwd=away)
-    return found['missing']
+    return found['n'], found['missing']
 
 def main(kinds):
-    "Build once; then an environment for each kind of package."
+    "Build once; then an environment for each kind of package. A row for each, as benchmarks/results has them."
     if unknown := set(kinds) - KINDS.keys(): sys.exit(f"{', '.join(unknown)}: expected some of {' '.join(KINDS)}")
+    rows = []
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         leave = shutil.ignore_patterns('.git', '.venv', 'runs', 'runs_*', '__pycache__', '*.egg-info', '_site')
@@ -70,8 +73,21 @@ def main(kinds):
             sh(python, '-m', 'pip', 'install', '-q', '-c', ROOT/'constraints.txt', package)
             sh(python, '-m', 'pip', 'check')
             (tmp/'away').mkdir(exist_ok=True)
-            missing = use(python, tmp/'away')
-            print(f'{package.name}: works on {sys.version.split()[0]}; wants an extra: {missing}', flush=True)
+            n, missing = use(python, tmp/'away')
+            version = platform.python_version()
+            print(f'{package.name}: works on {version}; wants an extra: {missing}', flush=True)
+            rows.append(dict(what=f'Python {version}, {kind}', ours=n - len(missing), baseline=n, unit='modules',
+                baseline_name='modules of the library', ratio=None, runs=1))
             shutil.rmtree(home)
+    return rows
 
-if __name__ == '__main__': main(sys.argv[1:])
+def store(rows):
+    "Keep them with those of other Pythons."
+    sys.path.insert(0, str(ROOT/'benchmarks'))
+    from report import write
+    write('install', {}, rows, merge=True)
+
+if __name__ == '__main__':
+    words = sys.argv[1:]
+    rows = main([w for w in words if w != '--store'])
+    if '--store' in words: store(rows)
