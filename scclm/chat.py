@@ -22,9 +22,9 @@ from typing import Literal
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from transformers import (LogitsProcessor, LogitsProcessorList, NoRepeatNGramLogitsProcessor, PreTrainedModel,
-    PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper,
-    TopKLogitsWarper, TopPLogitsWarper)
+from transformers import (LogitsProcessor, LogitsProcessorList, NoRepeatNGramLogitsProcessor,
+    PreTrainedModel, PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .beams import BeamCfg, Beams, answer_of, beam_steps, settled_tokens
@@ -45,7 +45,8 @@ def find_model(
     places = chat_models()
     for place in places:
         if place.exists(): return place
-    raise FileNotFoundError(f"no model in {' or '.join(map(str, places))}: run nbs/06_sft.ipynb or `scclm sft` first")
+    raise FileNotFoundError(f"no model in {' or '.join(map(str, places))}: "
+        "run nbs/06_sft.ipynb or `scclm sft` first")
 
 # %% ../nbs/08_chat.ipynb #deaf7e7a
 #| code-fold: true
@@ -119,43 +120,48 @@ _LIMITS = dict(
 #| code-fold: true
 @dataclass(frozen=True)
 class Decoding:
-    "How the next token is chosen. Raises ValueError for a field out of its range."
-    strategy:Literal['greedy', 'beam', 'sampling', 'contrastive']='greedy' # likeliest token or sequence, a draw, or new
+    """How the next token is chosen: the likeliest (greedy), that of the likeliest sequence (beam),
+    a draw (sampling), or a likely one unlike what was said (contrastive).
+    Raises ValueError for a field out of its range."""
+    strategy:Literal['greedy', 'beam', 'sampling', 'contrastive']='greedy' # likeliest, drawn or new
     max_new_tok:int=256 # longest answer, tokens
     num_beams:int=4 # beam: candidates kept at every step
-    length_penalty:float=1. # beam: scores are divided by length ** length_penalty; above 1 favours long answers
-    early_stopping:bool=False # beam: stop at num_beams answers, even if a longer one could still win
-    beam_sample:bool=False # beam: draw the candidates (temperature, top_k, top_p, seed) instead of taking the best
+    length_penalty:float=1. # beam: divides scores by length ** this; above 1 favours long answers
+    early_stopping:bool=False # beam: stop at num_beams answers, even if a longer one could win
+    beam_sample:bool=False # beam: draw candidates (temperature, top_k, top_p, seed), not the best
     temperature:float=1. # sampling: below 1 sharpens the distribution, above 1 flattens it
-    top_k:int=0 # sampling: only the k most likely tokens, 0 is off; contrastive: candidates at every step, 0 takes 4
+    top_k:int=0 # sampling: only the k likeliest, 0: off; contrastive: candidates a step, 0 takes 4
     top_p:float=1. # sampling: the smallest set of tokens whose probability reaches top_p; 1 is off
-    penalty_alpha:float=.6 # contrastive: weight of being unlike what was said, against being likely; 0 is greedy
+    penalty_alpha:float=.6 # contrastive: weight of being unlike, against being likely; 0 is greedy
     repetition_penalty:float=1. # tokens already said lose score: above 1 discourages, 1 is off
     no_repeat_ngram:int=0 # no sequence of this many tokens twice; 0 is off
-    loop_copies:int=3 # a piece of 4 characters or more that would come this often in a row ends the answer; 0 is off
+    loop_copies:int=3 # 4+ characters that would come this often in a row end the answer; 0 is off
     seed:int|None=None # sampling: the same seed gives the same answer; None is fresh every time
 
     def __post_init__(self):
         "Raises ValueError for a field out of its range."
         for name, (fits, want) in _LIMITS.items():
             value = getattr(self, name)
-            if hasattr(value, 'item'): object.__setattr__(self, name, value := value.item()) # NumPy's own numbers
+            if hasattr(value, 'item'): # NumPy's own numbers
+                object.__setattr__(self, name, value := value.item())
             if not fits(value): raise ValueError(f"{name}={value!r} is not valid: expected {want}")
 
 # %% ../nbs/08_chat.ipynb #b188ec3a
 def processors(
     dec:Decoding, # the knobs
-    tok:PreTrainedTokenizerBase|None=None, # tokenizer of the model; None, or one without an end mark: no loop guard
+    tok:PreTrainedTokenizerBase|None=None, # tokenizer; None or without an end mark: no loop guard
 )->LogitsProcessorList: # called with (ids so far, logits), returns the logits to choose from
-    "The knobs that are on, in the order of `generate`: penalties first; then, for sampling, temperature, top-k, top-p."
+    """The knobs that are on, in the order of `generate`: penalties first;
+    then, for sampling, temperature, top-k, top-p."""
     out = LogitsProcessorList()
-    if dec.repetition_penalty != 1: out.append(RepetitionPenaltyLogitsProcessor(float(dec.repetition_penalty)))
+    if dec.repetition_penalty != 1:
+        out.append(RepetitionPenaltyLogitsProcessor(float(dec.repetition_penalty)))
     if dec.no_repeat_ngram: out.append(NoRepeatNGramLogitsProcessor(dec.no_repeat_ngram))
     guarded = tok is not None and tok.eos_token_id is not None and dec.loop_copies > 0
     if guarded: out.append(LoopGuard(tok, dec.loop_copies))
     drawn_beams = dec.strategy == 'beam' and dec.beam_sample
     if dec.strategy != 'sampling' and not drawn_beams: return out
-    least = 2 if drawn_beams else 1 # a beam must be able to go on when the end mark is the likeliest
+    least = 2 if drawn_beams else 1 # a beam must be able to go on when the end mark is likeliest
     if dec.temperature != 1: out.append(TemperatureLogitsWarper(float(dec.temperature)))
     if dec.top_k: out.append(TopKLogitsWarper(dec.top_k, min_tokens_to_keep=least))
     if dec.top_p < 1: out.append(TopPLogitsWarper(float(dec.top_p), min_tokens_to_keep=least))
@@ -166,12 +172,12 @@ def loop_closers(
     ids:list[int], # what was written so far
     chars:list[float], # characters of every token of the vocabulary, from `token_chars`
     copies:int=3, # this many in a row are a loop
-    least:int=4, # characters of the shortest piece that counts; a shorter one must come until it fills as much
+    least:int=4, # shortest piece that counts, characters; a shorter one must repeat until as long
 )->set[int]: # token ids; most often none
     "The tokens that would complete a loop: a piece of text that comes `copies` times in a row."
     found = set()
     for period in range(1, (len(ids) + 1)//copies + 1):
-        if len(ids) > period and ids[-1] != ids[-1 - period]: continue # most often: nothing comes again
+        if len(ids) > period and ids[-1] != ids[-1 - period]: continue # most often: nothing repeats
         piece_chars = max(.25, sum(chars[i] for i in ids[-period:]))
         times = max(copies, math.ceil(copies*least/piece_chars))
         there = period*times - 1 # tokens of the loop that stand there already
@@ -183,7 +189,7 @@ def loop_closers(
 # %% ../nbs/08_chat.ipynb #lgd00004
 #| code-fold: true
 _BYTE = re.compile('<0x([0-9A-F]{2})>') # a byte-fallback token
-_BYTE_OF = {char: byte for byte, char in bytes_to_unicode().items()} # letters of a byte-level vocabulary
+_BYTE_OF = {char: byte for byte, char in bytes_to_unicode().items()} # letters of byte-level tokens
 _OFTEN = set('|-_=*.#+~—…·') # signs that come many times in a row: rules, tables, dots
 
 def _char_weight(char:str)->float:
@@ -209,7 +215,8 @@ def _weight(token:str, byte_level:bool)->float:
 def token_chars(
     tok:PreTrainedTokenizerBase, # any tokenizer
 )->list[float]: # by token id
-    "How many characters every token of the vocabulary stands for, as loops count them; found once per tokenizer."
+    """How many characters every token of the vocabulary stands for, as loops count them;
+    found once per tokenizer."""
     if tok not in _CHARS or len(_CHARS[tok]) != len(tok):
         byte_level = 'ByteLevel' in str(tok.backend_tokenizer.decoder)
         tokens = tok.convert_ids_to_tokens(range(len(tok)))
@@ -219,7 +226,8 @@ def token_chars(
 # %% ../nbs/08_chat.ipynb #lgd00005
 #| code-fold: true
 class LoopGuard(LogitsProcessor):
-    "Ends an answer that is about to run in a circle: the end mark takes the score of the token that would close it."
+    """Ends an answer that is about to run in a circle: the end mark takes the score
+    of the token that would close it."""
     def __init__(self,
         tok:PreTrainedTokenizerBase, # tokenizer of the model
         copies:int=3, # this many pieces in a row are a circle
@@ -259,7 +267,8 @@ def row_rngs(
     n:int, # rows of the batch
     device:torch.device|str='cpu', # where the logits live
 )->list[torch.Generator]: # one generator per row
-    "Each row's own generator: an answer does not depend on its neighbours, and the global one is left alone."
+    """Each row's own generator: an answer does not depend on its neighbours,
+    and the global one is left alone."""
     rngs = [torch.Generator(device) for _ in range(n)]
     for g in rngs:
         if dec.seed is None: g.seed()
@@ -313,9 +322,11 @@ def token_steps(
     "Write B answers token by token, with chapter 03's loop or by contrastive search."
     ids, mask = pad(prompts, model.config.pad_token_id)
     if dec.strategy == 'contrastive':
-        steps = contrastive_tokens(model, ids, mask, dec.max_new_tok, dec.penalty_alpha, rows_each(dec),
-            processors(dec, tok))
-    else: steps = write_tokens(model, ids, mask, dec.max_new_tok, chooser(dec, len(ids), model.device, tok, rngs))
+        steps = contrastive_tokens(model, ids, mask, dec.max_new_tok, dec.penalty_alpha,
+            rows_each(dec), processors(dec, tok))
+    else:
+        steps = write_tokens(model, ids, mask, dec.max_new_tok,
+            chooser(dec, len(ids), model.device, tok, rngs))
     for new in steps: yield new.tolist()
 
 # %% ../nbs/08_chat.ipynb #ae7b4dc4
@@ -368,15 +379,15 @@ def read_typed(
 
 # %% ../nbs/08_chat.ipynb #97b3c47b
 #| code-fold: true
-UNSEEN = ('Zs', 'Zl', 'Zp', 'Cc', 'Cf', 'Cn', 'Cs', 'Mn', 'Me') # categories of characters that nobody sees
-FILLERS = frozenset('\u115f\u1160\u2800\u3164\uffa0') # empty letters of Hangul, a Braille cell without dots
+UNSEEN = ('Zs', 'Zl', 'Zp', 'Cc', 'Cf', 'Cn', 'Cs', 'Mn', 'Me') # categories of unseen characters
+FILLERS = frozenset('\u115f\u1160\u2800\u3164\uffa0') # Hangul's empty letters, Braille's empty cell
 
 def is_seen(
     char:str, # one
 )->bool: # False for spaces, controls, marks that sit on others, empty letters
     "Whether people see anything of a character."
     kind = unicodedata.category(char)
-    newer_emoji = kind == 'Cn' and '\U0001f000' <= char < '\U0001fb00' # this Python does not know it yet
+    newer_emoji = kind == 'Cn' and '\U0001f000' <= char < '\U0001fb00' # too new for this Python
     return (kind not in UNSEEN or newer_emoji) and char not in FILLERS
 
 def _bad(error:str, note:str)->ValueError:
@@ -405,7 +416,7 @@ def check_typed(
     text:str, # what a user typed
     n:int=0, # its place in the list
 )->str: # `text`
-    "`check_text`, also of what is left to see when tags and entities are read: of <p></p> that is nothing."
+    "`check_text`, also of what is left to see when tags and entities are read: of <p></p> nothing."
     if '<' in check_text(text, n) or '&' in text:
         from scclm.text_rules import shown
         check_text(*shown([text]), n)
@@ -419,8 +430,10 @@ def encode_prompts(
     max_prompt_tok:int=512, # the longest prompt the model was made for, [EOS] included
     eos:int=1, # id that ends a prompt
 )->list[list[int]]: # ids of each question and [EOS]
-    "Questions as the encoder wants them. Raises ValueError for a blank question or one longer than `max_prompt_tok`."
-    if isinstance(texts, str): raise ValueError(f"texts={texts!r} is one string: expected a list of strings")
+    """Questions as the encoder wants them.
+    Raises ValueError for a blank question or one longer than `max_prompt_tok`."""
+    if isinstance(texts, str):
+        raise ValueError(f"texts={texts!r} is one string: expected a list of strings")
     out = encode_texts([check_text(t, n) for n, t in enumerate(texts)], tok, eos=eos)
     for n, ids in enumerate(out):
         if len(ids) <= max_prompt_tok: continue
@@ -435,7 +448,7 @@ class ChatBot:
     """A model that answers: one question or many, at once or piece by piece.
     Every question stands alone: earlier ones are not remembered."""
     def __init__(self,
-        model:PreTrainedModel, # encoder-decoder; put into eval mode, kept on its device and in its dtype
+        model:PreTrainedModel, # encoder-decoder; put into eval mode, keeps its device and dtype
         tok:PreTrainedTokenizerBase, # its tokenizer
         decoding:Decoding=Decoding(), # default for all answers
         fallback:str='抱歉，这个问题我还不会回答，请换个说法试试。', # said instead of a blank answer
@@ -443,7 +456,8 @@ class ChatBot:
         batch_tok:int=16384, # padded tokens (question and longest answer) of one batch
         read:Callable[[Sequence[str]], list[str]]=read_typed, # questions as typed -> as trained on
     ):
-        "Raises ValueError if the tokenizer has ids that the model does not, or the model cannot decode like this."
+        """Raises ValueError if the tokenizer has ids that the model does not,
+        or the model cannot decode like this."""
         if len(tok) > (v := model.config.vocab_size):
             raise ValueError(f"tokenizer has {len(tok)} tokens but the model's vocab_size={v}: "
                 "expected the tokenizer it was trained with")
@@ -460,12 +474,13 @@ class ChatBot:
 #| code-fold: true
 @patch(cls_method=True)
 def from_dir(cls:ChatBot,
-    path:str|Path|None=None, # a model folder, or one that `scclm export` made; None: what 07, 06 or 05 made last
+    path:str|Path|None=None, # model folder or `scclm export`'s; None: what 07, 06 or 05 made last
     dtype:torch.dtype=torch.float32, # of the weights
     device:str='cpu', # where to run; an exported model runs on the CPU
     **kw:object, # further arguments of ChatBot
 )->ChatBot: # ready to answer
-    "Load a folder of `save_model`, `scclm export` or ChatLM-mini-Chinese. Raises FileNotFoundError: how to make one."
+    """Load a folder of `save_model`, `scclm export` or ChatLM-mini-Chinese.
+    Raises FileNotFoundError: how to make one."""
     folder = find_model(path)
     if is_export(folder): return cls(*open_export(folder, dtype), **kw)
     return cls(*load_model(folder, dtype, device), **kw)
@@ -481,7 +496,8 @@ def encode(self:ChatBot,
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise ValueError(f"texts={texts!r}: expected a list of strings")
     checked = [check_typed(t, n) for n, t in enumerate(texts)]
-    return encode_prompts(self.tok, self.read(checked), self.max_prompt_tok, end_id(self.model, self.tok))
+    return encode_prompts(self.tok, self.read(checked), self.max_prompt_tok,
+        end_id(self.model, self.tok))
 
 # %% ../nbs/08_chat.ipynb #unk00002
 #| code-fold: true
@@ -513,9 +529,11 @@ def unknown_note(self:ChatBot,
 def sees_none(self:ChatBot,
     prompt:list[int], # ids of a question, as `encode` gives them
 )->bool: # the fallback is all that can be said
-    "Whether a question has unknown tokens, and besides them no letter and no digit: marks and spaces at most."
+    """Whether a question has unknown tokens, and besides them no letter and no digit:
+    marks and spaces at most."""
     if self.tok.unk_token_id not in prompt: return False
-    return not any(map(str.isalnum, decode(self.tok, [i for i in prompt if i != self.tok.unk_token_id])))
+    return not any(map(str.isalnum,
+        decode(self.tok, [i for i in prompt if i != self.tok.unk_token_id])))
 
 # %% ../nbs/08_chat.ipynb #exc00001
 #| code-fold: true
@@ -548,7 +566,8 @@ def answer(self:ChatBot,
     texts:list[str], # questions
     decoding:Decoding|None=None, # instead of the default one
 )->list[str]: # answers, in the order of the questions
-    "Answer many questions, alike lengths together. Raises ValueError for a blank question or one that is too long."
+    """Answer many questions, alike lengths together.
+    Raises ValueError for a blank question or one that is too long."""
     dec = decoding or self.decoding
     prompts = self.encode(texts)
     out = ['']*len(prompts)
@@ -569,7 +588,8 @@ def settled_text(
     ids:list[int], # what was written so far, at least one
     tok:PreTrainedTokenizerBase, # tokenizer of the model
 )->str: # '' if there is nothing to show yet
-    "The text of `ids` as far as it cannot change: half a character (shown as U+FFFD) waits for its other bytes."
+    """The text of `ids` as far as it cannot change: half a character (shown as U+FFFD)
+    waits for its other bytes."""
     if _BYTE.fullmatch(tok.convert_ids_to_tokens(ids[-1]) or ''): return ''
     text = _HALF.sub('', decode(tok, ids))
     return text if text.strip() else ''
@@ -600,7 +620,8 @@ def live_ids(
     stop:Callable[[], bool], # asked before every token; True ends the answer
 )->Iterator[int]: # ids of one answer
     "One answer as it is written."
-    if dec.strategy == 'beam': ids = settled_tokens(beam_search(model, [prompt], dec, tok), beam_cfg(dec), stop)
+    if dec.strategy == 'beam':
+        ids = settled_tokens(beam_search(model, [prompt], dec, tok), beam_cfg(dec), stop)
     else: ids = (step[0] for step in token_steps(model, [prompt], dec, tok))
     for i in ids:
         if stop(): return
@@ -624,8 +645,8 @@ def stream(self:ChatBot,
     decoding:Decoding|None=None, # instead of the default one
     stop:Callable[[], bool]=lambda: False, # asked before every token; True ends the answer
 )->Iterator[str]: # pieces that join to the answer
-    """Answer piece by piece, what can no longer change as soon as it cannot; `close()` of the iterator ends the work.
-    Raises ValueError as `answer`."""
+    """Answer piece by piece, what can no longer change as soon as it cannot;
+    `close()` of the iterator ends the work. Raises ValueError as `answer`."""
     prompt, = self.encode([text])
     ids = live_ids(self.model, prompt, decoding or self.decoding, self.tok, stop)
     if self.sees_none(prompt): ids = ()
@@ -636,6 +657,7 @@ def stream(self:ChatBot,
 def chat_widget(
     bot:ChatBot, # who answers
 )->object: # a ChatView: show it as a cell's last value
-    "A chat to type into: Enter sends, the answer streams, a button stops it. Needs ipywidgets, which only this loads."
+    """A chat to type into: Enter sends, the answer streams, a button stops it.
+    Needs ipywidgets, which only this loads."""
     from scclm.chat_view import ChatView
     return ChatView(bot)

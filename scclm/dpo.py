@@ -24,9 +24,10 @@ from .adapters import quiet_peft, save_adapter
 from .dataset import TOO_LONG, LongRows
 from .model import load_model
 from .plots import new_axes
-from .pref_files import (AnswerCfg, Pref, banned_prompts, fill_own, model_key, own_answers, pref_files,
-    pref_report, read_prefs, split_prefs, uses_sample, write_prefs)
-from .pref_stream import PrefIds, PrefStream, answer_lens, count_pairs, fit_prefs, logp_table, reference
+from .pref_files import (AnswerCfg, Pref, banned_prompts, fill_own, model_key, own_answers,
+    pref_files, pref_report, read_prefs, split_prefs, uses_sample, write_prefs)
+from .pref_stream import (PrefIds, PrefStream, answer_lens, count_pairs, fit_prefs,
+    logp_table, reference)
 from .runlog import read_log
 from .runs import raw_dir, require, run_path, scale_name
 from .sample_prefs import final_pairs
@@ -70,7 +71,7 @@ def _sft(x:PairLogp, beta:float, alpha:float)->Tensor:
     "DPO, and the chosen answer itself should be likely."
     return -F.logsigmoid(beta * (x.chosen - x.rejected)) - alpha * x.logp / x.n_chosen
 
-VARIANTS:dict[str, Callable]=dict(sigmoid=_sigmoid, ipo=_ipo, sft=_sft) # (pairs, beta, alpha) -> (B,)
+VARIANTS:dict[str, Callable]=dict(sigmoid=_sigmoid, ipo=_ipo, sft=_sft) # pairs, beta, alpha -> (B,)
 
 # %% ../nbs/07_dpo.ipynb #564d617e
 def dpo_loss(
@@ -103,17 +104,17 @@ def no_dropout_(
 class DpoCfg(TrainCfg):
     "Preference optimisation: the loop's fields, pairs, loss, and LoRA."
     scale:str='tiny'            # tiny, small, mini or base; chooses the preset
-    base:str=''                 # model folder to start from, also the reference; none: sft/model of this scale
-    data:tuple[str, ...]=()     # raw preference files or folders; none: prefs/ below SCCLM_RAW, else the sample
-    pairs:str=''                # folder of the prepared pairs and own answers; none: dpo/ of this scale
+    base:str=''                 # folder of start model and reference; none: sft/model of this scale
+    data:tuple[str, ...]=()     # raw files or folders; none: prefs/ in SCCLM_RAW, else the sample
+    pairs:str=''                # folder of prepared pairs and own answers; none: dpo/ of this scale
     variant:str='sft'           # loss: sigmoid (DPO), ipo, or sft (DPO with an SFT term)
-    beta:float=0.1              # price of leaving the reference: the smaller, the later the push fades
+    beta:float=0.1              # price of leaving the reference: smaller, and the push fades later
     alpha:float=1.              # weight of the SFT term
     epochs:float=0.             # passes over the pairs, in place of steps; 0: steps count
-    lora_r:int=0                # rank of the LoRA adapter, which wants 4 to 10 times the lr; 0 trains all parameters
+    lora_r:int=0                # rank of LoRA (wants 4 to 10 times the lr); 0 trains all parameters
     lora_alpha:int=16           # scale of the adapter, divided by the rank
     lora_dropout:float=0.1      # dropout on the adapter's input
-    lora_targets:tuple[str, ...]=('q', 'k', 'v', 'o', 'wi', 'wo') # linear layers that get an adapter
+    lora_targets:tuple[str, ...]=('q', 'k', 'v', 'o', 'wi', 'wo') # linear layers with an adapter
     max_char:int=512            # longer prompts or answers are left out, characters
     budget_tok:int=2048         # padded tokens per batch, both answers counted
     max_len:int=128             # longest prompt and answer, tokens
@@ -125,7 +126,8 @@ class DpoCfg(TrainCfg):
     def __post_init__(self):
         "Raises ValueError for values that cannot train, naming the field."
         super().__post_init__()
-        checks = [('variant', self.variant in ('sigmoid', 'ipo', 'sft'), 'one of sigmoid, ipo, sft'),
+        checks = [('variant', self.variant in ('sigmoid', 'ipo', 'sft'),
+                   'one of sigmoid, ipo, sft'),
                   ('beta', self.beta > 0, '> 0'),
                   ('alpha', self.alpha >= 0, '>= 0'),
                   ('lora_r', self.lora_r >= 0, '>= 0'),
@@ -136,13 +138,14 @@ class DpoCfg(TrainCfg):
 
 # %% ../nbs/07_dpo.ipynb #1816186f
 #| code-fold: true
-_REAL = dict(lr=1e-5, epochs=2., precision='bf16', log_every=20, save_every=500, max_len=513, answer_tok=256)
+_REAL = dict(lr=1e-5, epochs=2., precision='bf16',
+             log_every=20, save_every=500, max_len=513, answer_tok=256)
 
 PRESETS = dict(
-    tiny=DpoCfg(steps=400, lr=5e-4, emb_lr=1., beta=0.5, alpha=8., budget_tok=1024, precision='fp32',
-                eval_every=200, save_every=200, log_every=10),
-    small=DpoCfg(scale='small', lr=5e-5, epochs=2., budget_tok=4096, max_char=256, max_len=257, answer_tok=128,
-                 eval_every=100, save_every=100, log_every=10),
+    tiny=DpoCfg(steps=400, lr=5e-4, emb_lr=1., beta=0.5, alpha=8., budget_tok=1024,
+                precision='fp32', eval_every=200, save_every=200, log_every=10),
+    small=DpoCfg(scale='small', lr=5e-5, epochs=2., budget_tok=4096, max_char=256,
+                 max_len=257, answer_tok=128, eval_every=100, save_every=100, log_every=10),
     mini=DpoCfg(scale='mini', budget_tok=16_384, eval_every=200, **_REAL),
     base=DpoCfg(scale='base', budget_tok=8192, accum=2, eval_every=500, **_REAL))
 
@@ -181,7 +184,8 @@ def prepare_prefs(
     prefs, rejects, count = read_prefs(pref_files(cfg.data), cfg.max_char, banned_prompts())
     asks = [p.prompt for p in prefs if p.rejected is None]
     how = AnswerCfg(cfg.answer_tok, cfg.max_len)
-    answers = own_answers(model, tok, asks, folder/'answers.jsonl', key, how, progress) if asks else {}
+    answers = (own_answers(model, tok, asks, folder/'answers.jsonl', key, how, progress)
+               if asks else {})
     prefs, own_rejects = fill_own(prefs, answers)
     rejects = rejects + own_rejects
     try:
@@ -201,10 +205,11 @@ def pref_scores(
     variant:str='sigmoid', # key of `VARIANTS`
     beta:float=0.1, # strength of the reference
     alpha:float=1., # weight of the SFT term
-)->dict: # means: loss_valid and its parts, pref_acc, reward_acc, margin, logp_chosen, logp_rejected (nats per answer)
-    """Figures over pairs. `pref_acc`: the model finds the chosen answer likelier; `reward_acc`: its implicit reward is
-    larger, a tie counts half. `loss_valid` is what is trained; with variant sft it is loss_valid_pref (nats per pair)
-    plus alpha times loss_valid_sft (nats per token of the chosen answer)."""
+)->dict: # means: loss_valid and its parts, pref_acc, reward_acc, margin, logp_chosen, logp_rejected
+    """Figures over pairs. `pref_acc`: the model finds the chosen answer likelier; `reward_acc`:
+    its implicit reward is larger, a tie counts half. `loss_valid` is what is trained; with
+    variant sft it is loss_valid_pref (nats per pair) plus alpha times loss_valid_sft (nats per
+    token of the chosen answer). The log-probabilities are in nats per answer."""
     x = pair_logp(logp.T.flatten(), ref.T.flatten(), n_tok.T.flatten())
     margin = beta * (x.chosen - x.rejected)
     means = dict(
@@ -237,7 +242,8 @@ def final_test(
     if not uses_sample(cfg.data): return None
     pairs = [Pref(p.kind, '', 0, p.prompt, p.chosen, p.rejected, True) for p in final_pairs()]
     fitting = fit_prefs(pairs, tok, cfg.max_len, cfg.too_long)
-    return FinalTest([p.source for p in fitting.prefs], fitting.rows, logp_table(model, fitting.rows))
+    return FinalTest([p.source for p in fitting.prefs], fitting.rows,
+                     logp_table(model, fitting.rows))
 
 # %% ../nbs/07_dpo.ipynb #36857c7e
 #| code-fold: true
@@ -250,7 +256,8 @@ def pref_shares(
     by = {}
     for s in sorted(set(sources)):
         mine = [x == s for x in sources]
-        by[s] = {when: float(ok[mine].mean()) for when, ok in right.items()} | dict(n=sources.count(s))
+        by[s] = ({when: float(ok[mine].mean()) for when, ok in right.items()}
+                 | dict(n=sources.count(s)))
     shares = {f'pref_acc_{when}': float(ok.mean()) for when, ok in right.items()}
     counts = {f'pref_acc_{when}_n': len(sources) for when in tables}
     return shares | counts | dict(pref_acc_by_source=by)
@@ -260,12 +267,13 @@ def pref_shares(
 def final_figures(
     final:FinalTest|None, # from `final_test`
     model:nn.Module, # trained
-)->dict: # pref_acc_before_final, pref_acc_after_final, their n, and both by kind; empty without a test
+)->dict: # pref_acc_before_final, pref_acc_after_final, their n, both by kind; empty without a test
     "Preference accuracy on the final test."
     if not final: return {}
     shares = pref_shares(dict(before=final.ref, after=logp_table(model, final.rows)), final.kinds)
     by_kind = shares.pop('pref_acc_by_source')
-    named = {f"{k.removesuffix('_n')}_final{'_n' if k.endswith('_n') else ''}": v for k, v in shares.items()}
+    named = {f"{k.removesuffix('_n')}_final{'_n' if k.endswith('_n') else ''}": v
+             for k, v in shares.items()}
     return named | dict(pref_acc_by_kind_final=by_kind)
 
 # %% ../nbs/07_dpo.ipynb #99b41025
@@ -291,7 +299,8 @@ def finish_dpo(
     tok:PreTrainedTokenizerBase, # tokenizer
     figures:dict|None=None, # what was measured
 )->Run: # the same
-    "As `finish_stage`; with LoRA the adapter goes to adapter/ in peft's format, and model/ is left to `merge`."
+    """As `finish_stage`; with LoRA the adapter goes to adapter/ in peft's format,
+    and model/ is left to `merge`."""
     keep = partial(save_adapter, folder=run.out/'adapter') if run.cfg.lora_r else None
     return finish_stage(run, tok, figures, keep)
 
@@ -316,15 +325,17 @@ def dpo_figures(
     logp = logp_table(model, rows)
     scores = pref_scores(logp, ref, answer_lens(rows), cfg.variant, cfg.beta, cfg.alpha)
     scores.pop('pref_acc') # `pref_shares` has it, before and after
-    kept = dict(exact_heldout=heldout_exact(model, tok), n_heldout=heldout_counts(), trained_params=n_trained(model))
+    kept = dict(exact_heldout=heldout_exact(model, tok), n_heldout=heldout_counts(),
+                trained_params=n_trained(model))
     return scores | pref_shares(dict(before=ref, after=logp), sources) | kept | run_costs(run)
 
 # %% ../nbs/07_dpo.ipynb #f4434af4
 #| code-fold: true
 def _pairs_and_reference(cfg:DpoCfg, model:nn.Module, tok:PreTrainedTokenizerBase, key:str,
                          progress:bool)->tuple[dict, dict, dict, LongRows]:
-    """Pairs, their ids and the start model's log-probabilities, by part; how many training pairs are too long.
-    One process makes them, the others read what it wrote. Raises ValueError for a part without a pair that fits."""
+    """Pairs, their ids and the start model's log-probabilities, by part; how many training pairs
+    are too long. One process makes them, the others read what it wrote.
+    Raises ValueError for a part without a pair that fits."""
     folder = Path(cfg.pairs or run_path('dpo'))
     with lock_stage(folder), processes().main_process_first():
         parts = prepare_prefs(cfg, model, tok, key, progress)
@@ -332,7 +343,9 @@ def _pairs_and_reference(cfg:DpoCfg, model:nn.Module, tok:PreTrainedTokenizerBas
         parts = {k: v.prefs for k, v in fitting.items()}
         rows = {k: v.rows for k, v in fitting.items()}
         for k, v in rows.items():
-            if not v: raise ValueError(f'no {k} pair fits into max_len={cfg.max_len} tokens: expected a larger max_len')
+            if not v:
+                raise ValueError(f'no {k} pair fits into max_len={cfg.max_len} tokens: '
+                    'expected a larger max_len')
         ref = {k: reference(model, rows[k], folder/f'ref_{k}.safetensors', key) for k in rows}
     return parts, rows, ref, fitting['train'].long
 
@@ -349,16 +362,20 @@ def dpo(
     base = Path(cfg.base) if cfg.base else require(run_path('sft', 'model'), 'sft')
     model, tok = load_model(base)
     state = processes()
-    parts, rows, ref, long = _pairs_and_reference(cfg, model.to(state.device), tok, model_key(base), progress)
+    parts, rows, ref, long = _pairs_and_reference(
+        cfg, model.to(state.device), tok, model_key(base), progress)
     final = final_test(model, tok, cfg)
     if state.is_main_process: say_long(long, cfg.max_len, cfg.too_long)
-    stream = PrefStream(rows['train'], ref['train'], cfg.budget_tok, cfg.seed, state.process_index, state.num_processes)
-    if cfg.epochs: cfg = replace(cfg, steps=max(1, round(cfg.epochs * len(stream.plan()) / cfg.accum)))
+    stream = PrefStream(rows['train'], ref['train'], cfg.budget_tok, cfg.seed,
+                        state.process_index, state.num_processes)
+    if cfg.epochs:
+        cfg = replace(cfg, steps=max(1, round(cfg.epochs * len(stream.plan()) / cfg.accum)))
     no_dropout_(model)
     if cfg.lora_r: model = add_lora(model, cfg)
     loss = partial(dpo_loss, variant=cfg.variant, beta=cfg.beta, alpha=cfg.alpha)
     evaluate = pref_eval(rows['valid'], ref['valid'], tok, cfg)
-    run = fit(model, stream, cfg, out, loss, count_pairs, evaluate, resume=resume, progress=progress)
+    run = fit(model, stream, cfg, out, loss, count_pairs, evaluate,
+              resume=resume, progress=progress)
     if not run.done: return finish_dpo(run, tok)
     figures = dpo_figures(run, tok, rows['valid'], ref['valid'], [p.source for p in parts['valid']])
     figures |= final_figures(final, run.acc.unwrap_model(run.model))
@@ -376,7 +393,8 @@ def plot_logp(
     points = [e for e in read_log(log) if 'logp_chosen' in e]
     steps = [e['step'] for e in points]
     for key, style, name in (('chosen', 'o-', '好回答'), ('rejected', 's--', '坏回答')):
-        ax.plot(steps, [e[f'logp_{key}'] for e in points], style, markersize=4, label=f'{label} {name}'.strip())
+        ax.plot(steps, [e[f'logp_{key}'] for e in points], style, markersize=4,
+                label=f'{label} {name}'.strip())
     ax.set(xlabel='步数', ylabel='对数概率（奈特/句）')
     ax.legend()
     return ax
