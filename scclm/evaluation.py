@@ -96,7 +96,8 @@ def bleu_of(
     "Corpus BLEU-4 from summed counts, as `bleu4` gives it."
     from sacrebleu.metrics import BLEU
     counts = [int(x) for x in sums]
-    return BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9], smooth_method='exp').score
+    return BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9],
+        smooth_method='exp').score
 
 # %% ../nbs/appendix/evaluation.ipynb #0412ac8d
 _LEAST = dict(limit=0, limit_exam=0, max_len=2, max_new_tok=1, max_prompt_tok=16, budget_tok=2)
@@ -104,16 +105,17 @@ _LEAST = dict(limit=0, limit_exam=0, max_len=2, max_new_tok=1, max_prompt_tok=16
 # %% ../nbs/appendix/evaluation.ipynb #f6e94acf
 @dataclass(frozen=True)
 class EvaluateCfg:
-    "What to measure, on which model, and how."
-    model:str|None=None # model folder, any Hugging Face seq2seq; none: the newest stage of this scale
-    pairs:bool=True # score pairs: loss, bits per character, BLEU-4, exact match, repetition, length, distinct
-    data:tuple[str, ...]=() # parquet files with prompt and response; none: data/test.parquet of this scale
-    chat_form:bool=False # questions are read as the chat reads what people type: for files that nobody has cleaned
+    """What to measure, on which model, and how. An exam's answer is the likeliest letter,
+    or the option whose text is likeliest per character."""
+    model:str|None=None # model folder, any Hugging Face seq2seq; none: newest stage of this scale
+    pairs:bool=True # loss, bits per character, BLEU-4, exact match, repetition, length, distinct
+    data:tuple[str, ...]=() # parquet: prompt and response; none: data/test.parquet of this scale
+    chat_form:bool=False # read questions as the chat reads typed ones: for files nobody has cleaned
     heldout:bool=True # also the held-out phrasings of this scale, if there are any
     cmmlu:str='' # CMMLU: folder or .zip/.tar.* with dev/ and test/ CSV files; none: not measured
-    ceval:str='' # C-Eval: the same with dev/ and val/ (its test answers are not public); none: not measured
-    shots:tuple[int, ...]=(5, 0) # solved examples before each exam question; every number is a run of its own
-    answer:Literal['letter', 'text']='letter' # exams: the letter's likelihood (official), or the text's per character
+    ceval:str='' # C-Eval: same with dev/ and val/ (test answers are not public); none: not measured
+    shots:tuple[int, ...]=(5, 0) # solved examples before an exam question; every number its own run
+    answer:Literal['letter', 'text']='letter' # exams: letter (official), or text per character
     limit:int=2000 # first rows of each data file; 0: all
     limit_exam:int=0 # first questions of each subject; 0: all
     max_len:int=256 # longest prompt and answer of a pair, tokens
@@ -130,7 +132,8 @@ class EvaluateCfg:
             value = getattr(self, name)
             if value < low: raise ValueError(f'{name}={value!r}: expected >= {low}')
         if not self.shots or min(self.shots) < 0:
-            raise ValueError(f'shots={self.shots!r}: expected one or more numbers >= 0, such as 5 0')
+            raise ValueError(f'shots={self.shots!r}: '
+                'expected one or more numbers >= 0, such as 5 0')
         if self.answer not in ('letter', 'text'):
             raise ValueError(f'answer={self.answer!r}: expected letter or text')
 
@@ -153,15 +156,18 @@ def score_rows(
     rows = []
     for i, (prompt, reference) in enumerate(zip(prompts, references)):
         ids = wanted[i]
-        rows.append(dict(prompt=prompt, reference=reference, answer=decode(tok, said[i]), nats=float(nats[i]),
-            n_tok=len(ids), n_char=scored_chars(tok, reference, ids, cfg.max_len), n_unk=ids.count(tok.unk_token_id)))
+        rows.append(dict(prompt=prompt, reference=reference, answer=decode(tok, said[i]),
+            nats=float(nats[i]), n_tok=len(ids),
+            n_char=scored_chars(tok, reference, ids, cfg.max_len),
+            n_unk=ids.count(tok.unk_token_id)))
     return rows
 
 # %% ../nbs/appendix/evaluation.ipynb #e0273fe8
 def _likelihood(col:dict[str, list])->dict:
     "What the log-probabilities say."
     nats = np.array(col['nats'])
-    return dict(loss=ratio_score(nats, col['n_tok']), bits_per_char=ratio_score(nats / math.log(2), col['n_char']),
+    return dict(loss=ratio_score(nats, col['n_tok']),
+                bits_per_char=ratio_score(nats / math.log(2), col['n_char']),
                 unknown=scored(sum(col['n_unk']) / sum(col['n_tok'])))
 
 # %% ../nbs/appendix/evaluation.ipynb #b9099b8f
@@ -196,7 +202,8 @@ def pair_scores(
     col = {k: [r[k] for r in rows] for k in rows[0]}
     texts = col['answer'], col['reference']
     measures = _likelihood(col) | _agreement(*texts) | _shape(*texts)
-    return dict(rows=len(rows)) | {name: score for name, score in measures.items() if score is not None}
+    return dict(rows=len(rows)) | {name: score for name, score in measures.items()
+                                   if score is not None}
 
 # %% ../nbs/appendix/evaluation.ipynb #7f956e10
 class Paper(NamedTuple):
@@ -227,7 +234,8 @@ def _exam_files(path:Path)->dict[Paper, PaperFile]:
         paper = _paper(m.name)
         if not paper: continue
         if paper in out:
-            raise ValueError(f'{path}: {out[paper].name} and {m.name} are the same subject: expected one file each')
+            raise ValueError(f'{path}: {out[paper].name} and {m.name} are the same subject: '
+                'expected one file each')
         if m.size > MAX_MEMBER:
             raise ValueError(f'{path}: {m.name} has {m.size} bytes: expected at most {MAX_MEMBER}')
         out[paper] = PaperFile(m.name, m.read())
@@ -237,12 +245,15 @@ def _exam_files(path:Path)->dict[Paper, PaperFile]:
 def read_members(
     path:Path|str, # folder, .zip, .tar, .tar.gz, .tar.xz …
 )->dict[Paper, PaperFile]: # (split, subject) -> (member's name, content)
-    "All dev/, val/ and test/ CSV files. Raises FileNotFoundError, or ValueError for what is not readable or empty."
+    """All dev/, val/ and test/ CSV files.
+    Raises FileNotFoundError, or ValueError for what is not readable or empty."""
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'{path} is missing: expected a folder or an archive of CSV files')
+    if not path.exists():
+        raise FileNotFoundError(f'{path} is missing: expected a folder or an archive of CSV files')
     try: out = _exam_files(path)
     except BROKEN_ARCHIVE as e:
-        raise ValueError(f'{path} is not a readable folder, zip or tar archive: {first_line(e)}') from None
+        raise ValueError(f'{path} is not a readable folder, zip or tar archive: '
+            f'{first_line(e)}') from None
     if not out: raise ValueError(f'{path} holds no CSV file in dev/, val/ or test/')
     return out
 
@@ -273,7 +284,8 @@ def _question(name:str, line:int, row:dict)->Question:
         if not text: raise ValueError(f'{name}, line {line}, field {c!r} is blank: expected text')
     gold = cells['answer'].upper()
     if gold not in list(LETTERS):
-        raise ValueError(f"{name}, line {line}, field 'answer' is {cells['answer']!r}: expected one of A, B, C, D")
+        raise ValueError(f"{name}, line {line}, field 'answer' is {cells['answer']!r}: "
+            "expected one of A, B, C, D")
     return Question(cells['question'], tuple(cells[c] for c in 'abcd'), gold)
 
 # %% ../nbs/appendix/evaluation.ipynb #a9a6b850
@@ -299,7 +311,8 @@ def read_questions(
     "Parse one subject. Raises ValueError with file, line and field."
     try: out = [_question(name, line, row) for line, row in _records(name, _csv_text(name, raw))]
     except csv.Error as e: raise ValueError(f'{name}: not a CSV file: {e}') from None
-    if not out: raise ValueError(f'{name} has no questions: expected at least one row under the header')
+    if not out:
+        raise ValueError(f'{name} has no questions: expected at least one row under the header')
     return out
 
 # %% ../nbs/appendix/evaluation.ipynb #53669024
@@ -327,10 +340,14 @@ def read_exam(
 )->dict[str, Subject]: # subject -> examples and questions
     "All subjects, in name order. Raises ValueError if nothing can be scored."
     files = read_members(path)
-    parsed = {paper: read_questions(*files[paper]) for paper in sorted(files) if paper.split in ('dev', split)}
+    parsed = {paper: read_questions(*files[paper]) for paper in sorted(files)
+              if paper.split in ('dev', split)}
     subjects = [paper.subject for paper in parsed if paper.split == split]
-    if not subjects: raise ValueError(f'{path} has no {split}/ folder with CSV files: expected dev/ and {split}/')
-    return {s: Subject(parsed.get(Paper('dev', s), []), parsed[Paper(split, s)][:limit or None]) for s in subjects}
+    if not subjects:
+        raise ValueError(f'{path} has no {split}/ folder with CSV files: '
+            f'expected dev/ and {split}/')
+    return {s: Subject(parsed.get(Paper('dev', s), []), parsed[Paper(split, s)][:limit or None])
+            for s in subjects}
 
 # %% ../nbs/appendix/evaluation.ipynb #71f471d8
 def ask_letter(
@@ -399,7 +416,8 @@ def letter_ids(
     "The four continuations. Raises ValueError if the tokenizer cannot tell them apart."
     ids = [letter[:-1] for letter in encode(list(LETTERS), tok, eos=eos)]
     if len(set(map(tuple, ids))) < 4 or any(tok.unk_token_id in letter for letter in ids):
-        raise ValueError(f'the tokenizer does not know the letters A, B, C, D (ids {ids}): use --answer text')
+        raise ValueError(f'the tokenizer does not know the letters A, B, C, D (ids {ids}): '
+            'use --answer text')
     return ids
 
 # %% ../nbs/appendix/evaluation.ipynb #f6cbb9cb
@@ -410,8 +428,10 @@ def option_logp(
     budget_tok:int=8192, # padded tokens per batch
     tick:Callable[[float], None]=lambda rows: None, # called with rows done
 )->np.ndarray: # (N, K) nats
-    "Log-probability of every option, each a sequence of its own. Raises ValueError for scores that are not finite."
-    flat = [(prompt, option) for prompt, row in zip(prompts, options, strict=True) for option in row]
+    """Log-probability of every option, each a sequence of its own.
+    Raises ValueError for scores that are not finite."""
+    flat = [(prompt, option) for prompt, row in zip(prompts, options, strict=True)
+            for option in row]
     n_options = len(options[0])
     logp = answer_logp(model, flat, budget_tok, lambda n: tick(n / n_options))
     return logp.reshape(len(prompts), -1)
@@ -442,8 +462,8 @@ def letter_logp(
     budget_tok:int=8192, # padded tokens per batch
     tick:Callable[[float], None]=lambda rows: None, # called with rows done
 )->np.ndarray: # (N, K) nats
-    """`option_logp` for continuations that differ in their last token only: the decoder runs once per prompt.
-    Raises ValueError for scores that are not finite."""
+    """`option_logp` for continuations that differ in their last token only:
+    the decoder runs once per prompt. Raises ValueError for scores that are not finite."""
     if len({tuple(letter[:-1]) for letter in letters}) > 1:
         return option_logp(model, prompts, [letters] * len(prompts), budget_tok, tick)
     out = np.zeros((len(prompts), len(letters)))
@@ -490,8 +510,9 @@ def subject_result(
     prompts, used, n_cut = fit_prompts(tok, texts, end_id(model, tok), cfg.max_prompt_tok)
     picked = pick_options(model, tok, prompts, questions, cfg, tick)
     gold = ''.join(q.gold for q in questions)
-    return dict(n=len(questions), right=sum(a == b for a, b in zip(picked, gold)), picked=picked, gold=gold,
-                shots_used=sum(used), cut=n_cut, unknown=sum(p.count(tok.unk_token_id) for p in prompts),
+    return dict(n=len(questions), right=sum(a == b for a, b in zip(picked, gold)),
+                picked=picked, gold=gold, shots_used=sum(used), cut=n_cut,
+                unknown=sum(p.count(tok.unk_token_id) for p in prompts),
                 prompt_tok=sum(map(len, prompts)), seconds=time.perf_counter() - began)
 
 # %% ../nbs/appendix/evaluation.ipynb #bb0b8a7c
@@ -521,12 +542,14 @@ def _effort(results:dict[str, dict])->dict:
 def exam_scores(
     results:dict[str, dict], # subject -> from `subject_result`
 )->dict: # measures by name, as below
-    """Overall and per subject: accuracy (over questions), ci95, n, chance, contains_chance, macro (mean over subjects),
-    constant (the best fixed letter), picked, shots_used, cut, unknown, seconds, subjects."""
+    """Overall and per subject: accuracy (over questions), ci95, n, chance, contains_chance,
+    macro (mean over subjects), constant (the best fixed letter), picked, shots_used, cut,
+    unknown, seconds, subjects."""
     subjects = {}
     for s, r in results.items():
         subjects[s] = _accuracy(r['right'], r['n']) | dict(shots_used=r['shots_used'] / r['n'])
-    overall = _accuracy(sum(r['right'] for r in results.values()), sum(r['n'] for r in results.values()))
+    overall = _accuracy(sum(r['right'] for r in results.values()),
+                        sum(r['n'] for r in results.values()))
     low, high = overall['ci95']
     macro = float(np.mean([s['accuracy'] for s in subjects.values()]))
     against = dict(chance=CHANCE, contains_chance=low <= CHANCE <= high, macro=macro)
@@ -544,7 +567,7 @@ def cached_part(
     key:str, # what it depends on
     make:Callable[[], object], # JSON-able result
 )->Cached: # the result, and whether it was there already
-    "Compute a part unless its file has the same key. Written aside: a kill leaves the whole file or none."
+    "Compute a part unless its file has the same key. Written aside: a kill leaves all or nothing."
     try: saved = read_json(path)
     except (OSError, ValueError): saved = {}
     if saved.get('key') == key and 'result' in saved: return Cached(saved['result'], True)
@@ -566,7 +589,8 @@ class Bench(NamedTuple):
 def bench(
     cfg:EvaluateCfg, # what to measure
 )->Bench: # loaded
-    "Open the model and decide where its results go: <scale>/eval/<name>, the name being the stage's or the folder's."
+    """Open the model and decide where its results go: <scale>/eval/<name>,
+    the name being the stage's or the folder's."""
     path = find_model(cfg.model)
     model, tok = load_model(path, getattr(torch, cfg.dtype), pick_device(cfg.device), foreign=True)
     whole = path.resolve()
@@ -594,7 +618,8 @@ def run_pairs(
         for at in range(0, len(pairs), CHUNK):
             part = pairs[at:at + CHUNK]
             make = partial(score_rows, b.model, b.tok, part, b.cfg, bar.update)
-            done = cached_part(b.out/'parts'/name/f'{at:08}.json', fingerprint(settings, part), make)
+            done = cached_part(b.out/'parts'/name/f'{at:08}.json',
+                               fingerprint(settings, part), make)
             if done.was_there: bar.update(len(part))
             rows += done.result
     return rows
@@ -606,7 +631,8 @@ def run_exam(
     path:Path|str, # folder or archive
     shots:int, # examples wanted
 )->dict: # from `exam_scores`
-    "Score an exam subject by subject; subjects that are there already are read. Raises ValueError without examples."
+    """Score an exam subject by subject; subjects that are there already are read.
+    Raises ValueError without examples."""
     cfg, exam = b.cfg, EXAMS[name]
     subjects = read_exam(path, exam.split, cfg.limit_exam)
     parts = b.out/'parts'/f'{name}-{cfg.answer}-{shots}'
@@ -614,9 +640,12 @@ def run_exam(
     with _bar(sum(len(s.questions) for s in subjects.values()), f'{name} {shots}-shot') as bar:
         for s, (dev, questions) in subjects.items():
             if shots and not dev:
-                raise ValueError(f'{path} has no dev/{s}.csv: {shots}-shot needs solved examples; use --shots 0')
-            key = fingerprint(b.key, cfg.answer, exam, shots, cfg.max_prompt_tok, dev[:shots], questions)
-            make = partial(subject_result, b.model, b.tok, exam, dev, questions, shots, cfg, bar.update)
+                raise ValueError(f'{path} has no dev/{s}.csv: {shots}-shot needs solved examples; '
+                    'use --shots 0')
+            key = fingerprint(b.key, cfg.answer, exam, shots, cfg.max_prompt_tok,
+                              dev[:shots], questions)
+            make = partial(subject_result, b.model, b.tok, exam,
+                           dev, questions, shots, cfg, bar.update)
             done = cached_part(parts/f'{s}.json', key, make)
             if done.was_there: bar.update(len(questions))
             results[s] = done.result
@@ -670,7 +699,7 @@ def score_pairs(
     return out
 
 # %% ../nbs/appendix/evaluation.ipynb #b2d2f80c
-_EXAM_SETS = tuple(exam + tail for exam in EXAMS for tail in ('', '_text')) # letters, and options scored as text
+_EXAM_SETS = tuple(exam + tail for exam in EXAMS for tail in ('', '_text')) # by letter and by text
 
 # %% ../nbs/appendix/evaluation.ipynb #1db93ba3
 def score_exams(
@@ -681,7 +710,9 @@ def score_exams(
     out = {}
     for name in EXAMS:
         path = getattr(b.cfg, name)
-        if path: out[name + tail] = {f'{shots}-shot': run_exam(b, name, path, shots) for shots in b.cfg.shots}
+        if path:
+            out[name + tail] = {f'{shots}-shot': run_exam(b, name, path, shots)
+                                for shots in b.cfg.shots}
     return out
 
 # %% ../nbs/appendix/evaluation.ipynb #77f9ae7d
@@ -705,7 +736,7 @@ def evaluate(
     cfg:EvaluateCfg, # what to measure
 )->dict: # model, fingerprint, config, seconds, pairs, heldout, cmmlu, ceval: as in scores.json
     """Measure a model; again after a kill to go on.
-    Writes <out>/scores.json, and without `model` also eval/scores.json, where the report card looks.
+    Writes <out>/scores.json, without `model` also eval/scores.json, where the report card looks.
     Raises FileNotFoundError or ValueError that names the file, line and field at fault."""
     began = time.perf_counter()
     b = bench(cfg)
@@ -733,7 +764,8 @@ def _pair_lines(name:str, scores:dict)->list[_Line]:
     lines = []
     for measure, score in scores.items():
         if not isinstance(score, dict) or 'value' not in score: continue
-        lines.append(_Line(name, measure, score['value'], *score.get('ci95', (None, None)), scores['rows']))
+        lines.append(_Line(name, measure, score['value'],
+                           *score.get('ci95', (None, None)), scores['rows']))
     for kind, score in scores.get('kinds', {}).items():
         lines.append(_Line(name, f'exact {kind}', score['value'], *score['ci95'], None))
     return lines
@@ -786,7 +818,7 @@ def plot_measures(
     scores:dict[str, dict], # name -> from `pair_scores`
     ax:object|None=None, # matplotlib Axes; None: a new figure
 )->object: # Axes
-    "The measures that are shares (BLEU-4 as a share of 100), side by side for several sets or models."
+    "Measures that are shares (BLEU-4 as a share of 100), side by side for several sets or models."
     ax = new_axes(6, 2.6, ax)
     width = 0.8 / len(scores)
     for i, (name, s) in enumerate(scores.items()):

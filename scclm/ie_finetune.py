@@ -35,8 +35,8 @@ from .scores import greedy_answers, heldout_counts, heldout_exact, pair_eval
 from .stage import finish_stage, last_eval, long_figures, run_costs, stage_stream
 from .tokenizer import load_tokenizer
 from .trainer import Run, TrainCfg, fit, lock_stage, processes
-from .triple_files import (Rejects, Sentence, Triple, find_duie, find_finals, format_triples, ie_prompt,
-    parse_triples, read_duie, read_tests, write_report)
+from .triple_files import (Rejects, Sentence, Triple, find_duie, find_finals, format_triples,
+    ie_prompt, parse_triples, read_duie, read_tests, write_report)
 
 # %% ../nbs/09_ie_finetune.ipynb #c06a7310
 def tallies(
@@ -68,11 +68,12 @@ def prf(
     n_boot:int=1000, # resamples of the sentences
     seed:int=0, # of the resampling
 )->dict: # p, r, f1, ci95 of f1 (two numbers), n sentences
-    "Strict micro precision, recall, F1; its 95 % interval by bootstrap over sentences (Efron 1979)."
+    "Strict micro precision, recall, F1; 95 % interval by bootstrap over sentences (Efron 1979)."
     counts = tallies(pred, gold)
     n = len(counts)
     p, r, f1 = map(float, scores(counts.sum(0)))
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot) # (n_boot, n): how often each
+    draws = np.random.default_rng(seed).multinomial( # (n_boot, n): how often each
+        n, np.full(n, 1 / n), size=n_boot)
     low, high = np.quantile(scores(draws @ counts)[2], (.025, .975))
     return dict(p=p, r=r, f1=f1, ci95=[float(low), float(high)], n=n)
 
@@ -100,10 +101,11 @@ TWINS = {'(': '（', ')': '）', ',': '，'} # marks of the answer and how Chine
 # %% ../nbs/09_ie_finetune.ipynb #a700cbec
 @torch.no_grad()
 def twin_marks_(
-    model:nn.Module, # trained on text in which chapter 00 made the marks full-width; changed in place
+    model:nn.Module, # trained on text whose marks chapter 00 made full-width; changed in place
     tok:PreTrainedTokenizerBase, # its tokenizer
 )->nn.Module: # `model`
-    "Let marks that pretraining never saw start from the vectors of their full-width twins, not from random ones."
+    """Let marks that pretraining never saw start from the vectors of their full-width twins,
+    not from random ones."""
     table = model.get_input_embeddings().weight
     for pair in TWINS.items():
         mark, twin = (tok.convert_tokens_to_ids(m) for m in pair)
@@ -120,22 +122,22 @@ FRESH = ('scratch', 'stock') # starts with new weights
 class IeCfg(TrainCfg):
     "Triple extraction: the loop's fields, data, where to start, what to mix in."
     scale:str='tiny'            # tiny, small, mini or base; chooses the preset
-    start:str='sft'             # sft, a model folder, or new weights: scratch (pretraining's), stock (the library's)
-    data:tuple[str, ...]=()     # DuIE files or folders; none: duie/ below SCCLM_RAW if it is there, else the sample
+    start:str='sft'             # sft, model folder; new: scratch (pretraining's), stock (library's)
+    data:tuple[str, ...]=()     # DuIE files or folders; none: duie/ in SCCLM_RAW, else the sample
     max_rows:int=0              # training sentences used; 0: all
     max_test:int=0              # sentences of each test used; 0: all
-    mix:float=0.5               # share of rows that are answers learnt before, to keep them; 0: extraction only
-    mix_files:tuple[str, ...]=('sft_train.parquet',) # parquet to mix in; a name without a folder is one of data/
-    replay_files:tuple[str, ...]=() # more of it, learnt before; new weights learnt nothing and do without
-    twins:bool=False            # ( ) and , start from the vectors of （ ） and ，: for models that never saw the former
+    mix:float=0.5               # share of rows that keep answers learnt before; 0: extraction only
+    mix_files:tuple[str, ...]=('sft_train.parquet',) # parquet to mix in; a bare name is in data/
+    replay_files:tuple[str, ...]=() # more, learnt before; new weights learnt nothing and do without
+    twins:bool=False            # ( ) , start from vectors of （ ） ，: for models that never saw them
     epochs:float=0.             # passes over the training rows; sets steps; 0: steps as given
     lr_scratch:float=1e-3       # peak learning rate of scratch and stock
     budget_tok:int=768          # padded tokens per batch
-    max_len:int=256             # longest prompt and answer, tokens; longer training sentences are rejected
+    max_len:int=256             # longest prompt and answer, tokens; training rejects what is longer
     too_long:str='cut'          # mixed-in rows longer than max_len: cut, drop, close (chapter 02)
     window:int=16384            # rows shuffled and sorted together
     max_new_tok:int=256         # longest answer decoded, tokens
-    n_watch:int=40              # sentences of each test decoded at every evaluation; those named …_final never
+    n_watch:int=40              # sentences of each test decoded at every evaluation; …_final never
     out:str=''                  # stage folder; none: ie/ of this scale, ie_scratch/ or ie_stock/
 
     def __post_init__(self):
@@ -143,21 +145,24 @@ class IeCfg(TrainCfg):
         super().__post_init__()
         if not 0 <= self.mix < 1: raise ValueError(f'mix={self.mix!r}: expected in [0, 1)')
         for name in ('max_rows', 'max_test', 'epochs', 'n_watch'):
-            if getattr(self, name) < 0: raise ValueError(f'{name}={getattr(self, name)!r}: expected >= 0')
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name}={getattr(self, name)!r}: expected >= 0')
 
 # %% ../nbs/09_ie_finetune.ipynb #eabb3aaa
 #| code-fold: true
 PRESETS = dict(
-    tiny=IeCfg(steps=1150, lr=7e-4, lr_scratch=1e-3, mix=.45, replay_files=('train.parquet',), emb_lr=2., twins=True,
-               precision='fp32', eval_every=400, n_watch=20, save_every=300, log_every=25, max_new_tok=64),
-    small=IeCfg(scale='small', epochs=5., lr=7e-4, lr_scratch=1e-3, mix=.25, twins=True, budget_tok=4096, max_len=257,
-                eval_every=500, save_every=250, log_every=25),
+    tiny=IeCfg(steps=1150, lr=7e-4, lr_scratch=1e-3, mix=.45, replay_files=('train.parquet',),
+               emb_lr=2., twins=True, precision='fp32', eval_every=400, n_watch=20, save_every=300,
+               log_every=25, max_new_tok=64),
+    small=IeCfg(scale='small', epochs=5., lr=7e-4, lr_scratch=1e-3, mix=.25, twins=True,
+                budget_tok=4096, max_len=257, eval_every=500, save_every=250, log_every=25),
     mini=IeCfg(scale='mini', epochs=5., lr=2e-4, lr_scratch=5e-4, budget_tok=8192, max_len=513,
                eval_every=500, save_every=500, log_every=50),
-    base=IeCfg(scale='base', epochs=5., lr=5e-5, lr_scratch=1e-4, budget_tok=8192, accum=2, max_len=513,
-               eval_every=500, save_every=500, log_every=50))
+    base=IeCfg(scale='base', epochs=5., lr=5e-5, lr_scratch=1e-4, budget_tok=8192, accum=2,
+               max_len=513, eval_every=500, save_every=500, log_every=50))
 
-TINY_REAL = dict(max_len=257, max_new_tok=256) # tiny on real text: mixed-in rows as long as chapter 00 leaves them
+# tiny on real text: mixed-in rows as long as chapter 00 leaves them
+TINY_REAL = dict(max_len=257, max_new_tok=256)
 
 # %% ../nbs/09_ie_finetune.ipynb #19826f29
 #| code-fold: true
@@ -175,8 +180,8 @@ def ie_cfg(
 def ie_data(
     cfg:IeCfg, # gives data
 )->list[Path]: # files and folders
-    """Where the sentences come from. With nothing named the sample is written, once for this version of its code,
-    and that is said."""
+    """Where the sentences come from. With nothing named the sample is written,
+    once for this version of its code, and that is said."""
     if cfg.data: return list(map(Path, cfg.data))
     raw = raw_dir()
     if raw and (raw/'duie').is_dir(): return [raw/'duie']
@@ -192,7 +197,7 @@ def ie_data(
 def mix_paths(
     cfg:IeCfg, # gives mix_files, replay_files, start
 )->list[Path]: # files
-    "Where the rows to mix in are. Raises FileNotFoundError, saying which chapter makes a file of data/."
+    "Where the rows to mix in are. Raises FileNotFoundError: which chapter makes a file of data/."
     names = cfg.mix_files if cfg.start in FRESH else cfg.mix_files + cfg.replay_files
     return [require(run_path('data', f), 'clean') if Path(f).name == f else Path(f) for f in names]
 
@@ -222,7 +227,9 @@ def read_train(
         if max(len(text.encode(errors='replace')) for text in pair) + 2 <= cfg.max_len: return True
         return max(map(len, encode(list(pair), tok))) <= cfg.max_len
     rows = [s for f in files for s in read_duie(f, 'train', rejects, seen, whole)]
-    if not rows: raise ValueError(f"no usable sentence in {', '.join(map(str, files))}: see the rules in report.json")
+    if not rows:
+        raise ValueError(f"no usable sentence in {', '.join(map(str, files))}: "
+            "see the rules in report.json")
     return rows[:cfg.max_rows or None]
 
 # %% ../nbs/09_ie_finetune.ipynb #238ff553
@@ -233,7 +240,8 @@ def prepare(
     out:Path, # stage folder
 )->tuple[Path, dict[str, list[Sentence]]]: # train.parquet; test -> sentences, the final ones too
     """Read, repair and mix; write train.parquet, rejects.parquet and report.json.
-    Raises FileNotFoundError for missing files, ValueError if there is nothing to train on or to test with."""
+    Raises FileNotFoundError for missing files, ValueError if there is
+    nothing to train on or to test with."""
     rejects = Rejects()
     data = ie_data(cfg)
     parts, other = find_duie(data)
@@ -249,7 +257,7 @@ def prepare(
 def start_model(
     cfg:IeCfg, # gives start, scale, seed
 )->tuple[nn.Module, PreTrainedTokenizerBase]: # model, tokenizer
-    "The model to fine-tune: trained before, or new weights. Raises FileNotFoundError if there is none."
+    "The model to fine-tune: trained, or new weights. Raises FileNotFoundError if there is none."
     if cfg.start == 'sft': return load_model(require(run_path('sft', 'model'), 'sft'))
     if cfg.start not in FRESH: return load_model(Path(cfg.start))
     tok = load_tokenizer()
@@ -261,7 +269,7 @@ def start_model(
 def resolve_cfg(
     cfg:IeCfg, # as asked
     stream:PairStream, # the training stream
-)->IeCfg: # with the steps of `epochs`; new weights: with their learning rate, without what they do without
+)->IeCfg: # with the steps of `epochs`; new weights: their learning rate, not what they do without
     "Fill in what depends on the data and on the start: what is stored is what ran."
     steps = max(1, round(cfg.epochs * stream.n_batches(0) / cfg.accum)) if cfg.epochs else cfg.steps
     if cfg.start in FRESH: cfg = replace(cfg, lr=cfg.lr_scratch, twins=False, replay_files=())
@@ -295,7 +303,8 @@ def extract_tests(
     tests:dict[str, list[Sentence]], # test -> sentences
     cfg:IeCfg, # gives max_len and max_new_tok
 )->dict[str, tuple[list[list[Triple]], int]]: # test -> triples per sentence, unreadable pieces
-    "What the model extracts from every test, all decoded together; `valid` only where no other test was looked at."
+    """What the model extracts from every test, all decoded together;
+    `valid` only where no other test was looked at."""
     named = any(name != 'valid' and not name.endswith('_final') for name in tests)
     asked = {name: rows for name, rows in tests.items() if name != 'valid' or not named}
     prompts = [s.pair.prompt for rows in asked.values() for s in rows]
@@ -311,14 +320,15 @@ def extract_tests(
 def scores_of_tests(
     tests:dict[str, list[Sentence]], # test -> sentences
     found:dict[str, tuple[list[list[Triple]], int]], # from `extract_tests`
-)->dict: # f1_<test>, f1_<test>_ci95, _n, p_, r_, unreadable_<test>, published_f1_<test>: labels as published
+)->dict: # f1_<test>, _ci95, _n, p_, r_, unreadable_<test>, published_f1_<test>: labels as published
     "Strict micro scores of every test that was extracted from."
     figures = {}
     for name, (pred, bad) in found.items():
         f = prf(pred, [s.triples for s in tests[name]])
         figures |= {f'f1_{name}': f['f1'], f'f1_{name}_ci95': f['ci95'], f'f1_{name}_n': f['n']}
         figures |= {f'p_{name}': f['p'], f'r_{name}': f['r'], f'unreadable_{name}': bad}
-        figures[f'published_f1_{name}'] = prf(pred, [s.published for s in tests[name]], n_boot=1)['f1']
+        figures[f'published_f1_{name}'] = prf(
+            pred, [s.published for s in tests[name]], n_boot=1)['f1']
     return figures
 
 # %% ../nbs/09_ie_finetune.ipynb #bde62290
@@ -339,11 +349,13 @@ def write_extracted(
     found:dict[str, tuple[list[list[Triple]], int]], # from `extract_tests`
     path:Path, # a parquet file
 ):
-    "What was extracted from every sentence: test, text, stated, extracted, as `format_triples` writes them."
+    """What was extracted from every sentence: test, text, stated, extracted,
+    as `format_triples` writes them."""
     rows = [(name, s.text, format_triples(s.triples), format_triples(triples))
             for name, (pred, _) in found.items() for s, triples in zip(tests[name], pred)]
     table = pd.DataFrame(rows, columns=['test', 'text', 'stated', 'extracted'])
-    with write_aside(path) as tmp: pq.write_table(pa.Table.from_pandas(table, preserve_index=False), tmp)
+    with write_aside(path) as tmp:
+        pq.write_table(pa.Table.from_pandas(table, preserve_index=False), tmp)
 
 # %% ../nbs/09_ie_finetune.ipynb #ie900036
 #| code-fold: true
@@ -352,11 +364,13 @@ def answers_before(
     model:nn.Module, # at the start, in eval mode
     tok:PreTrainedTokenizerBase, # its tokenizer
 )->dict: # from `heldout_exact`; empty for new weights, which know nothing
-    "What the model could answer before: from chapter 06's figures if it measured the same questions, else measured."
+    """What the model could answer before: from chapter 06's figures
+    if it measured the same questions, else measured."""
     if cfg.start in FRESH: return {}
     known = run_path('sft', 'figures.json')
     figures = read_json(known) if cfg.start == 'sft' and known.exists() else {}
-    if 'exact_heldout' in figures and figures.get('n_heldout') == heldout_counts(): return figures['exact_heldout']
+    if 'exact_heldout' in figures and figures.get('n_heldout') == heldout_counts():
+        return figures['exact_heldout']
     return heldout_exact(model, tok)
 
 # %% ../nbs/09_ie_finetune.ipynb #bc8fcd25
@@ -366,14 +380,16 @@ def ie_eval(
     tests:dict[str, list[Sentence]], # test -> sentences
     cfg:IeCfg, # gives n_watch and max_len
 )->Callable[[nn.Module], dict]: # model -> dict(loss_valid, f1_<test> …)
-    "The `eval_fn` of this stage: validation loss, and F1 on the first sentences of every test but the final ones."
+    """The `eval_fn` of this stage: validation loss, and F1 on the first sentences
+    of every test but the final ones."""
     valid = tests.get('valid') or next(iter(tests.values()))
     loss = pair_eval([s.pair for s in valid[:500]], tok, cfg.max_len, n_bleu=0)
     few = {name: rows[:cfg.n_watch] for name, rows in tests.items() if not name.endswith('_final')}
     def figures(model:nn.Module)->dict:
         "Figures of one model."
         scores = score_tests(model, tok, few, cfg) if cfg.n_watch else {}
-        return loss(model) | {k: v for k, v in scores.items() if k.startswith('f1_') and isinstance(v, float)}
+        return loss(model) | {k: v for k, v in scores.items()
+                              if k.startswith('f1_') and isinstance(v, float)}
     return figures
 
 # %% ../nbs/09_ie_finetune.ipynb #b3deab11
@@ -383,7 +399,8 @@ def ie(
     progress:bool=True, # bar or live plot
 )->Run: # `done` if all steps are done
     """Fine-tune on triples; again after a stop to go on. Writes
-    ie/{model,checkpoints,log.jsonl,config.json,figures.json,report.json} and {train,extracted,rejects}.parquet.
+    ie/{model,checkpoints,log.jsonl,config.json,figures.json,report.json}
+    and {train,extracted,rejects}.parquet.
     Raises what `start_model`, `prepare` and `fit` raise."""
     fresh = cfg.start in FRESH
     out = Path(cfg.out or run_path(f'ie_{cfg.start}' if fresh else 'ie'))
@@ -393,7 +410,8 @@ def ie(
     with lock_stage(out), processes().main_process_first(): train, tests = prepare(cfg, tok, out)
     stream = stage_stream([train], tok, cfg)
     evaluate = ie_eval(tok, tests, cfg)
-    run = fit(model, stream, resolve_cfg(cfg, stream), out, eval_fn=evaluate, resume=resume, progress=progress)
+    run = fit(model, stream, resolve_cfg(cfg, stream), out, eval_fn=evaluate,
+              resume=resume, progress=progress)
     if not run.done: return finish_stage(run, tok)
     long = long_figures(stream.long, cfg.max_len, cfg.too_long)
     return finish_stage(run, tok, ie_figures(run, tok, tests, before) | long)
@@ -415,7 +433,8 @@ def ie_figures(
                     exact_heldout_n=heldout_counts()['all'])
     found = extract_tests(model, tok, tests, run.cfg)
     write_extracted(tests, found, run.out/'extracted.parquet')
-    return dict(loss_valid=last_eval(run)['loss_valid']) | scores_of_tests(tests, found) | kept | run_costs(run)
+    return (dict(loss_valid=last_eval(run)['loss_valid']) | scores_of_tests(tests, found)
+            | kept | run_costs(run))
 
 # %% ../nbs/09_ie_finetune.ipynb #bd379f17
 #| code-fold: true
@@ -426,8 +445,8 @@ def plot_f1(
     "F1 on the watched sentences over the steps of fine-tuning. Reads only."
     import matplotlib.pyplot as plt
     chinese_plots()
-    fig, axes = plt.subplots(1, len(tests), figsize=(3.2 * len(tests), 2.6), sharey=True, squeeze=False,
-                             layout='constrained')
+    fig, axes = plt.subplots(1, len(tests), figsize=(3.2 * len(tests), 2.6), sharey=True,
+                             squeeze=False, layout='constrained')
     for ax, test in zip(axes[0], tests):
         for name, log in logs.items():
             points = [(e['step'], e[f'f1_{test}']) for e in read_log(log) if f'f1_{test}' in e]
@@ -445,7 +464,7 @@ def plot_worth(
     tests:dict[str, str], # key of a test, such as entity_final -> what the axis calls it
     ax:object|None=None, # matplotlib Axes; None: a new figure
 )->object: # Axes
-    "F1 of every run on every test as bars with their intervals: what one start is worth against another."
+    "F1 of every run on every test as bars with intervals: what one start is worth against another."
     ax = new_axes(6.2, 2.8, ax)
     width = .8 / len(figures)
     for k, (name, f) in enumerate(figures.items()):
@@ -454,7 +473,8 @@ def plot_worth(
         ends = np.array([f[f'f1_{test}_ci95'] for test in tests]).T
         ax.bar(where, f1, width * .9, label=name, yerr=np.abs(ends - f1), capsize=3)
         for x, y, top in zip(where, f1, ends[1]): ax.text(x, top + .02, f'{y:.2f}', ha='center')
-    ax.set(xticks=range(len(tests)), xticklabels=list(tests.values()), ylabel='F1（严格，微平均）', ylim=(0, 1.25))
+    ax.set(xticks=range(len(tests)), xticklabels=list(tests.values()),
+           ylabel='F1（严格，微平均）', ylim=(0, 1.25))
     ax.legend(ncols=2, loc='upper right')
     return ax
 
@@ -474,7 +494,7 @@ def error_kind(
     s, p, o = triple
     if (o, p, s) in gold: return 'swapped'
     if any((s, o) == (gs, go) for gs, _, go in gold): return 'wrong relation'
-    same = [(gs, go) for gs, gp, go in gold if gp == p] # entities that the sentence puts into this relation
+    same = [(gs, go) for gs, gp, go in gold if gp == p] # what the sentence puts into this relation
     if any(_overlap(s, gs) and _overlap(o, go) for gs, go in same): return 'wrong boundary'
     if s not in text or o not in text: return 'not in text'
     if any(s == gs or o == go for gs, go in same): return 'wrong entity'
@@ -507,12 +527,14 @@ def find_errors(
     pred:list[list[Triple]], # what was extracted
     gold:list[list[Triple]], # what is stated
 )->pd.DataFrame: # kind, triple, stated, text: every wrong and every missed triple
-    "All mistakes with their kinds; `missed` is a stated triple with no mistake of the same sentence near it."
+    """All mistakes with their kinds; `missed` is a stated triple
+    with no mistake of the same sentence near it."""
     rows = []
     for text, p, g in zip(texts, pred, gold):
         wrong = [t for t in dict.fromkeys(p) if t not in g]
         lost = [t for t in g if t not in p]
-        for t in wrong: rows.append((error_kind(t, g, text), ','.join(t), format_triples(lost), text))
+        for t in wrong:
+            rows.append((error_kind(t, g, text), ','.join(t), format_triples(lost), text))
         if wrong: continue
         for t in lost: rows.append(('missed', ','.join(t), format_triples([t]), text))
     return pd.DataFrame(rows, columns=['kind', 'triple', 'stated', 'text'])
@@ -525,5 +547,6 @@ def telling_errors(
 )->pd.DataFrame: # at most n rows, as many kinds as there are, shortest sentences first
     "A few mistakes of every kind in turn: the shortest sentence of each teaches most."
     order = errors.assign(length=errors.text.str.len()).sort_values('length', kind='stable')
-    order = order.assign(turn=order.groupby('kind').cumcount()).sort_values(['turn', 'kind'], kind='stable')
+    order = order.assign(turn=order.groupby('kind').cumcount()).sort_values(
+        ['turn', 'kind'], kind='stable')
     return order.head(n)[['kind', 'triple', 'stated', 'text']]

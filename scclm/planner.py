@@ -46,8 +46,8 @@ def optimizer_bytes(
     model:nn.Module, # may sit on the meta device
     optimizer:str='adamw', # adamw, muon, adafactor, adafactor_relative
 )->int: # bytes of fp32 states
-    """What the optimiser remembers: AdamW two numbers a parameter, Muon one for matrices, Adafactor one a row and
-    one a column. Raises ValueError for an unknown name."""
+    """What the optimiser remembers: AdamW two numbers a parameter, Muon one for matrices,
+    Adafactor one a row and one a column. Raises ValueError for an unknown name."""
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
     if optimizer.startswith('adafactor'):
@@ -109,7 +109,8 @@ def _read(
     readers:int, # linear layers that read the same input
     w:Widths, # bytes per number
 )->int: # bytes per token
-    "What linear layers keep of their input: one for all in fp32, under autocast every reader makes its own copy."
+    """What linear layers keep of their input: one for all in fp32,
+    under autocast every reader makes its own copy."""
     return 4*d if w.linear == 4 else 2*d*readers
 
 # %% ../nbs/appendix/planner.ipynb #fa0d6cbe
@@ -117,7 +118,8 @@ def ff_bytes(
     c:T5Config, # sizes
     w:Widths, # bytes per number
 )->int: # bytes per token
-    "Feed-forward: norm, its output, hidden layer; dropout: its mask and (fp32) the product; autocast: a copy more."
+    """Feed-forward: norm, its output, hidden layer; dropout: its mask and (fp32) the product;
+    autocast: a copy more."""
     d, _, _, drop = _sizes(c)
     hidden = w.linear
     if w.linear == 2: hidden += 2
@@ -130,7 +132,8 @@ def self_bytes(
     w:Widths, # bytes per number
     n_keys:int, # tokens each token looks at
 )->int: # bytes per token
-    "Self-attention: norm, its output, q, k, v (fp32), probabilities (with dropout also mask and product), output."
+    """Self-attention: norm, its output, q, k, v (fp32), probabilities
+    (with dropout also mask and product), output."""
     d, di, h, drop = _sizes(c)
     probs = (4 + drop*(w.noise32 + 4))*h*n_keys
     return _norm(d) + _read(d, 3, w) + 12*di + w.linear*di + drop*w.noise*d + probs
@@ -141,7 +144,8 @@ def cross_bytes(
     w:Widths, # bytes per number
     n_keys:int, # prompt tokens
 )->int: # bytes per answer token
-    "Cross-attention has no learnt bias: flash keeps the mask, not the probabilities; dropout forces the maths road."
+    """Cross-attention has no learnt bias: flash keeps the mask, not the probabilities;
+    dropout forces the maths road."""
     d, di, h, drop = _sizes(c)
     if drop: attn = (8 + w.noise32)*h*n_keys + 4*di + w.noise*d
     else: attn = 4*h + w.linear*(di + h*n_keys)
@@ -161,7 +165,7 @@ def layer_parts(
     c:T5Config, # sizes
     shape:Shape, # of the batch
     w:Widths, # bytes per number
-)->dict[str, list[int]]: # encoder: [self, feed-forward]; decoder: [self, cross, feed-forward], bytes
+)->dict[str, list[int]]: # encoder [self, feed-forward], decoder [self, cross, feed-forward], bytes
     "What autograd keeps for the parts of a layer."
     b, s, t = shape
     cross = b*t*cross_bytes(c, w, s) + b*s*memory_bytes(c, w)
@@ -192,7 +196,8 @@ def saved_parts(
 )->dict[str, int]: # encoder, decoder, ends, logits, bytes
     "All that autograd keeps of a forward pass, copies of weights aside."
     layer = {k: sum(v) for k, v in layer_parts(c, shape, w).items()}
-    return dict(encoder=layer['encoder']*c.num_layers, decoder=layer['decoder']*c.num_decoder_layers,
+    return dict(encoder=layer['encoder']*c.num_layers,
+                decoder=layer['decoder']*c.num_decoder_layers,
                 ends=end_bytes(c, shape, w), logits=4*shape.rows*shape.answer*c.vocab_size)
 
 # %% ../nbs/appendix/planner.ipynb #77b63dcc
@@ -235,7 +240,8 @@ def passing_parts(
     d, _, h, _ = _sizes(c)
     encoder = [3*h*s*s, 2*s*c.d_ff]
     decoder = [3*h*t*t, 3*h*t*s, 2*t*c.d_ff]
-    return dict(encoder=[4*b*(3*s*d + x) for x in encoder], decoder=[4*b*(2*t*d + s*d + x) for x in decoder])
+    return dict(encoder=[4*b*(3*s*d + x) for x in encoder],
+                decoder=[4*b*(2*t*d + s*d + x) for x in decoder])
 
 # %% ../nbs/appendix/planner.ipynb #4f39dd14
 def backward_bytes(
@@ -342,8 +348,8 @@ class ProbeCfg:
     precision:str='fp32'        # fp32 or bf16
     checkpointing:bool=False    # compute activations again on the way back
     accum:int=1                 # batches per step
-    loss_chunk:int=0            # positions whose logits are computed together; 0: all. The formula knows only 0
-    weights:str='fp32'          # bf16: weights and optimiser states too. The formula knows only fp32
+    loss_chunk:int=0            # positions of logits made at once; 0: all. The formula knows only 0
+    weights:str='fp32'          # bf16: weights, optimiser states too. The formula knows only fp32
     steps:int=3                 # optimiser states appear in the first one
 
 # %% ../nbs/appendix/planner.ipynb #b80759a8
@@ -373,7 +379,8 @@ def train_briefly(
 
 # %% ../nbs/appendix/planner.ipynb #de3c10c3
 def _rss_and_peak()->tuple[int, int]: # bytes
-    "Resident memory now and its high-water mark. Linux: of this program alone; ru_maxrss would inherit the parent's."
+    """Resident memory now and its high-water mark. Linux: of this program alone;
+    ru_maxrss would inherit the parent's."""
     now = psutil.Process().memory_info()
     if hasattr(now, 'peak_wset'): return now.rss, now.peak_wset
     status = Path('/proc/self/status')
@@ -398,7 +405,8 @@ def probe(
     return _rss_and_peak()[1] - before
 
 # glibc: a freed tensor goes back at once
-EXACT_MALLOC = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='65536')
+EXACT_MALLOC = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='65536',
+                    MALLOC_TRIM_THRESHOLD_='65536')
 
 # %% ../nbs/appendix/planner.ipynb #8ab76060
 _PROBE = """
@@ -411,8 +419,10 @@ def measured_peak(
     cfg:ProbeCfg, # what to run
     exact:bool=True, # False: the allocator's defaults, which keep freed pieces
 )->int: # bytes
-    "`probe` in a fresh process with one thread. Raises RuntimeError with the process's last words if it fails."
-    env = os.environ | dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', PYTHONWARNINGS='ignore', CUDA_VISIBLE_DEVICES='')
+    """`probe` in a fresh process with one thread.
+    Raises RuntimeError with the process's last words if it fails."""
+    env = os.environ | dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1',
+                            PYTHONWARNINGS='ignore', CUDA_VISIBLE_DEVICES='')
     if exact: env |= EXACT_MALLOC
     command = [sys.executable, '-c', _PROBE, json.dumps(asdict(cfg))]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -438,12 +448,14 @@ def row_flops(
     s:float, # prompt tokens
     t:float, # answer tokens
 )->dict[str, float]: # encoder, decoder, logits: FLOPs of one forward pass
-    "Two per weight and token, and the products of attention. The decoder also makes keys and values of the prompt."
+    """Two per weight and token, and the products of attention.
+    The decoder also makes keys and values of the prompt."""
     d, di, _, _ = _sizes(c)
     ff, proj = 4*d*c.d_ff, 2*d*di
     encoder = s*(4*proj + ff + 4*s*di)
     decoder = t*(6*proj + ff + 4*t*di + 4*s*di) + s*2*proj
-    return dict(encoder=encoder*c.num_layers, decoder=decoder*c.num_decoder_layers, logits=2*t*d*c.vocab_size)
+    return dict(encoder=encoder*c.num_layers, decoder=decoder*c.num_decoder_layers,
+                logits=2*t*d*c.vocab_size)
 
 # %% ../nbs/appendix/planner.ipynb #6e214300
 def train_flops(
@@ -452,8 +464,9 @@ def train_flops(
     t:float, # answer tokens
     checkpointing:bool=False, # the layers are computed again on the way back
 )->float: # FLOPs to train on one row
-    """Backward costs twice the forward pass: three in all. With checkpointing the layers, not the output layer, go
-    forward once more; without dropout torch stops before the last product of a layer, which nothing needs."""
+    """Backward costs twice the forward pass: three in all. With checkpointing the layers,
+    not the output layer, go forward once more; without dropout torch stops before
+    the last product of a layer, which nothing needs."""
     parts = row_flops(c, s, t)
     whole = 3*sum(parts.values())
     if not checkpointing: return whole
@@ -469,8 +482,8 @@ class Speed(NamedTuple):
     source:str # where it comes from, and what it assumes
 
 # dense 16-bit TFLOPS, datasheets
-CHIPS = dict(t4=65, v100=125, rtx3060=25.5, rtx3090=71, rtx4090=165, a10=125, l4=121, a6000=155, a100=312,
-             h100=989, h200=989)
+CHIPS = dict(t4=65, v100=125, rtx3060=25.5, rtx3090=71, rtx4090=165, a10=125, l4=121,
+             a6000=155, a100=312, h100=989, h200=989)
 
 # %% ../nbs/appendix/planner.ipynb #5251099a
 def chip_for(
@@ -500,7 +513,8 @@ def _figures(
     "The figures of a finished stage. Raises FileNotFoundError or ValueError naming the file."
     path = folder/'figures.json'
     if not path.exists():
-        raise FileNotFoundError(f'{folder}/figures.json is missing: expected the folder of a finished stage')
+        raise FileNotFoundError(f'{folder}/figures.json is missing: '
+            'expected the folder of a finished stage')
     figures = json.loads(path.read_text(encoding='utf-8'))
     if 'real_tok_per_s' not in figures:
         raise ValueError(f'{folder}/figures.json has no real_tok_per_s')
@@ -512,7 +526,7 @@ def run_speed(
     flops_per_tok:Callable[[str], float], # scale -> FLOPs to train on one token
     scale:str, # the scale that is planned
 )->Speed: # its range: 5th to 95th percentile of the log's lines
-    "The speed of an earlier run; of another scale, divided by the FLOPs. Raises what `_figures` does."
+    "The speed of an earlier run; of another scale, divided by FLOPs. Raises what `_figures` does."
     folder = Path(folder)
     tok_per_s = _figures(folder)['real_tok_per_s']
     ran = json.loads((folder/'config.json').read_text())['scale']
@@ -532,29 +546,30 @@ class PlanCfg:
     gpu:float=24.               # memory of the GPU, GiB; 0: this machine's CPU and memory
     rows:float=10e6             # rows to train on
     epochs:float=1.             # times each row is seen
-    prompt_tok:float=0.         # mean prompt, tokens; 0: measured on data/train.parquet, else 30 is assumed
-    answer_tok:float=0.         # mean answer, tokens; 0: measured on data/train.parquet, else 70 is assumed
+    prompt_tok:float=0.         # mean prompt, tokens; 0: data/train.parquet's, else 30 is assumed
+    answer_tok:float=0.         # mean answer, tokens; 0: data/train.parquet's, else 70 is assumed
     vocab_size:int=0            # 0: the trained tokenizer's, else 29298
     budget_tok:int=0            # padded tokens per batch; 0: the preset's
     accum:int=0                 # batches per step; 0: the preset's
     optimizer:str=''            # adamw, muon, adafactor; none: the preset's
-    precision:str=''            # fp32, bf16, fp16; none: the preset's; auto: bf16 on a GPU, on a CPU what is fast
+    precision:str=''            # fp32, bf16, fp16; none: preset's; auto: bf16, on CPUs what is fast
     checkpointing:bool=False    # compute activations again on the way back
     tok_per_s:float=0.          # measured speed, real tokens per second
-    run:str=''                  # folder of a finished stage whose speed counts, such as runs/tiny/pretrain
+    run:str=''                  # speed of a finished stage, a folder such as runs/tiny/pretrain
     chip:str=''                 # name of the GPU; none: a slow one of that memory
-    share:tuple[float, float, float]=(0.2, 0.3, 0.45) # assumed share of the chip's peak: low, middle, high
+    share:tuple[float, float, float]=(0.2, 0.3, 0.45) # assumed share of chip's peak: low, mid, high
     overhead_gb:float=0.6       # GiB of the GPU that driver and libraries take
     slack:float=0.1             # share left free for the allocator
 
     def __post_init__(self):
         "Refuse values that mean nothing. Raises ValueError naming the field."
-        for name in ('gpu', 'prompt_tok', 'answer_tok', 'vocab_size', 'budget_tok', 'accum', 'tok_per_s',
-                     'overhead_gb'):
+        for name in ('gpu', 'prompt_tok', 'answer_tok', 'vocab_size', 'budget_tok', 'accum',
+                     'tok_per_s', 'overhead_gb'):
             value = getattr(self, name)
             if value < 0: raise ValueError(f'{name}={value}: expected >= 0')
         if self.rows < 1 or self.epochs <= 0:
-            raise ValueError(f'rows={self.rows}, epochs={self.epochs}: expected rows >= 1 and epochs > 0')
+            raise ValueError(f'rows={self.rows}, epochs={self.epochs}: '
+                'expected rows >= 1 and epochs > 0')
         if not 0 <= self.slack < 1: raise ValueError(f'slack={self.slack}: expected in [0, 1)')
         low, mid, high = self.share
         if not 0 < low <= mid <= high <= 1:
@@ -600,7 +615,8 @@ def speed_of(
     flops_per_tok:Callable[[str], float], # scale -> FLOPs to train on one token
     scale:str, # planned
 )->Speed|None: # None: nothing to go by
-    "The best speed there is: given, of a run, or a share of a chip's peak. A CPU has no datasheet: give one."
+    """The best speed there is: given, of a run, or a share of a chip's peak.
+    A CPU has no datasheet: give one."""
     if cfg.tok_per_s: return Speed(*[cfg.tok_per_s]*3, 'speed as given')
     if cfg.run: return run_speed(checkout_root()/cfg.run, flops_per_tok, scale)
     if not cfg.gpu and not cfg.chip: return None
@@ -614,8 +630,9 @@ def worst_shape(
     w:Widths, # bytes per number
     **how:str|bool|int, # optimizer, checkpointing, accum of `peak_bytes`
 )->tuple[Shape, int]: # the shape and its peak, bytes
-    """The extreme batch of a budget that takes most memory. A row longer than the budget is a batch of its own.
-    Rows are whole: with few rows a batch, another shape may fill the budget better and take some per cent more."""
+    """The extreme batch of a budget that takes most memory. A row longer than the budget
+    is a batch of its own. Rows are whole: with few rows a batch, another shape may fill
+    the budget better and take some per cent more."""
     lengths = [(max_len, max_len), (2, max_len), (max_len, 2)]
     shapes = [Shape(max(1, budget_tok//(s + t)), s, t) for s, t in lengths]
     return max(((x, peak_bytes(model, x, w, **how)) for x in shapes), key=lambda pair: pair[1])
@@ -669,15 +686,16 @@ def memory_parts(
     shape:Shape, # of the batch
     w:Widths, # bytes per number
     **how:str|bool|int, # optimizer, checkpointing, accum of `timeline`
-)->dict[str, float]: # GiB: weights, gradients, optimizer, activations, logits; peak: not all of them at one moment
-    "The parts of the bill."
+)->dict[str, float]: # GiB: weights, gradients, optimizer, activations, logits; peak: not the sum
+    "The parts of the bill, not all of them there at one moment."
     line = dict(timeline(model, shape, w, **how))
     weights = weight_bytes(model).all
     states = optimizer_bytes(model, how.get('optimizer', 'adamw'))
     logits = _logits_bytes(model.config, shape)
-    held = weights*(1 if how.get('accum', 1) == 1 else 2) # gradients are there before the forward pass
+    held = weights*(1 if how.get('accum', 1) == 1 else 2) # gradients exist before the forward pass
     parts = dict(weights=weights, gradients=weights, optimizer=states,
-                 activations=line['logits'] - held - states - logits, logits=logits, peak=max(line.values()))
+                 activations=line['logits'] - held - states - logits, logits=logits,
+                 peak=max(line.values()))
     return {k: v/2**30 for k, v in parts.items()}
 
 # %% ../nbs/appendix/planner.ipynb #c87fad76
@@ -742,15 +760,16 @@ def _memory(
     shape, peak = worst_shape(model, cfg.budget_tok, max_len, w, **how)
     s, t = lengths.prompt, lengths.answer
     mean = Shape(max(1, int(cfg.budget_tok/(s + t))), round(s), round(t))
-    return dict(worst_batch=list(shape), memory_gb=memory_parts(model, shape, w, **how), limit_gb=limit/2**30,
-                typical_gb=peak_bytes(model, mean, w, **how)/2**30, fits=bool(peak <= limit),
+    return dict(worst_batch=list(shape), memory_gb=memory_parts(model, shape, w, **how),
+                limit_gb=limit/2**30, typical_gb=peak_bytes(model, mean, w, **how)/2**30,
+                fits=bool(peak <= limit),
                 largest_budget_tok=largest_budget(model, limit, max_len, w, **how),
                 options=options(model, limit, cfg.budget_tok, max_len, w, cfg.accum))
 
 # %% ../nbs/appendix/planner.ipynb #5c3dd76e
 def plan(
     cfg:PlanCfg=PlanCfg(), # what is asked
-)->dict: # fits, largest_budget_tok, memory_gb, options, tokens, steps, hours, hours_range, …, assumptions
+)->dict: # fits, largest_budget_tok, memory_gb, options, tokens, steps, hours(_range), assumptions …
     "Will it fit, how long, what batch. Raises ValueError or FileNotFoundError naming the field."
     cfg, max_len = filled(cfg)
     lengths = mean_lengths(cfg, max_len)
@@ -761,8 +780,9 @@ def plan(
         "Work of one token of mean rows."
         return train_flops(model_config(scale, cfg.vocab_size), s, t, cfg.checkpointing)/(s + t)
     model = meta_model(model_config(cfg.scale, cfg.vocab_size))
-    asked = dict(scale=cfg.scale, n_params=n_params(model), precision=cfg.precision, optimizer=cfg.optimizer,
-                 checkpointing=cfg.checkpointing, accum=cfg.accum, budget_tok=cfg.budget_tok, max_len=max_len)
+    asked = dict(scale=cfg.scale, n_params=n_params(model), precision=cfg.precision,
+                 optimizer=cfg.optimizer, checkpointing=cfg.checkpointing, accum=cfg.accum,
+                 budget_tok=cfg.budget_tok, max_len=max_len)
     memory = _memory(cfg, model, max_len, lengths)
     speed, tokens = speed_of(cfg, flops_per_tok, cfg.scale), cfg.rows*cfg.epochs*(s + t)
     work = dict(tok_per_row=[s, t], tokens=tokens, steps=round(tokens/(cfg.budget_tok*cfg.accum)),
@@ -779,8 +799,11 @@ def assumptions(
     "What the answer rests on."
     room = f'{cfg.slack:.0%} of the free memory is set aside for the allocator'
     if cfg.gpu:
-        room = f'{cfg.overhead_gb:g} GiB for the driver and {cfg.slack:.0%} for the allocator are set aside'
-    return [lengths, speed.source if speed else 'no speed known: give --tok-per-s, --run or --chip', room,
+        room = (f'{cfg.overhead_gb:g} GiB for the driver and {cfg.slack:.0%} '
+                'for the allocator are set aside')
+    return [lengths,
+            speed.source if speed else 'no speed known: give --tok-per-s, --run or --chip',
+            room,
             'memory is that of the longest batch, with attention that keeps its probabilities; '
             'the formula was checked on a CPU in fp32, on a GPU it is an upper estimate',
             'steps are without padding']
@@ -796,7 +819,8 @@ def _memory_lines(
     worst = ' x '.join(map(str, r['worst_batch']))
     at = f"at budget_tok={r['budget_tok']:,} (worst batch {worst})"
     none = '' if r['largest_budget_tok'] else ' (not even one row)'
-    options = [f"        {name:<24} {o['peak_gb']:7.2f} GiB at this budget; largest {o['largest_budget_tok']:,}"
+    options = [f"        {name:<24} {o['peak_gb']:7.2f} GiB at this budget; "
+               f"largest {o['largest_budget_tok']:,}"
                for name, o in r['options'].items()]
     return [f"memory  {fits}: peak {m['peak']:.2f} of {r['limit_gb']:.2f} GiB {at}",
             f"        {parts}; a batch of mean lengths peaks at {r['typical_gb']:.2f}",
@@ -808,11 +832,12 @@ def _time_lines(
 )->list[str]: # lines
     "The part of the answer about work and hours."
     s, t = r['tok_per_row']
-    lines = [f"work    {r['tokens']/1e9:,.3g} G tokens ({s:.0f} + {t:.0f} a row), {r['steps']:,} steps, "
-             f"{r['flops_per_tok']/1e9:.2f} GFLOP a token"]
+    lines = [f"work    {r['tokens']/1e9:,.3g} G tokens ({s:.0f} + {t:.0f} a row), "
+             f"{r['steps']:,} steps, {r['flops_per_tok']/1e9:.2f} GFLOP a token"]
     if 'hours' not in r: return lines
     low, high = r['hours_range']
-    return [*lines, f"time    {r['hours']:,.3g} hours ({low:,.3g} to {high:,.3g}) at {r['tok_per_s']:,.0f} tokens/s"]
+    return [*lines, f"time    {r['hours']:,.3g} hours ({low:,.3g} to {high:,.3g}) "
+                    f"at {r['tok_per_s']:,.0f} tokens/s"]
 
 # %% ../nbs/appendix/planner.ipynb #d34b038a
 def plan_text(
@@ -821,6 +846,7 @@ def plan_text(
     "The answer in words."
     r = result
     how = f"{r['precision']}, {r['optimizer']}{', checkpointing' if r['checkpointing'] else ''}"
-    title = f"{r['scale']}: {r['n_params']/1e6:.1f} M parameters, {how}, {r['accum']} batches a step"
+    title = (f"{r['scale']}: {r['n_params']/1e6:.1f} M parameters, {how}, "
+             f"{r['accum']} batches a step")
     basis = [f'  - {a}' for a in r['assumptions']]
     return '\n'.join([title, *_memory_lines(r), *_time_lines(r), *basis])
