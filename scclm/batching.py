@@ -19,17 +19,19 @@ from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from transformers import (Cache, DynamicLayer, EncoderDecoderCache, LogitsProcessorList, PreTrainedModel,
-    PreTrainedTokenizerBase, T5ForConditionalGeneration)
+from transformers import (Cache, DynamicLayer, EncoderDecoderCache, LogitsProcessorList,
+    PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration)
 from transformers.modeling_outputs import BaseModelOutput
 
-from .chat import ChatBot, Decoding, LoopGuard, live_ids, pick, processors, row_rngs, rows_each, settled_text
+from .chat import (ChatBot, Decoding, LoopGuard, live_ids, pick, processors, row_rngs,
+    rows_each, settled_text)
 from .dataset import decode, pad
 from .model import end_ids
 
 # %% ../nbs/appendix/batching.ipynb #e6643f1c
 class LastColumn(DynamicLayer):
-    "A layer of a cache whose last column is still free: `update` writes there instead of building a longer copy."
+    """A layer of a cache whose last column is still free:
+    `update` writes there instead of building a longer copy."""
     def __init__(self,
         keys:Tensor, # (B, heads, columns, width), a view into a larger room
         values:Tensor, # the same of the values
@@ -82,7 +84,8 @@ def _moved(part:Tensor, rows:int, columns:int)->Tensor:
 
 # %% ../nbs/appendix/batching.ipynb #3e699deb
 class Seats:
-    "Keys and values of all running rows: a seat per row, a column per token; all rows end at the same column."
+    """Keys and values of all running rows: a seat per row, a column per token;
+    all rows end at the same column."""
     def __init__(self):
         "Empty; the rooms are made when somebody comes."
         self.written = None # (2 * layers, seats, heads, columns, width) of the tokens written
@@ -109,13 +112,15 @@ def fit(self:Seats,
     more:int=0, # rows that come
     width:int=0, # tokens of their longest question
 ):
-    "Move to larger rooms where there is no seat, no room for the questions or no column for the next token."
+    """Move to larger rooms where there is no seat, no room for the questions
+    or no column for the next token."""
     rows, width = len(self) + more, max([width, *self.n_asked])
     _, seats, _, columns, _ = self.written.shape
     if rows <= seats and self.end < columns and width <= self.asked.shape[3]: return
     written, asked = self.parts()
     rows, longest = _round_up(rows, 8), written.shape[3]
-    moved = _moved(written, rows, longest + 64), _moved(asked, rows, _round_up(width, 16)) # both, or neither
+    moved = (_moved(written, rows, longest + 64), # both, or neither
+        _moved(asked, rows, _round_up(width, 16)))
     (self.written, self.asked), self.end = moved, longest
 
 # %% ../nbs/appendix/batching.ipynb #20840cac
@@ -123,7 +128,7 @@ def fit(self:Seats,
 def read_questions(
     model:PreTrainedModel, # a T5 in eval mode
     prompts:list[list[int]], # B questions, ids with [EOS]
-)->Tensor: # (2 * layers, B, heads, longest question, width): keys and values of the decoder's cross-attention
+)->Tensor: # (2 * layers, B, heads, longest question, width): keys and values of the cross-attention
     "Run the encoder, and project what it says for every layer of the decoder."
     ids, mask = (x.to(model.device) for x in pad(prompts, model.config.pad_token_id))
     encoded = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -171,10 +176,11 @@ def cache(self:Seats)->EncoderDecoderCache: # as the library's decoder takes it
 
 # %% ../nbs/appendix/batching.ipynb #e93a6ebd
 @patch
-def masks(self:Seats)->tuple[Tensor, Tensor]: # (B, question), (B, columns): 1 where there is a token
+def masks(self:Seats)->tuple[Tensor, Tensor]: # (B, question), (B, columns): 1 where a token stands
     "Questions stand on the left, answers on the right."
     device = self.written.device
-    asked, written = (torch.tensor(n, device=device)[:, None] for n in (self.n_asked, self.n_written))
+    asked, written = (torch.tensor(n, device=device)[:, None]
+        for n in (self.n_asked, self.n_written))
     columns = torch.arange(max(self.n_written), device=device)
     left = torch.arange(max(self.n_asked), device=device) < asked
     return left.long(), (columns >= len(columns) - written).long()
@@ -199,7 +205,7 @@ def new_row(
 )->Row: # nothing written yet
     "A row as it starts."
     rng = row_rngs(dec, 1, model.device)[0] if dec.strategy == 'sampling' else None
-    penalties = processors(replace(dec, strategy='greedy')) # without a tokenizer: no guard, that is `next_ids`' own
+    penalties = processors(replace(dec, strategy='greedy')) # no tokenizer: `next_ids` has the guard
     warpers = processors(replace(dec, repetition_penalty=1., no_repeat_ngram=0))
     return Row(prompt, dec, [model.config.decoder_start_token_id], rng, penalties, warpers)
 
@@ -223,7 +229,7 @@ def next_ids(
     rows:list[Row], # B rows
     tok:PreTrainedTokenizerBase, # tokenizer of the model
 )->list[int]: # B ids
-    "Every row's next token by its own knobs: the most likely of all greedy rows at once, then the draws."
+    "Every row's next token by its knobs: the likeliest of all greedy rows at once, then the draws."
     scores = _penalised(scores, rows, tok)
     new = scores.argmax(-1).tolist()
     alike = {}
@@ -253,7 +259,7 @@ class Batch:
 # %% ../nbs/appendix/batching.ipynb #91addd89
 @patch
 def _write(self:Batch, scores:Tensor):
-    "Append a token to each row; one whose logits are not finite, or whose token has no name, is marked."
+    "Append a token to each row; mark one whose logits are not finite or whose token has no name."
     finite = scores.sum(-1).isfinite().tolist()
     for i, ok in enumerate(finite):
         if not ok: scores[i] = 0.
@@ -280,10 +286,12 @@ def step(self:Batch):
     model, n = self.model, len(self.rows)
     cache = self.seats.cache()
     asked, written = self.seats.masks()
-    shell = torch.zeros(1, 1, 1, device=model.device, dtype=model.dtype).expand(n, asked.shape[1], model.config.d_model)
+    shell = torch.zeros(1, 1, 1, device=model.device, dtype=model.dtype).expand(
+        n, asked.shape[1], model.config.d_model)
     last = torch.tensor([row.said[-1:] for row in self.rows], device=model.device)
-    out = model(encoder_outputs=BaseModelOutput(shell), attention_mask=asked, decoder_input_ids=last,
-        decoder_attention_mask=written, past_key_values=cache, use_cache=True)
+    out = model(encoder_outputs=BaseModelOutput(shell), attention_mask=asked,
+        decoder_input_ids=last, decoder_attention_mask=written,
+        past_key_values=cache, use_cache=True)
     self._write(out.logits[:, -1].float())
 
 # %% ../nbs/appendix/batching.ipynb #129418ef
@@ -308,12 +316,13 @@ def _first_stop(text:str, stop:tuple[str, ...], start:int)->int|None:
 def _may_be_stop(text:str, stop:tuple[str, ...], start:int)->int:
     "Characters at the end of the text, from `start` on, that a stop string could begin with."
     longest = len(text) - start
-    starts = (k for s in stop for k in range(min(len(s) - 1, longest), 0, -1) if text.endswith(s[:k]))
+    starts = (k for s in stop for k in range(min(len(s) - 1, longest), 0, -1)
+        if text.endswith(s[:k]))
     return max(starts, default=0)
 
 # %% ../nbs/appendix/batching.ipynb #bf8091e4
 class Writer:
-    "Ids of one answer to the text that may be shown: whole characters, and nothing from a stop string on."
+    "Ids of one answer to text that may be shown: whole characters, nothing from a stop string on."
     def __init__(self,
         tok:PreTrainedTokenizerBase, # tokenizer of the model
         stop:tuple[str, ...]=(), # any of them ends the answer and is left out
@@ -348,7 +357,7 @@ def add(self:Writer,
 
 # %% ../nbs/appendix/batching.ipynb #7e5a4916
 @patch
-def rest(self:Writer)->str: # a piece; '' if all was shown, if the answer is blank or a stop string came
+def rest(self:Writer)->str: # a piece; '' if all is shown, the answer is blank or a stop string came
     "What was held back, once the answer is over."
     if self.stopped: return ''
     text = decode(self.tok, self.ids)
@@ -364,8 +373,9 @@ class Closed(RuntimeError):
 
 # %% ../nbs/appendix/batching.ipynb #f0f5afc5
 class Ticket:
-    """An answer in the making; iterate over it for its pieces. `finish` is None while it runs, then 'stop' (end mark or
-    stop string), 'length' (`max_new_tok` reached), 'cancelled', 'deadline' or 'error' (then `error` says which)."""
+    """An answer in the making; iterate over it for its pieces. `finish` is None while it runs,
+    then 'stop' (end mark or stop string), 'length' (`max_new_tok` reached), 'cancelled',
+    'deadline' or 'error' (then `error` says which)."""
     def __init__(self,
         n_prompt:int, # tokens of the question
         deadline_s:float|None=None, # seconds from now until it is given up; None: never
@@ -403,7 +413,7 @@ def __iter__(self:Ticket)->Iterator[str]: # pieces that join to the answer
 # %% ../nbs/appendix/batching.ipynb #7357c2bf
 @patch
 def cancel(self:Ticket):
-    "Not wanted any more: it costs no computing from the next step on. Does nothing once it is finished."
+    "Not wanted any more: it costs no computing from the next step on. Does nothing once finished."
     self._cancelled = True
 
 # %% ../nbs/appendix/batching.ipynb #ce586fdd
@@ -428,7 +438,8 @@ def result(self:Ticket,
 # %% ../nbs/appendix/batching.ipynb #030b3445
 @patch
 def listen(self:Ticket, hear:Callable[[str|None], object]): # quick: the engine's thread calls it
-    "Call `hear` with every piece, those that are there first, then None. Should it raise, the answer is cancelled."
+    """Call `hear` with every piece, those that are there first, then None.
+    Should it raise, the answer is cancelled."""
     with self._news:
         told = [*self._pieces, None] if self.finish else list(self._pieces)
         for piece in told: hear(piece)
@@ -476,7 +487,7 @@ class _Job(Row):
 
 # %% ../nbs/appendix/batching.ipynb #12a18471
 def _cells(rows:list[Row])->int:
-    "Padded tokens that these rows may come to: the longest question and the longest answer, for every row."
+    "Padded tokens these rows may come to: the longest question and longest answer, for every row."
     longest = max(len(row.prompt) for row in rows) + max(row.dec.max_new_tok for row in rows)
     return len(rows)*longest
 
@@ -502,13 +513,14 @@ def _check_limits(**limits:int):
     "Raises ValueError unless every limit is an integer of at least 1."
     for name, n in limits.items():
         whole = isinstance(n, int) and not isinstance(n, bool)
-        if not whole or n < 1: raise ValueError(f"{name}={n!r} is not valid: expected an integer >= 1")
+        if not whole or n < 1:
+            raise ValueError(f"{name}={n!r} is not valid: expected an integer >= 1")
 
 # %% ../nbs/appendix/batching.ipynb #57ec1ee3
 class Engine:
-    """Answers many questions side by side, each as if it were alone. One thread runs the batch; what cannot join it
-    (searches, and any model that is no T5) runs whole, in threads beside it. Also a context manager: leaving it waits
-    for all answers, an exception cancels them."""
+    """Answers many questions side by side, each as if it were alone. One thread runs the batch;
+    what cannot join it (searches, and any model that is no T5) runs whole, in threads beside it.
+    Also a context manager: leaving it waits for all answers, an exception cancels them."""
     def __init__(self,
         bot:ChatBot, # its model, tokenizer, limits and fallback are used
         max_rows:int=32, # answers written side by side
@@ -517,11 +529,13 @@ class Engine:
         max_beside:int=2, # answers written beside the batch at the same time
     ):
         "Raises ValueError for a limit below 1."
-        _check_limits(max_rows=max_rows, max_queue=max_queue, prefill_tok=prefill_tok, max_beside=max_beside)
-        self.bot, self.max_rows, self.max_queue, self.prefill_tok = bot, max_rows, max_queue, prefill_tok
+        _check_limits(max_rows=max_rows, max_queue=max_queue,
+            prefill_tok=prefill_tok, max_beside=max_beside)
+        self.bot, self.max_rows, self.max_queue, self.prefill_tok = (
+            bot, max_rows, max_queue, prefill_tok)
         self._ends = set(end_ids(bot.model))
         self._batch = Batch(bot.model, bot.tok)
-        self._queue, self._aside = deque(), deque() # who waits for a seat, who waits to be answered beside
+        self._queue, self._aside = deque(), deque() # who waits for a seat, who for an answer beside
         self._open = set() # all that were accepted and are not finished
         self._closing = False
         self.failed = False # one of its threads died: it answers nobody any more
@@ -551,7 +565,9 @@ def n_steps(self:Engine)->int: # steps
 def _check_stop(stop:tuple[str, ...]):
     "Raises ValueError unless it is a tuple of strings that are not empty."
     good = isinstance(stop, (tuple, list)) and all(isinstance(s, str) and s for s in stop)
-    if not good: raise ValueError(f"stop={stop!r} is not valid: expected a tuple of strings that are not empty")
+    if not good:
+        raise ValueError(f"stop={stop!r} is not valid: "
+            "expected a tuple of strings that are not empty")
 
 # %% ../nbs/appendix/batching.ipynb #b6f84e3b
 #| code-fold: true
@@ -559,7 +575,8 @@ def _check_deadline(deadline_s:float|None):
     "Raises ValueError unless it is None or a number above 0."
     number = isinstance(deadline_s, (int, float)) and not isinstance(deadline_s, bool)
     if deadline_s is None or number and deadline_s > 0: return
-    raise ValueError(f"deadline_s={deadline_s!r} is not valid: expected a number of seconds > 0 or None")
+    raise ValueError(f"deadline_s={deadline_s!r} is not valid: "
+        "expected a number of seconds > 0 or None")
 
 # %% ../nbs/appendix/batching.ipynb #de8fe9b9
 #| code-fold: true
@@ -569,13 +586,14 @@ def _check_room(self:Engine, prompt:list[int], dec:Decoding):
     rows = rows_each(dec)
     need, room = rows*(len(prompt) + dec.max_new_tok), self.bot.batch_tok
     if need <= room: return
-    raise ValueError(f"{rows} x ({len(prompt)} tokens of the question + max_new_tok={dec.max_new_tok}) = {need}: "
-        f"expected at most batch_tok={room}")
+    raise ValueError(f"{rows} x ({len(prompt)} tokens of the question + "
+        f"max_new_tok={dec.max_new_tok}) = {need}: expected at most batch_tok={room}")
 
 # %% ../nbs/appendix/batching.ipynb #93a6c95f
 #| code-fold: true
 @patch
-def _new_job(self:Engine, question:str, dec:Decoding, stop:tuple[str, ...], deadline_s:float|None)->_Job:
+def _new_job(self:Engine, question:str, dec:Decoding, stop:tuple[str, ...],
+        deadline_s:float|None)->_Job:
     "All that can be wrong with a question is found here."
     _check_stop(stop)
     _check_deadline(deadline_s)
@@ -583,14 +601,16 @@ def _new_job(self:Engine, question:str, dec:Decoding, stop:tuple[str, ...], dead
     self._check_room(prompt, dec)
     row = new_row(prompt, dec, self.bot.model)
     unknown = self.bot.unknown_chars(question) if self.bot.tok.unk_token_id in prompt else ''
-    return _Job(**vars(row), ticket=Ticket(len(prompt), deadline_s, unknown), writer=Writer(self.bot.tok, tuple(stop)))
+    return _Job(**vars(row), ticket=Ticket(len(prompt), deadline_s, unknown),
+        writer=Writer(self.bot.tok, tuple(stop)))
 
 # %% ../nbs/appendix/batching.ipynb #f954cde9
 #| code-fold: true
 @patch
 def _joins(self:Engine, dec:Decoding)->bool:
     "Whether such an answer can be written row by row, all ending at one column."
-    return isinstance(self.bot.model, T5ForConditionalGeneration) and dec.strategy in ('greedy', 'sampling')
+    return (isinstance(self.bot.model, T5ForConditionalGeneration)
+        and dec.strategy in ('greedy', 'sampling'))
 
 # %% ../nbs/appendix/batching.ipynb #wil00001
 #| code-fold: true
@@ -608,17 +628,20 @@ def submit(self:Engine,
     question:str, # as typed
     dec:Decoding|None=None, # how to decode; None: the bot's way
     stop:tuple[str, ...]=(), # any of these strings ends the answer and is left out
-    deadline_s:float|None=None, # seconds from now, waiting included, after which it is given up; None: never
+    deadline_s:float|None=None, # given up this many seconds from now, waiting included; None: never
 )->Ticket: # iterate over it
-    """Ask, from any thread; where the model sees nothing of a question, the fallback is there at once.
-    Raises ValueError for a bad question, QueueFull if too many wait, Closed once the engine closes or has failed."""
+    """Ask, from any thread; where the model sees nothing of a question, the fallback is there
+    at once. Raises ValueError for a bad question, QueueFull if too many wait,
+    Closed once the engine closes or has failed."""
     job = self._new_job(question, dec or self.bot.decoding, stop, deadline_s)
     with self._lock:
-        if self._closing: raise Closed(f"the engine {'has failed' if self.failed else 'is closing'}: "
-            'it takes no new questions')
+        if self._closing:
+            raise Closed(f"the engine {'has failed' if self.failed else 'is closing'}: "
+                'it takes no new questions')
         self._drop_given_up()
         if self.waiting >= self.max_queue:
-            raise QueueFull(f"{self.waiting} questions wait: expected fewer than max_queue={self.max_queue}")
+            raise QueueFull(f"{self.waiting} questions wait: "
+                f"expected fewer than max_queue={self.max_queue}")
         if self.bot.sees_none(job.prompt): self._end(job, 'stop')
         else: self._wait_in_line(job)
     return job.ticket
@@ -656,14 +679,15 @@ def _turn(self:Engine)->bool: # False: all is done
     if new is None: return False
     if new: self._run(lambda: self._batch.join(new), new)
     self._leave_given_up()
-    rows = sorted(self._batch.rows, key=lambda job: len(job.said)) # who waits for a first word hears it first
-    if rows and self._run(self._batch.step, rows): self._batch.leave({job for job in rows if self._is_over(job)})
+    rows = sorted(self._batch.rows, key=lambda job: len(job.said)) # who has no word yet comes first
+    if rows and self._run(self._batch.step, rows):
+        self._batch.leave({job for job in rows if self._is_over(job)})
     return True
 
 # %% ../nbs/appendix/batching.ipynb #8d469007
 @patch
 def _run(self:Engine, work:Callable[[], None], jobs:list[_Job])->bool:
-    "Let the model work; whether it could. If not, these rows fail; the others and the engine go on."
+    "Let the model work; whether it could. If not, these rows fail; others and the engine go on."
     try: work()
     except Exception as e:
         for job in jobs: self._end(job, 'error', e)
@@ -678,7 +702,8 @@ def _took(self:Engine, job:_Job)->bool:
     "Take in a row's newest token; whether its answer ends with it."
     ticket, writer, token = job.ticket, job.writer, job.said[-1]
     if job.bad:
-        return self._end(job, 'error', ArithmeticError('logits that are not finite, or a token without a name'))
+        return self._end(job, 'error',
+            ArithmeticError('logits that are not finite, or a token without a name'))
     if token in self._ends: return self._end(job, 'stop')
     ticket.n_answer += 1
     ticket.write(writer.add(token))
@@ -775,13 +800,16 @@ def _loop(self:Engine, turn:Callable[[], bool]):
 def close(self:Engine,
     timeout_s:float=math.inf, # seconds for the answers that were accepted
 )->bool: # True: all of them were finished; False: some were cancelled
-    "Take no new questions, finish those that were accepted, cancel what is left after the time, end the threads."
-    if not timeout_s >= 0: raise ValueError(f"timeout_s={timeout_s!r} is not valid: expected a number of seconds >= 0")
+    """Take no new questions, finish those that were accepted,
+    cancel what is left after the time, end the threads."""
+    if not timeout_s >= 0:
+        raise ValueError(f"timeout_s={timeout_s!r} is not valid: expected a number of seconds >= 0")
     until = time.monotonic() + timeout_s
     with self._lock:
         self._closing = True
         self._lock.notify_all()
-    for thread in self._threads: thread.join(max(0., min(until - time.monotonic(), threading.TIMEOUT_MAX)))
+    for thread in self._threads:
+        thread.join(max(0., min(until - time.monotonic(), threading.TIMEOUT_MAX)))
     with self._lock: left = [job for job in self._open if not job.ticket.given_up()]
     for job in left: job.ticket.cancel()
     for thread in self._threads: thread.join()

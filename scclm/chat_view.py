@@ -32,7 +32,8 @@ def bubble_html(
     row = f'display:flex;justify-content:{side};margin:6px 4px'
     look = (f'max-width:80%;padding:8px 13px;border-radius:{corners};background:{back};color:{ink};'
             'font-size:14px;line-height:1.6;white-space:pre-wrap;overflow-wrap:anywhere')
-    return f'<div class="scclm-{role}" style="{row}"><div style="{look}">{html.escape(text)}</div></div>'
+    return (f'<div class="scclm-{role}" style="{row}">'
+        f'<div style="{look}">{html.escape(text)}</div></div>')
 
 # %% ../nbs/appendix/chat_view.ipynb #a13896be
 def transcript_html(
@@ -54,7 +55,8 @@ _STRATEGIES = [('贪心 greedy', 'greedy'), ('束搜索 beam', 'beam'), ('采样
 # %% ../nbs/appendix/chat_view.ipynb #e8daaa8e
 def _button(text:str, style:str, tip:str)->widgets.Button:
     "A button of the row beside the entry."
-    return widgets.Button(description=text, button_style=style, tooltip=tip, layout=widgets.Layout(width='64px'))
+    return widgets.Button(description=text, button_style=style, tooltip=tip,
+        layout=widgets.Layout(width='64px'))
 
 # %% ../nbs/appendix/chat_view.ipynb #8ce72ef6
 def _slider(value:float, low:float, high:float, name:str)->widgets.FloatSlider:
@@ -71,7 +73,8 @@ def _top_k(value:int)->widgets.IntSlider:
 
 def _strategy_menu(value:str)->widgets.Dropdown:
     "The menu of decoding strategies."
-    return widgets.Dropdown(options=_STRATEGIES, value=value, description='策略', layout=widgets.Layout(width='300px'))
+    return widgets.Dropdown(options=_STRATEGIES, value=value, description='策略',
+        layout=widgets.Layout(width='300px'))
 
 # %% ../nbs/appendix/chat_view.ipynb #37630769
 def _entry()->widgets.Text:
@@ -81,7 +84,8 @@ def _entry()->widgets.Text:
 
 def _frame(bubbles:widgets.VBox)->widgets.Box:
     "What scrolls: filled from below, so that the newest bubble is in sight."
-    from_below = widgets.Layout(display='flex', flex_flow='column-reverse', height='320px', overflow='auto')
+    from_below = widgets.Layout(display='flex', flex_flow='column-reverse',
+        height='320px', overflow='auto')
     return widgets.Box([bubbles], layout=from_below)
 
 # %% ../nbs/appendix/chat_view.ipynb #b6c4e7fa
@@ -91,7 +95,8 @@ class ChatPanel(widgets.VBox):
         decoding:object, # what the knobs show at first: a Decoding of chapter 08
     ):
         "An empty chat."
-        super().__init__(layout=widgets.Layout(max_width='680px', border='1px solid #d0d7de', padding='8px'))
+        super().__init__(layout=widgets.Layout(
+            max_width='680px', border='1px solid #d0d7de', padding='8px'))
         self._base = decoding
         self.bubbles = widgets.VBox(layout=widgets.Layout(flex='0 0 auto'))
         self.entry = _entry()
@@ -108,13 +113,15 @@ class ChatPanel(widgets.VBox):
 
     def lay_out(self):
         "Bubbles above, entry and buttons below them, knobs last."
-        knobs = [self.strategy, self.temperature, self.top_p, self.top_k, self.alpha, self.repetition]
+        knobs = [self.strategy, self.temperature, self.top_p, self.top_k,
+            self.alpha, self.repetition]
         line = [self.entry, self.send_btn, self.stop_btn, self.clear_btn]
         self.children = [_frame(self.bubbles), widgets.HBox(line),
                          widgets.HBox(knobs, layout=widgets.Layout(flex_flow='row wrap'))]
 
     def shade(self):
-        "Only what the strategy looks at can be moved: a draw has a temperature, contrastive search its alpha."
+        """Only what the strategy looks at can be moved:
+        a draw has a temperature, contrastive search its alpha."""
         how = self.strategy.value
         draws = how == 'sampling' or (how == 'beam' and self._base.beam_sample)
         self.temperature.disabled = self.top_p.disabled = not draws
@@ -131,7 +138,8 @@ def decoding(self:ChatPanel)->object: # a Decoding, for the next answer
 
 # %% ../nbs/appendix/chat_view.ipynb #f0a76e6e
 class ChatView(ChatPanel):
-    "A chat in a notebook. `messages` is its whole state: a list of dicts with role (user, bot, note, error) and text."
+    """A chat in a notebook. `messages` is its whole state:
+    a list of dicts with role (user, bot, note, error) and text."""
     def __init__(self,
         bot:object, # who answers: a ChatBot of chapter 08
     ):
@@ -188,7 +196,8 @@ def _write(view:ChatView, text:str, dec:object):
             msg['text'] += piece
             if time.monotonic() - shown > .05: shown = view.refresh()
         if view.halt.is_set(): msg['text'] += '（已停止）'
-    except Exception as e: msg.update(role='error', text=view.bot.excuse(e)) # seen in the chat, not in a lost log
+    except Exception as e:
+        msg.update(role='error', text=view.bot.excuse(e)) # seen in the chat, not in a lost log
     view.refresh()
     view.set_writer(None)
 
@@ -212,7 +221,8 @@ def submit(self:ChatView,
 # %% ../nbs/appendix/chat_view.ipynb #1252af85
 @patch
 def enter(self:ChatView):
-    "Enter was pressed: the text follows in a message of its own, unless it was here before and did not change."
+    """Enter was pressed: the text follows in a message of its own,
+    unless it was here before and did not change."""
     self.entered = time.monotonic()
     if not self.entry.value.strip(): return
     late = threading.Timer(.3, self.submit_if_waiting)

@@ -19,7 +19,8 @@ def usage()->str: # text of `scclm --help`
     "One line per subcommand."
     lines = [f'  {s.name:<10} {s.does}' for s in STAGES.values()]
     return '\n'.join(['usage: scclm STAGE [--OPTION VALUE ...]', '', *lines, '',
-        f"`scclm STAGE --help` lists the options. Dials: SCCLM_SCALE ({', '.join(SCALES)}), SCCLM_RAW, SCCLM_RUNS."])
+        "`scclm STAGE --help` lists the options. "
+        f"Dials: SCCLM_SCALE ({', '.join(SCALES)}), SCCLM_RAW, SCCLM_RUNS."])
 
 # %% ../nbs/appendix/cli.ipynb #242a064c
 def library(
@@ -34,11 +35,13 @@ def parse(
     name:str, # of the stage
     args:list[str], # options
 )->object: # the stage's configuration
-    "The preset of the scale in force with the options applied. SystemExit after --help or for a bad option."
+    """The preset of the scale in force with the options applied.
+    SystemExit after --help or for a bad option."""
     import tyro
     stage = STAGES[name]
     preset = library(stage, stage.preset)()
-    return tyro.cli(type(preset), default=preset, args=args, prog=f'scclm {name}', description=stage.does)
+    return tyro.cli(type(preset), default=preset, args=args,
+        prog=f'scclm {name}', description=stage.does)
 
 # %% ../nbs/appendix/cli.ipynb #3cfd3391
 def summary(
@@ -67,7 +70,8 @@ def main(
         print(usage())
         return 0
     if args[0] not in STAGES:
-        print(f"scclm: {args[0]!r} is not a stage: expected one of {', '.join(STAGES)}", file=sys.stderr)
+        print(f"scclm: {args[0]!r} is not a stage: expected one of {', '.join(STAGES)}",
+            file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('scclm').setLevel(logging.INFO)

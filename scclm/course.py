@@ -48,7 +48,8 @@ def chapters(
     "The course, in order. Raises FileNotFoundError if the folder holds no chapter."
     nbs = Path(nbs or checkout_root()/'nbs')
     if found := sorted(nbs.glob('[0-9][0-9]_*.ipynb')): return found
-    raise FileNotFoundError(f"{nbs} holds no chapter: expected notebooks named like 00_data_cleaning.ipynb")
+    raise FileNotFoundError(f"{nbs} holds no chapter: "
+        "expected notebooks named like 00_data_cleaning.ipynb")
 
 # %% ../nbs/appendix/course.ipynb #0dcce5b7
 def tree_rss_mb(
@@ -132,8 +133,9 @@ def keep(self:StatusLine,
 KEEP_FREED = dict(MALLOC_MMAP_THRESHOLD_='1073741824', MALLOC_TRIM_THRESHOLD_='1073741824')
 
 def kernel_env()->dict[str, str]: # this process's environment, with absolute dials
-    """What a kernel inherits: `SCCLM_RUNS` and `SCCLM_RAW` no longer depend on the working directory;
-    the allocator keeps what was freed, unless told otherwise; threads wait as suits a machine as busy as it is now."""
+    """What a kernel inherits: `SCCLM_RUNS` and `SCCLM_RAW` no longer depend on the working
+    directory; the allocator keeps what was freed, unless told otherwise; threads wait as suits
+    a machine as busy as it is now."""
     env = KEEP_FREED | os.environ | dict(SCCLM_RUNS=str(run_path().parent.absolute()))
     if raw := raw_dir(): env['SCCLM_RAW'] = str(raw.absolute())
     choose_wait(env)
@@ -157,9 +159,11 @@ class KernelRun(NotebookClient):
         "The kernel starts with `execute`."
         nb = nbformat.read(src, 4)
         nb.metadata.pop('widgets', None) # of an earlier run
-        super().__init__(nb, timeout=None, kernel_name='python3', log=_quiet, extra_arguments=['--log-level=ERROR'],
-                         resources={'metadata': {'path': str(src.parent)}}, on_notebook_start=self.begin,
-                         on_cell_start=self.enter, on_cell_executed=self.check)
+        super().__init__(nb, timeout=None, kernel_name='python3', log=_quiet,
+                         extra_arguments=['--log-level=ERROR'],
+                         resources={'metadata': {'path': str(src.parent)}},
+                         on_notebook_start=self.begin, on_cell_start=self.enter,
+                         on_cell_executed=self.check)
         self.src = src
         self.line = line
         self.t0 = time.monotonic()
@@ -178,7 +182,8 @@ def where(self:KernelRun)->str: # 'cell i/n'
 def show(self:KernelRun):
     "Refresh the status line."
     seconds = time.monotonic()-self.t0
-    text = f'{self.src.stem:<20} {self.where:<12} {seconds:6.0f} s {self.memory.peak_mb:6.0f} MB peak'
+    text = (f'{self.src.stem:<20} {self.where:<12} {seconds:6.0f} s '
+        f'{self.memory.peak_mb:6.0f} MB peak')
     if self.line: self.line.live(text)
 
 # %% ../nbs/appendix/course.ipynb #56c274d0
@@ -190,7 +195,8 @@ def begin(self:KernelRun,
     self.memory = PeakMemory(self.km.provisioner.process.pid, on_sample=self.show)
     self.memory.start()
     with suppress(RuntimeError): # Windows, or not the main thread: no signal handlers
-        for sig in (signal.SIGINT, signal.SIGTERM): asyncio.get_running_loop().add_signal_handler(sig, self.interrupt)
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(sig, self.interrupt)
 
 # %% ../nbs/appendix/course.ipynb #9caed3b6
 @patch
@@ -213,7 +219,7 @@ def enter(self:KernelRun,
 # %% ../nbs/appendix/course.ipynb #99212f22
 @patch
 def interrupt(self:KernelRun):
-    "The first call interrupts the running cell and ends the run after it; the second kills the kernel."
+    "The first call interrupts the cell and ends the run after it; the second kills the kernel."
     if self.stopped: action = self.km.shutdown_kernel(now=True)
     else: action = self.km.interrupt_kernel()
     self.stopped = True
@@ -227,14 +233,16 @@ def explain(
     run:KernelRun, # a run that failed
     e:Exception, # how
 )->str: # notebook, cell, source, error
-    "One text for a failed, killed or stopped run; what is no Python error is also left in the notebook."
+    "One text for a failed, killed or stopped run; the notebook also keeps what is no Python error."
     head = f'{run.src.name}, {run.where}:'
     if isinstance(e, CellExecutionError): return f'{head}\n{_ansi.sub("", str(e)).strip()}'
     cell = run.nb.cells[max(run.n_cell-1, 0)]
     kind = type(e).__name__
-    why = 'the kernel died (out of memory, or killed)' if isinstance(e, DeadKernelError) else f'{kind}: {e}'
+    why = ('the kernel died (out of memory, or killed)' if isinstance(e, DeadKernelError)
+        else f'{kind}: {e}')
     if cell.cell_type == 'code':
-        cell.outputs.append(nbformat.v4.new_output('error', ename=kind, evalue=why, traceback=[why]))
+        cell.outputs.append(nbformat.v4.new_output(
+            'error', ename=kind, evalue=why, traceback=[why]))
     return f'{head}\n{cell.source}\n{why}'
 
 # %% ../nbs/appendix/course.ipynb #efd28f5d
@@ -243,7 +251,8 @@ def run_notebook(
     dst:Path, # where the executed copy goes, also after a failure
     line:StatusLine|None=None, # shows progress; None: silent
 )->dict: # name, seconds, peak_rss_mb, ok; if not ok also error and stopped
-    "Run a notebook top to bottom in a fresh kernel. The result says what happened; a failing cell is no exception."
+    """Run a notebook top to bottom in a fresh kernel.
+    The result says what happened; a failing cell is no exception."""
     run = KernelRun(Path(src).absolute(), line)
     error = None
     try: run.execute(env=kernel_env())
@@ -271,7 +280,8 @@ def code_of(
 
 # %% ../nbs/appendix/course.ipynb #aba1ca5c
 def _syntax_tree(code:str)->ast.Module:
-    "Of a module or a cell. IPython's lines become calls; what is no Python at all (bash, a typing error) is empty."
+    """Of a module or a cell. IPython's lines become calls;
+    what is no Python at all (bash, a typing error) is empty."""
     python = re.sub(r'\A\s*%%.*', '', code) # below %%time or %%capture stands Python
     with suppress(SyntaxError): return ast.parse(python)
     from IPython.core.inputtransformer2 import TransformerManager
@@ -280,9 +290,11 @@ def _syntax_tree(code:str)->ast.Module:
 
 # %% ../nbs/appendix/course.ipynb #73d68c00
 def _from_where(node:ast.ImportFrom)->list[str]:
-    "Dotted names that a `from` statement reaches: the module after `from`, or what it takes from the package itself."
+    """Dotted names that a `from` statement reaches:
+    the module after `from`, or what it takes from the package itself."""
     base = node.module or ''
-    if node.level == 1: base = f'scclm.{base}' if base else 'scclm' # in the library a dot is the library
+    if node.level == 1:
+        base = f'scclm.{base}' if base else 'scclm' # in the library a dot is the library
     if base != 'scclm': return [base]
     return [f'scclm.{a.name}' for a in node.names if a.name != '*']
 
@@ -291,7 +303,8 @@ def _from_where(node:ast.ImportFrom)->list[str]:
 def imported_modules(
     code:str, # Python source of a library module, or of one notebook cell
 )->frozenset[str]: # scclm modules that it names, at the top or inside a function
-    "Every form counts: `import scclm.x`, `from scclm import x`, `from scclm.x import y`, and the last two with a dot."
+    """Every form counts: `import scclm.x`, `from scclm import x`, `from scclm.x import y`,
+    and the last two with a dot."""
     found = set()
     for node in ast.walk(_syntax_tree(code)):
         if isinstance(node, ast.Import): found.update(a.name for a in node.names)
@@ -313,19 +326,20 @@ def library_code(
 
 # %% ../nbs/appendix/course.ipynb #da766c5e
 def raw_state()->list: # [path, bytes, mtime] of every raw file; empty for the sample corpus
-    "What the first chapter reads: a file added, removed or changed under `SCCLM_RAW` is a new course."
+    "What chapter 00 reads: a file added, removed or changed under `SCCLM_RAW` is a new course."
     root = raw_dir()
     if not root or not root.exists(): return [str(root)]
     rows = []
     for p in sorted(root.rglob('*')):
-        if p.is_file(): rows.append([str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns])
+        if p.is_file():
+            rows.append([str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns])
     return rows
 
 # %% ../nbs/appendix/course.ipynb #f9f6a191
 def chapter_keys(
     paths:list[Path], # chapters in order
 )->dict[str, str]: # name -> fingerprint
-    "A fingerprint per chapter that covers its code, its library, the raw data and all chapters before it."
+    "A fingerprint per chapter, of its code, its library, the raw data and all chapters before it."
     keys = {}
     key = json.dumps(raw_state())
     for p in paths:
@@ -339,13 +353,15 @@ def chapter_keys(
 def read_record(
     path:Path, # course.json
 )->dict: # {'set_up_seconds', 'chapters'}, and reference_tok_per_s where it was measured
-    "The record of an earlier run, an empty one if there is none. Raises ValueError if the file is no such record."
+    """The record of an earlier run, an empty one if there is none.
+    Raises ValueError if the file is no such record."""
     if not path.exists(): return dict(set_up_seconds=None, chapters=[])
     try:
         rec = json.loads(path.read_text(encoding='utf-8'))
         if all('name' in c and 'ok' in c for c in rec['chapters']): return rec
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError): pass
-    raise ValueError(f"{path} is not a course record (JSON with 'chapters'): delete it, or start over with FRESH=1")
+    raise ValueError(f"{path} is not a course record (JSON with 'chapters'): "
+        "delete it, or start over with FRESH=1")
 
 # %% ../nbs/appendix/course.ipynb #8679733d
 def done_chapters(
@@ -368,10 +384,10 @@ class CourseCfg:
     "What `make course` runs."
     fresh:bool=False # remove runs/<scale> and start over
     only:tuple[str, ...]=() # run just these chapters, such as 03 or 03_model, done or not
-    notebooks:tuple[Path, ...]=() # run these notebooks instead of the chapters (appendix, index); not recorded
+    notebooks:tuple[Path, ...]=() # run these instead of chapters (appendix, index); not recorded
     nbs:Path|None=None # folder of chapters; default: nbs/ of the checkout
     reference:bool=False # before the first chapter, measure how fast this machine trains
-    set_up_seconds:float|None=None # time the set-up took, for the record; default: SCCLM_SETUP_SECONDS
+    set_up_seconds:float|None=None # set-up time, for the record; default: SCCLM_SETUP_SECONDS
 
 # %% ../nbs/appendix/course.ipynb #eb79496b
 def _is_called(path:Path, name:str)->bool:
@@ -386,7 +402,8 @@ def pick_chapters(
     "The chapters named by `only`. Raises ValueError for a name that fits none."
     for want in only:
         if any(_is_called(p, want) for p in paths): continue
-        raise ValueError(f"only={want!r} is no chapter: expected one of {', '.join(p.stem for p in paths)}")
+        raise ValueError(f"only={want!r} is no chapter: "
+            f"expected one of {', '.join(p.stem for p in paths)}")
     return [p for p in paths if any(_is_called(p, want) for want in only)]
 
 # %% ../nbs/appendix/course.ipynb #82725de7
@@ -396,7 +413,8 @@ def start_over(
     "Remove the artefacts of this scale. Raises ValueError if the raw data lies among them."
     raw = raw_dir()
     if raw and out.resolve() in (raw.resolve(), *raw.resolve().parents):
-        raise ValueError(f"SCCLM_RAW={raw} lies inside {out}, which FRESH=1 removes: move the raw data elsewhere")
+        raise ValueError(f"SCCLM_RAW={raw} lies inside {out}, which FRESH=1 removes: "
+            "move the raw data elsewhere")
     shutil.rmtree(out, ignore_errors=True)
 
 # %% ../nbs/appendix/course.ipynb #f799e459
@@ -411,8 +429,10 @@ def _ended(entry:dict, line:StatusLine, on_done:Callable[[dict], None]|None)->bo
     if on_done: on_done(entry)
     line.keep(_row(entry))
     if entry['ok']: return True
-    if entry['stopped']: raise Stopped(f"{entry['name']}.ipynb: stopped; the same command goes on here")
-    line.keep(f"\n{entry['error']}\n\nexecuted copy: {_short(run_path('notebooks', entry['name'] + '.ipynb'))}")
+    if entry['stopped']:
+        raise Stopped(f"{entry['name']}.ipynb: stopped; the same command goes on here")
+    line.keep(f"\n{entry['error']}\n\nexecuted copy: "
+        f"{_short(run_path('notebooks', entry['name'] + '.ipynb'))}")
     return False
 
 # %% ../nbs/appendix/course.ipynb #aad9acey
@@ -421,7 +441,8 @@ def run_notebooks(
     line:StatusLine, # where lines go
     on_done:Callable[[dict], None]|None=None, # called with each entry
 )->bool: # all ok
-    "Run notebooks one after the other until one fails; the failing cell is printed. Raises `Stopped` for Ctrl-C."
+    """Run notebooks one after the other until one fails; the failing cell is printed.
+    Raises `Stopped` for Ctrl-C."""
     runs = (run_notebook(p, run_path('notebooks', p.name), line) for p in paths)
     return all(_ended(entry, line, on_done) for entry in runs)
 
@@ -457,11 +478,12 @@ def _answer_lines(name:str)->Iterator[str]:
 
 # %% ../nbs/appendix/course.ipynb #36e83038
 def course_summary()->str: # lines of text
-    """What the stages of this scale report, read from the files they wrote; what was not measured is left out.
-    Writes the report card."""
+    """What the stages of this scale report, read from the files they wrote;
+    what was not measured is left out. Writes the report card."""
     lines = list(_data_lines(read_json(run_path('data', 'report.json'))))
     tokenizer = read_json(run_path('tokenizer', 'tokenizer.json'))
-    if vocab := len(tokenizer.get('model', {}).get('vocab', ())): lines.append(f'  vocabulary: {vocab:,} tokens')
+    if vocab := len(tokenizer.get('model', {}).get('vocab', ())):
+        lines.append(f'  vocabulary: {vocab:,} tokens')
     lines += [*_score_lines(), *_answer_lines('pretrain'), *_answer_lines('sft')]
     return '\n'.join(lines)
 
@@ -499,7 +521,8 @@ def _entering(log:Path, record:dict, keys:dict[str, str])->Callable[[dict], None
 # %% ../nbs/appendix/course.ipynb #4e1f5a63
 def _reference(line:StatusLine)->float:
     "Real tokens per second of a fixed short training, in a process of its own as the chapters are."
-    found = subprocess.run([sys.executable, '-m', 'scclm.reference'], env=kernel_env(), capture_output=True, text=True)
+    found = subprocess.run([sys.executable, '-m', 'scclm.reference'], env=kernel_env(),
+        capture_output=True, text=True)
     if found.returncode: raise RuntimeError(f"python -m scclm.reference failed:\n{found.stderr}")
     line.keep(f"{'(reference)':<20} {int(found.stdout):,} real tok/s")
     return float(found.stdout)
@@ -510,9 +533,11 @@ def _run_chapters(cfg:CourseCfg, line:StatusLine, paths:list[Path], log:Path)->b
     keys = chapter_keys(paths)
     record = read_record(log)
     plan = _plan(cfg, record, paths, keys)
-    set_up = cfg.set_up_seconds or float(os.environ.get('SCCLM_SETUP_SECONDS') or 0) or record['set_up_seconds']
+    set_up = (cfg.set_up_seconds or float(os.environ.get('SCCLM_SETUP_SECONDS') or 0)
+        or record['set_up_seconds'])
     record.update(set_up_seconds=set_up, chapters=plan.kept)
-    if cfg.reference and plan.todo[:1] == paths[:1]: record.update(reference_tok_per_s=_reference(line))
+    if cfg.reference and plan.todo[:1] == paths[:1]:
+        record.update(reference_tok_per_s=_reference(line))
     for c in plan.kept: line.keep(_row(c, 'done before'))
     ok = run_notebooks(plan.todo, line, _entering(log, record, keys))
     write_json(log, record)
@@ -527,12 +552,13 @@ def run_course(
 )->bool: # every notebook asked for is ok
     """Run what is not done yet and keep runs/<scale>/course.json.
     Raises ValueError, FileNotFoundError for bad input, `Stopped` for Ctrl-C."""
-    os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1') # the kernel of this environment, not one of the user's home
+    os.environ.setdefault('JUPYTER_PREFER_ENV_PATH', '1') # this environment's kernel, not one in ~
     line = StatusLine(out)
     paths = chapters(cfg.nbs)
     log = run_path('course.json')
     if cfg.fresh and (cfg.only or cfg.notebooks):
-        raise ValueError("fresh=True removes all artefacts: expected no only= and no notebooks= beside it")
+        raise ValueError("fresh=True removes all artefacts: "
+            "expected no only= and no notebooks= beside it")
     line.keep(f"{'(this machine)':<20} {'seconds':>8} {'peak MB':>8}")
     if cfg.notebooks: return run_notebooks([Path(p) for p in cfg.notebooks], line)
     if cfg.fresh: start_over(run_path())

@@ -41,10 +41,12 @@ def quantise_rows(
 def position_table(
     stack:torch.nn.Module, # `model.encoder` or `model.decoder`
 )->Tensor: # (2*reach + 1, heads): what is added for "key minus query" = -reach … reach
-    "The relative position bias of every distance; beyond `relative_attention_max_distance` it does not change."
+    """The relative position bias of every distance;
+    beyond `relative_attention_max_distance` it does not change."""
     attn = stack.block[0].layer[0].SelfAttention
     reach = stack.config.relative_attention_max_distance
-    buckets = [bias_bucket(offset, not attn.is_decoder, stack.config) for offset in range(-reach, reach + 1)]
+    buckets = [bias_bucket(offset, not attn.is_decoder, stack.config)
+        for offset in range(-reach, reach + 1)]
     return attn.relative_attention_bias.weight.detach()[torch.tensor(buckets)]
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00013
@@ -52,8 +54,10 @@ def page_tensors(
     model:PreTrainedModel, # T5
 )->dict[str, Tensor]: # name -> float32; tied weights once, positions as tables
     "What the page computes with."
-    out = {name: p.detach().float() for name, p in model.named_parameters() if 'relative_attention_bias' not in name}
-    return out | {f'{side}.positions': position_table(getattr(model, side)).float() for side in ('encoder', 'decoder')}
+    out = {name: p.detach().float() for name, p in model.named_parameters()
+        if 'relative_attention_bias' not in name}
+    return out | {f'{side}.positions': position_table(getattr(model, side)).float()
+        for side in ('encoder', 'decoder')}
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00014
 _TYPES = dict(int8=np.int8, float16=np.float16, float32=np.float32)
@@ -70,21 +74,24 @@ def _stored(w:Tensor, kind:str)->tuple[str, list[np.ndarray]]:
 def pack(
     tensors:dict[str, Tensor], # from `page_tensors`
     kind:str='int8', # int8, float16 or float32, for the matrices
-)->tuple[bytes, list[dict]]: # all bytes, and where each tensor is: name, kind, rows, cols, at, scales
-    "One string of bytes; every array starts at a multiple of 4. Raises ValueError for another `kind`."
-    if kind not in _TYPES: raise ValueError(f"weights={kind!r}: expected one of {', '.join(_TYPES)}")
+)->tuple[bytes, list[dict]]: # all bytes; where each tensor is: name, kind, rows, cols, at, scales
+    "One string of bytes, every array at a multiple of 4. Raises ValueError for another `kind`."
+    if kind not in _TYPES:
+        raise ValueError(f"weights={kind!r}: expected one of {', '.join(_TYPES)}")
     packed, places = bytearray(), []
     for name, w in tensors.items():
         stored, arrays = _stored(w, kind)
         if not w.isfinite().all() or not np.isfinite(arrays[0]).all():
-            raise ValueError(f"{name} does not fit into {kind}: expected finite weights, or another kind")
+            raise ValueError(f"{name} does not fit into {kind}: "
+                "expected finite weights, or another kind")
         starts = []
         for array in arrays:
             starts.append(len(packed))
             packed += array.tobytes()
             packed += bytes(-len(packed) % 4)
         rows, cols = w.shape if w.ndim == 2 else (1, len(w))
-        places.append(dict(name=name, kind=stored, rows=rows, cols=cols, at=starts[0], scales=starts[-1]))
+        places.append(dict(name=name, kind=stored, rows=rows, cols=cols,
+            at=starts[0], scales=starts[-1]))
     return bytes(packed), places
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00019
@@ -96,9 +103,11 @@ def unpack(
     for place in places:
         rows, cols = place['rows'], place['cols']
         kind = _TYPES[place['kind']]
-        w = torch.from_numpy(np.frombuffer(packed, kind, rows*cols, place['at']).astype(np.float32)).view(rows, cols)
+        w = torch.from_numpy(
+            np.frombuffer(packed, kind, rows*cols, place['at']).astype(np.float32)).view(rows, cols)
         if place['kind'] == 'int8':
-            w = w * torch.from_numpy(np.frombuffer(packed, np.float32, rows, place['scales']).copy())[:, None]
+            w = w * torch.from_numpy(
+                np.frombuffer(packed, np.float32, rows, place['scales']).copy())[:, None]
         yield place['name'], w
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00020
@@ -109,7 +118,8 @@ def put_weights_(
 )->PreTrainedModel: # `model`
     "Let PyTorch compute with the page's weights."
     for name, w in weights.items():
-        if not name.endswith('.positions'): model.get_parameter(name).copy_(w.view_as(model.get_parameter(name)))
+        if not name.endswith('.positions'):
+            model.get_parameter(name).copy_(w.view_as(model.get_parameter(name)))
     return model
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00023
@@ -135,7 +145,9 @@ def _check_bpe(made:dict):
     odd = {k: made.get(k) for k, v in _PLAIN.items() if made.get(k) != v}
     odd |= {k: made['model'].get(k) for k, v in _PLAIN_BPE.items() if made['model'].get(k) != v}
     if made['model'].get('unk_token') is None: odd['unk_token'] = None
-    if odd: raise ValueError(f"tokenizer with {odd}: expected a BPE over whole texts, as `scclm tokenizer` makes it")
+    if odd:
+        raise ValueError(f"tokenizer with {odd}: "
+            "expected a BPE over whole texts, as `scclm tokenizer` makes it")
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00030
 def bpe_table(
@@ -145,7 +157,8 @@ def bpe_table(
     "A tokenizer as tokenizer.js reads it. Raises ValueError for another kind of tokenizer."
     made = json.loads(tok.backend_tokenizer.to_str())
     _check_bpe(made)
-    if tok.eos_token is None: raise ValueError('the tokenizer has no eos_token: expected one in tokenizer_config.json')
+    if tok.eos_token is None:
+        raise ValueError('the tokenizer has no eos_token: expected one in tokenizer_config.json')
     spare = n_rows - len(tok)
     tokens = tok.convert_ids_to_tokens(range(len(tok))) + ['']*spare
     return dict(tokens=tokens, merges=made['model']['merges'], special=sorted(tok.all_special_ids),
@@ -155,10 +168,12 @@ def bpe_table(
 def model_spec(
     model:PreTrainedModel, # T5
 )->dict: # heads, layers, decoderLayers, eps, logitScale, reach, for t5.js
-    "The few numbers of a configuration that the forward pass needs. Raises ValueError for another architecture."
+    """The few numbers of a configuration that the forward pass needs.
+    Raises ValueError for another architecture."""
     cfg = model.config
     if cfg.model_type != 't5' or cfg.is_gated_act or cfg.dense_act_fn != 'relu':
-        raise ValueError(f"{cfg.model_type} with feed_forward_proj={cfg.feed_forward_proj!r}: expected t5 with 'relu'")
+        raise ValueError(f"{cfg.model_type} with feed_forward_proj={cfg.feed_forward_proj!r}: "
+            "expected t5 with 'relu'")
     scaled = getattr(cfg, 'scale_decoder_outputs', cfg.tie_word_embeddings)
     return dict(heads=cfg.num_heads, layers=cfg.num_layers, decoderLayers=cfg.num_decoder_layers,
         eps=cfg.layer_norm_epsilon, logitScale=cfg.d_model**-.5 if scaled else 1,
@@ -169,12 +184,15 @@ def answer_limits(
     model:PreTrainedModel, # T5
     tok:PreTrainedTokenizerBase, # its tokenizer
 )->dict: # promptTokens, newTokens, loopCopies, fallback, startId
-    "What `ChatBot` does by default. Raises ValueError if the model ends its answers otherwise than the tokenizer."
+    """What `ChatBot` does by default.
+    Raises ValueError if the model ends its answers otherwise than the tokenizer."""
     if end_ids(model) != [tok.eos_token_id]:
-        raise ValueError(f"the model ends with {end_ids(model)}: expected [{tok.eos_token_id}], as the tokenizer says")
+        raise ValueError(f"the model ends with {end_ids(model)}: "
+            f"expected [{tok.eos_token_id}], as the tokenizer says")
     bot = ChatBot(model, tok)
-    return dict(promptTokens=bot.max_prompt_tok, newTokens=bot.decoding.max_new_tok, fallback=bot.fallback,
-        loopCopies=bot.decoding.loop_copies, startId=model.config.decoder_start_token_id)
+    return dict(promptTokens=bot.max_prompt_tok, newTokens=bot.decoding.max_new_tok,
+        fallback=bot.fallback, loopCopies=bot.decoding.loop_copies,
+        startId=model.config.decoder_start_token_id)
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00036
 def stamp(
@@ -200,12 +218,14 @@ def read_part(
     folder:Path, # of the page
     name:str, # manifest, tables or weights
 )->object: # its value
-    "A data file again. Raises FileNotFoundError that says how to make it, ValueError for another file."
+    "A data file again. Raises FileNotFoundError that says how to make one, ValueError for another."
     path = Path(folder)/f'{name}.js'
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: run nbs/appendix/page_chat.ipynb or `scclm page` first")
+        raise FileNotFoundError(f"{path} is missing: "
+            "run nbs/appendix/page_chat.ipynb or `scclm page` first")
     head, text = f'scclmPart("{name}",', path.read_text(encoding='utf-8')
-    if not text.startswith(head): raise ValueError(f"{path} begins with {text[:30]!r}: expected {head}")
+    if not text.startswith(head):
+        raise ValueError(f"{path} begins with {text[:30]!r}: expected {head}")
     return json.JSONDecoder().raw_decode(text, len(head))[0]
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00040
@@ -218,12 +238,14 @@ class PageCfg:
     max_mb:float=6. # largest folder, millions of bytes
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00041
-def _write_files(folder:Path, model:PreTrainedModel, tok:PreTrainedTokenizerBase, source:Path, kind:str)->int:
+def _write_files(folder:Path, model:PreTrainedModel, tok:PreTrainedTokenizerBase,
+        source:Path, kind:str)->int:
     "All files of the page; how many bytes."
     packed, places = pack(page_tensors(model), kind)
     tables = dict(tokenizer=bpe_table(tok, model.config.vocab_size), reading=reading_table())
     mark = fingerprint(packed, places, tables, *map(page_source, ('page.css', *SCRIPTS)))
-    for name in ('page.css', *SCRIPTS): (folder/name).write_text(page_source(name), encoding='utf-8')
+    for name in ('page.css', *SCRIPTS):
+        (folder/name).write_text(page_source(name), encoding='utf-8')
     (folder/'index.html').write_text(stamp(page_source('index.html'), mark), encoding='utf-8')
     write_part(folder, 'tables', tables, mark)
     write_part(folder, 'weights', base64.b64encode(packed).decode(), mark)
@@ -242,7 +264,8 @@ def page(
     cfg:PageCfg=PageCfg(), # which model, where, how exact
 )->Path: # its index.html
     """Write the chat page: plain files for any static host, or to open from a disk.
-    Raises FileNotFoundError that says how to make a model, ValueError for a model that the page cannot hold."""
+    Raises FileNotFoundError that says how to make a model,
+    ValueError for a model that the page cannot hold."""
     source = find_model(cfg.model)
     out = Path(cfg.out or run_path('page'))
     check_out(out, source, 'page', (out/'manifest.js').exists())
@@ -250,5 +273,6 @@ def page(
     with folder_aside(out) as folder:
         total = _write_files(folder, model, tok, source, cfg.weights)
         if total > cfg.max_mb * 1e6:
-            raise ValueError(f"the page has {total/1e6:.1f} MB: expected at most max_mb={cfg.max_mb}")
+            raise ValueError(f"the page has {total/1e6:.1f} MB: "
+                f"expected at most max_mb={cfg.max_mb}")
     return out/'index.html'

@@ -43,7 +43,8 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Respons
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (CollectorRegistry, Counter, Gauge, Histogram,
+    ProcessCollector, generate_latest)
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, ValidationError
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -58,21 +59,21 @@ class ServeCfg(ChatCfg):
     "The server: which model, how it answers, where it listens, and its limits."
     host:str='127.0.0.1' # address to listen on; 0.0.0.0 is every network this machine is in
     port:int=8812 # 0 takes a free one
-    key_file:str|None=None # keys, one a line; None: SCCLM_API_KEY, else a random one that is printed once
+    key_file:str|None=None # keys, one a line; None: SCCLM_API_KEY, else a random one, printed once
     name:str='scclm' # what clients call the model
     max_rows:int=32 # answers written at the same time
-    batch_tok:int=24_576 # padded tokens, questions and longest answers, of all these together: memory
+    batch_tok:int=24_576 # padded tokens, questions and longest answers, of these together: memory
     max_queue:int=256 # questions that may wait for a row; one more gets 429
-    prefill_tok:int=256 # padded tokens of questions read between two tokens of the answers: who writes waits as long
-    max_beside:int=2 # answers written beside the batch (beam, contrastive search; exported models) at the same time
+    prefill_tok:int=256 # padded question tokens read between two answer tokens, which wait as long
+    max_beside:int=2 # answers beside the batch (beam, contrastive search; exported models) at once
     max_body:int=65_536 # longest body of a request, bytes
     max_head:int=16_384 # longest request line with its headers, bytes
     max_connections:int=512 # open at the same time
-    head_s:float=10. # seconds for the head of a request; idle and unread connections are kept as long
+    head_s:float=10. # seconds for a request's head; idle and unread connections are kept as long
     body_s:float=10. # seconds for its body
     answer_s:float=60. # seconds for an answer, the wait for a row included
     drain_s:float=30. # seconds that accepted questions get after SIGTERM
-    log_questions:bool=False # True: questions are written to the log; False: only how long requests were
+    log_questions:bool=False # True: questions go to the log; False: only how long requests were
 
     def __post_init__(self):
         "Raises ValueError for a field out of its range."
@@ -82,15 +83,17 @@ class ServeCfg(ChatCfg):
             if not value >= least: raise ValueError(f'{name}={value!r}: expected >= {least}')
         rows = rows_each(self)
         need = rows*(self.max_prompt_tok + self.max_new_tok)
-        if self.batch_tok < need: raise ValueError(f'batch_tok={self.batch_tok}: expected >= {need}, the rows of '
+        if self.batch_tok < need:
+            raise ValueError(f'batch_tok={self.batch_tok}: expected >= {need}, the rows of '
             f'strategy={self.strategy} ({rows}) x (max_prompt_tok={self.max_prompt_tok} + '
             f'max_new_tok={self.max_new_tok})')
-        if self.port > 65_535: raise ValueError(f'port={self.port}: expected 0 to 65535, 0 for a free one')
+        if self.port > 65_535:
+            raise ValueError(f'port={self.port}: expected 0 to 65535, 0 for a free one')
 
 # %% ../nbs/appendix/serve.ipynb #srv00009
 #| code-fold: true
-_LEAST = dict(port=0, max_prompt_tok=1, max_rows=1, max_queue=1, prefill_tok=1, max_beside=1, max_body=64,
-    max_head=1024, max_connections=1, head_s=.1, body_s=.1, answer_s=.1, drain_s=0)
+_LEAST = dict(port=0, max_prompt_tok=1, max_rows=1, max_queue=1, prefill_tok=1, max_beside=1,
+    max_body=64, max_head=1024, max_connections=1, head_s=.1, body_s=.1, answer_s=.1, drain_s=0)
 
 # %% ../nbs/appendix/serve.ipynb #srv00014
 class Keys:
@@ -109,7 +112,8 @@ def fit(self:Keys,
     "Compare with every key, whether or not one has fitted."
     scheme, _, key = header.partition(b' ')
     given = hashlib.sha256(key.strip()).digest()
-    return scheme.lower() == b'bearer' and any([hmac.compare_digest(given, digest) for digest in self.digests])
+    return scheme.lower() == b'bearer' and any(
+        [hmac.compare_digest(given, digest) for digest in self.digests])
 
 # %% ../nbs/appendix/serve.ipynb #srv00018
 def check_key(
@@ -118,13 +122,15 @@ def check_key(
 )->str: # `key`
     "Raises ValueError for a key that cannot stand in a header."
     if re.fullmatch('[!-~]+', key): return key
-    raise ValueError(f'{where}: not a key: expected visible ASCII characters without spaces, one key a line')
+    raise ValueError(f'{where}: not a key: expected visible ASCII characters without spaces, '
+        'one key a line')
 
 # %% ../nbs/appendix/serve.ipynb #srv00019
 def read_keys(
     cfg:ServeCfg, # its key file, if it names one
 )->tuple[str, ...]: # one or several; none if nobody gave one
-    "Keys of the file, else of SCCLM_API_KEY. Raises ValueError for an empty file or a key that cannot be sent."
+    """Keys of the file, else of SCCLM_API_KEY.
+    Raises ValueError for an empty file or a key that cannot be sent."""
     if cfg.key_file is None:
         key = os.environ.get('SCCLM_API_KEY', '')
         return (check_key(key, 'SCCLM_API_KEY'),) if key else ()
@@ -165,8 +171,8 @@ def error_body(
 # %% ../nbs/appendix/serve.ipynb #srv00025
 #| code-fold: true
 _KINDS = {401: 'authentication_error', 429: 'rate_limit_error'} # as OpenAI names them
-_HEADERS = {401: {'WWW-Authenticate': 'Bearer'}, 429: {'Retry-After': '1'}, 503: {'Retry-After': '5'},
-    408: {'Connection': 'close'}, 413: {'Connection': 'close'},
+_HEADERS = {401: {'WWW-Authenticate': 'Bearer'}, 429: {'Retry-After': '1'},
+    503: {'Retry-After': '5'}, 408: {'Connection': 'close'}, 413: {'Connection': 'close'},
     431: {'Connection': 'close'}}
 
 # %% ../nbs/appendix/serve.ipynb #srv00026
@@ -193,7 +199,8 @@ def told(
 )->tuple[str, str|None]: # what is wrong and was expected; the field, as the client wrote it
     "The first mistake in words. What was sent is not repeated."
     first = e.errors(include_url=False, include_context=False, include_input=False)[0]
-    if first['type'] == 'json_invalid': return f"{first['msg']}: expected one JSON object in UTF-8", None
+    if first['type'] == 'json_invalid':
+        return f"{first['msg']}: expected one JSON object in UTF-8", None
     stray = first['type'] == 'extra_forbidden'
     names = _names(first['loc'], stray)
     place = '.'.join(names)[:80]
@@ -205,7 +212,7 @@ def told(
 _SHAPES = {str: '(text)', list: '(list)'} # how errors call what a client sent where both are taken
 
 def _names(loc:tuple[str|int, ...], stray:bool)->list[str]:
-    "The way to a mistake: fields and places of lists. `stray`: the last one is a client's own word."
+    "The way to a mistake: fields and places of lists. `stray`: the last is a client's own word."
     names = [str(x) for x in loc]
     ours = names[:-1] if stray else names
     return [x for x in ours if x not in _SHAPES.values()] + names[len(ours):]
@@ -230,7 +237,8 @@ def is_json(
 )->bool: # whether it says JSON, in UTF-8 if it says in what
     "Look at the header, not at the body."
     words = content_type.lower().replace(' ', '').replace('"', '').split(';')
-    return words[0] == 'application/json' and not set(words[1:]) - {'charset=utf-8', 'charset=utf8', ''}
+    return (words[0] == 'application/json'
+        and not set(words[1:]) - {'charset=utf-8', 'charset=utf8', ''})
 
 # %% ../nbs/appendix/serve.ipynb #srv00035
 def parsed(
@@ -239,7 +247,8 @@ def parsed(
     content_type:str='application/json', # what the client calls it
 )->Ask: # an object of `kind`
     "Read a request. Raises Refused: 415 for another type than JSON, 422 for what does not fit."
-    if not is_json(content_type): raise Refused(415, 'expected Content-Type: application/json; charset=utf-8')
+    if not is_json(content_type):
+        raise Refused(415, 'expected Content-Type: application/json; charset=utf-8')
     try: return kind.model_validate_json(body)
     except ValidationError as e:
         message, param = told(e, kind)
@@ -277,7 +286,8 @@ class TextPart(BaseModel, extra='forbid', strict=True):
     text:str # the piece
 
 # %% ../nbs/appendix/serve.ipynb #srv0038b
-Content = either(str, Annotated[list[TextPart], Field(min_length=1, max_length=64)]) # a question, whole or in parts
+Content = either(str, # a question, whole
+    Annotated[list[TextPart], Field(min_length=1, max_length=64)]) # or in parts
 
 # %% ../nbs/appendix/serve.ipynb #srv00039
 class Message(BaseModel, extra='forbid', strict=True):
@@ -340,9 +350,12 @@ class Neutral(Ask):
 class ChatAsk(Neutral):
     "What OpenAI's clients send, as far as this model can do it."
     model:str=Field(description='as GET /v1/models names it')
-    messages:list[Message]=Field(min_length=1, max_length=1, description='one question: nothing is remembered')
-    temperature:float|None=Field(None, ge=0, le=2, allow_inf_nan=False, description='below 0.01: greedy')
-    top_p:float|None=Field(None, gt=0, le=1, allow_inf_nan=False, description='the likeliest tokens up to this sum')
+    messages:list[Message]=Field(min_length=1, max_length=1,
+        description='one question: nothing is remembered')
+    temperature:float|None=Field(None, ge=0, le=2, allow_inf_nan=False,
+        description='below 0.01: greedy')
+    top_p:float|None=Field(None, gt=0, le=1, allow_inf_nan=False,
+        description='the likeliest tokens up to this sum')
     max_tokens:int|None=Field(None, ge=1, description="at most the server's own limit")
     max_completion_tokens:int|None=Field(None, ge=1, description='the newer name of max_tokens')
     stop:Stops|None=Field(None, description='ends the answer')
@@ -355,20 +368,23 @@ class ChatAsk(Neutral):
 
 # %% ../nbs/appendix/serve.ipynb #srv0042b
 #| code-fold: true
-_PARTS = dict(messages=Message, content=TextPart, stream_options=StreamOptions, response_format=PlainText)
+_PARTS = dict(messages=Message, content=TextPart, stream_options=StreamOptions,
+    response_format=PlainText)
 
 # %% ../nbs/appendix/serve.ipynb #srv00044
-ONE_TURN = ('this model reads one question and remembers none: expected exactly one message with role user, '
-    'and no system message; say in the question what it should know')
+ONE_TURN = ('this model reads one question and remembers none: expected exactly one message '
+    'with role user, and no system message; say in the question what it should know')
 TEXT_ONLY = 'expected a text, or a list of 1 to 64 parts {"type": "text", "text": "..."}'
-_RULES = {r'messages(\.\d+(\.role)?)?': ONE_TURN, r'messages\.\d+\.content(\.\d+(\.(type|text))?)?': TEXT_ONLY}
+_RULES = {r'messages(\.\d+(\.role)?)?': ONE_TURN,
+    r'messages\.\d+\.content(\.\d+(\.(type|text))?)?': TEXT_ONLY}
 
 # %% ../nbs/appendix/serve.ipynb #srv0044b
 def no_model(
     cfg:ServeCfg, # its model's name
 )->Refused: # to be raised
     "What who asks for another model hears."
-    return Refused(404, f'there is no such model here: expected model={cfg.name!r}', 'model', 'model_not_found')
+    return Refused(404, f'there is no such model here: expected model={cfg.name!r}',
+        'model', 'model_not_found')
 
 # %% ../nbs/appendix/serve.ipynb #srv00045
 def parsed_chat(
@@ -379,17 +395,18 @@ def parsed_chat(
     "Read a chat request. Raises Refused, with the rule for what is no single question in words."
     try: ask = parsed(ChatAsk, body, content_type)
     except Refused as e:
-        rule = next((rule for place, rule in _RULES.items() if re.fullmatch(place, e.param or '')), None)
+        rule = next((rule for place, rule in _RULES.items()
+            if re.fullmatch(place, e.param or '')), None)
         if rule: e.message = f'{e.message}: {rule}'
         raise
     if ask.model != cfg.name: raise no_model(cfg)
     for name in ('max_tokens', 'max_completion_tokens'):
         if (getattr(ask, name) or 0) <= cfg.max_new_tok: continue
-        raise Refused(422, f'{name} is too large: expected at most {cfg.max_new_tok}', name, 'invalid_body',
-            f'答案最多写 {cfg.max_new_tok} 个词元，请把“最多多少词元”改小。')
+        raise Refused(422, f'{name} is too large: expected at most {cfg.max_new_tok}', name,
+            'invalid_body', f'答案最多写 {cfg.max_new_tok} 个词元，请把“最多多少词元”改小。')
     if ask.stream_options and ask.stream_options.include_usage and not ask.stream:
-        raise Refused(422, 'stream_options.include_usage is for streams: expected it with stream=true',
-            'stream_options.include_usage', 'invalid_body')
+        raise Refused(422, 'stream_options.include_usage is for streams: '
+            'expected it with stream=true', 'stream_options.include_usage', 'invalid_body')
     return ask
 
 # %% ../nbs/appendix/serve.ipynb #srv00048
@@ -411,18 +428,20 @@ class Gone(Exception):
     "The client has left."
 
 # %% ../nbs/appendix/serve.ipynb #srv00052
-_DROP = 32*2**20 # bytes of a body that is too long that are read, and dropped, before the connection ends
+_DROP = 32*2**20 # bytes of too long a body that are read, and dropped, before the connection ends
 
 def _too_long(most:int)->Refused:
     "What the sender of a longer body hears."
-    return Refused(413, f'the body is too long: expected at most max_body={most} bytes', code='body_too_long')
+    return Refused(413, f'the body is too long: expected at most max_body={most} bytes',
+        code='body_too_long')
 
 # %% ../nbs/appendix/serve.ipynb #srv00053
 async def read_body(
     receive:Callable, # of ASGI
     most:int, # bytes
 )->bytes: # the whole body
-    "Take in a body. Raises Refused for one of more than `most` bytes, Gone if the client leaves in the middle."
+    """Take in a body.
+    Raises Refused for one of more than `most` bytes, Gone if the client leaves in the middle."""
     body, n, more = bytearray(), 0, True
     while more and n <= _DROP:
         message = await receive()
@@ -438,17 +457,21 @@ def check_head(
     scope:MutableMapping, # of ASGI
     cfg:ServeCfg, # limits
 ):
-    "Raises Refused for headers that are too long, and for a client that asks before it sends a body that is."
-    size = sum(len(name) + len(value) + 4 for name, value in scope['headers']) + len(scope.get('raw_path', b''))
+    """Raises Refused for headers that are too long,
+    and for a client that asks before it sends a body that is."""
+    size = (sum(len(name) + len(value) + 4 for name, value in scope['headers'])
+        + len(scope.get('raw_path', b'')))
     too_long = f'the headers are too long: expected at most max_head={cfg.max_head} bytes'
     if size > cfg.max_head: raise Refused(431, too_long)
     headers = dict(scope['headers'])
     length = headers.get(b'content-length', b'0')
-    if b'expect' in headers and length.isdigit() and int(length[:18]) > cfg.max_body: raise _too_long(cfg.max_body)
+    if b'expect' in headers and length.isdigit() and int(length[:18]) > cfg.max_body:
+        raise _too_long(cfg.max_body)
 
 # %% ../nbs/appendix/serve.ipynb #srv00058
 class Visit:
-    "One request on its way: what the log and the counters need of it. HEAD goes in as GET, and its body stays here."
+    """One request on its way: what the log and the counters need of it.
+    HEAD goes in as GET, and its body stays here."""
     def __init__(self,
         scope:MutableMapping, # of ASGI
         send:Callable, # of ASGI
@@ -479,7 +502,7 @@ async def send(self:Visit,
 
 # %% ../nbs/appendix/serve.ipynb #srv00061
 class Gate:
-    "What stands before the application: limits, counters, the log, and an answer to every mistake of ours."
+    "What stands before the application: limits, counters, log, an answer to every mistake of ours."
     def __init__(self,
         app:Callable, # ASGI application
         service:object, # a Service: limits, counters, whether it is stopping
@@ -508,7 +531,7 @@ async def enter(self:Gate,
     visit:Visit, # the request
     receive:Callable, # of ASGI
 ):
-    "The body, in time and not too long; then the application, which finds it in `request.state.body`."
+    "The body, in time and not too long; then the application, with it in `request.state.body`."
     cfg, scope = self.service.cfg, visit.scope
     if self.service.stopping and scope['path'] not in OPEN_WHILE_STOPPING: raise _stopping()
     check_head(scope, cfg)
@@ -539,7 +562,8 @@ async def stumble(self:Gate,
     "A mistake of ours: the log names it, the client hears that it does."
     log_mistake(visit.route, e)
     if visit.status is not None: return # too late for another status: the connection ends
-    sorry = Refused(500, 'a mistake of the server, which its log names: expected another try', code='server_error')
+    sorry = Refused(500, 'a mistake of the server, which its log names: expected another try',
+        code='server_error')
     await refusal(visit.scope['path'], sorry)(visit.scope, None, visit.send)
 
 # %% ../nbs/appendix/serve.ipynb #srv00064
@@ -551,13 +575,15 @@ OPEN_WHILE_STOPPING = ('/healthz', '/metrics')
 #| code-fold: true
 def _stopping()->Refused:
     "What newcomers hear while the server stops."
-    return Refused(503, 'the server is stopping: expected another try at its successor', code='stopping')
+    return Refused(503, 'the server is stopping: expected another try at its successor',
+        code='stopping')
 
 # %% ../nbs/appendix/serve.ipynb #srv0064b
 #| code-fold: true
 def _failed()->Refused:
     "What everybody hears once a thread of the engine has died."
-    return Refused(503, 'the engine has failed: expected a restart of this server', code='engine_failed')
+    return Refused(503, 'the engine has failed: expected a restart of this server',
+        code='engine_failed')
 
 # %% ../nbs/appendix/serve.ipynb #srv00066
 _SECONDS = (.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60)
@@ -570,12 +596,13 @@ class Meter:
     ):
         "A registry of its own: several servers may live in one process."
         self.registry = own = CollectorRegistry()
-        self.requests = Counter('scclm_requests', 'Requests by route and status; 499: the client left',
-            ['route', 'status'], registry=own)
-        self.seconds = Histogram('scclm_request_seconds', 'From the head of a request to the end of its response',
+        self.requests = Counter('scclm_requests',
+            'Requests by route and status; 499: the client left', ['route', 'status'], registry=own)
+        self.seconds = Histogram('scclm_request_seconds',
+            'From the head of a request to the end of its response',
             ['route'], registry=own, buckets=_SECONDS)
-        self.first = Histogram('scclm_first_piece_seconds', 'From a question to the first piece of its answer',
-            registry=own, buckets=_SECONDS)
+        self.first = Histogram('scclm_first_piece_seconds',
+            'From a question to the first piece of its answer', registry=own, buckets=_SECONDS)
         self.tokens = Counter('scclm_tokens', 'Tokens read and written', ['kind'], registry=own)
         running = Gauge('scclm_running', 'Answers being written', registry=own)
         running.set_function(lambda: engine.running)
@@ -625,12 +652,14 @@ def note(self:Service,
 # %% ../nbs/appendix/serve.ipynb #srv0070b
 @patch
 def warm_up(self:Service):
-    "Answer once as questions will be answered: loads what is loaded late. Raises ValueError if that cannot be done."
+    """Answer once as questions will be answered: loads what is loaded late.
+    Raises ValueError if that cannot be done."""
     how = self.decoding
     try: self.engine.submit('你好', replace(how, max_new_tok=min(2, how.max_new_tok))).result()
     except (ValueError, RuntimeError) as e:
         self.engine.close(0)
-        raise ValueError(f'no question can be answered with strategy={how.strategy!r}: {e.__cause__ or e}') from None
+        raise ValueError(f'no question can be answered with strategy={how.strategy!r}: '
+            f'{e.__cause__ or e}') from None
 
 # %% ../nbs/appendix/serve.ipynb #srv00072
 async def pieces(
@@ -665,14 +694,15 @@ async def admit(
     stop:tuple[str, ...]=(), # texts that end the answer
     param:str='input_txt', # the field that the question came in
 )->Ticket: # the answer that will be written
-    "A place in the queue. Raises Refused: 422 for a question that cannot be read, 429 if all places are taken, 503."
+    """A place in the queue.
+    Raises Refused: 422 for a question that cannot be read, 429 if all places are taken, 503."""
     if service.cfg.log_questions: log.info('question: %r', question)
     wait = service.cfg.answer_s
     try: ticket = await asyncio.to_thread(service.engine.submit, question, dec, stop, wait)
     except QueueFull:
         places = service.cfg.max_queue
-        raise Refused(429, f'all {places} places of the queue are taken: expected another try after a second',
-            code='queue_full') from None
+        raise Refused(429, f'all {places} places of the queue are taken: '
+            'expected another try after a second', code='queue_full') from None
     except ValueError as e: raise about_question(e, param) from None
     except Closed: raise (_failed() if service.engine.failed else _stopping()) from None
     service.meter.tokens.labels('read').inc(ticket.n_prompt)
@@ -701,11 +731,12 @@ def cut_off(
 )->Refused: # what to say instead of the rest
     "Why an answer ended that was not at its end."
     if finish == 'deadline':
-        return Refused(504, f'the answer was not ready in time: expected at most answer_s={cfg.answer_s:g} seconds; '
+        return Refused(504, 'the answer was not ready in time: '
+            f'expected at most answer_s={cfg.answer_s:g} seconds; '
             'ask later, or for fewer max_tokens', code='deadline')
     if finish == 'cancelled': return _stopping()
-    return Refused(500, 'the answer could not be written, for a mistake of the server, which its log names: '
-        'expected another try', code='server_error')
+    return Refused(500, 'the answer could not be written, for a mistake of the server, '
+        'which its log names: expected another try', code='server_error')
 
 # %% ../nbs/appendix/serve.ipynb #srv00078
 async def unless_gone(
@@ -785,7 +816,8 @@ async def send_all(self:Events,
 ):
     "Head, events, end."
     await send(dict(type='http.response.start', status=200, headers=self.raw_headers))
-    async for data in self.events: await send(dict(type='http.response.body', body=data, more_body=True))
+    async for data in self.events:
+        await send(dict(type='http.response.body', body=data, more_body=True))
     await send(dict(type='http.response.body', body=b''))
 
 # %% ../nbs/appendix/serve.ipynb #srv00090
@@ -821,7 +853,8 @@ def chat_head(
     name:str, # of the model
 )->dict: # without choices
     "What every chat object begins with."
-    return dict(id=f'chatcmpl-{secrets.token_hex(12)}', object=kind, created=int(time.time()), model=name)
+    return dict(id=f'chatcmpl-{secrets.token_hex(12)}', object=kind,
+        created=int(time.time()), model=name)
 
 # %% ../nbs/appendix/serve.ipynb #srv00094
 async def chat_events(
@@ -830,7 +863,8 @@ async def chat_events(
     with_usage:bool=False, # token counts before the end
 )->AsyncIterator[bytes]: # events: chunks, …, [DONE]
     "A streamed answer in OpenAI's words."
-    head = chat_head('chat.completion.chunk', service.cfg.name) | (dict(usage=None) if with_usage else {})
+    head = chat_head('chat.completion.chunk', service.cfg.name) | (
+        dict(usage=None) if with_usage else {})
     def chunk(delta:dict, finish:str|None=None, **more:str)->bytes:
         "One event."
         return event(head | dict(choices=[dict(index=0, delta=delta, finish_reason=finish)]) | more)
@@ -851,7 +885,7 @@ WANTED_KEY = 'expected the header Authorization: Bearer KEY, with a key of this 
 # %% ../nbs/appendix/serve.ipynb #srv00097
 async def with_key(
     request:Request, # with or without a key
-    shown:Annotated[object, Security(HTTPBearer(auto_error=False))]=None, # the field for it in /docs
+    shown:Annotated[object, Security(HTTPBearer(auto_error=False))]=None, # its field in /docs
 )->Service: # who answers
     "Raises Refused for a wrong key, or none."
     service = request.app.state.service
@@ -877,7 +911,8 @@ def flat_schema(
         "References replaced by what they mean."
         if isinstance(x, list): return [flat(y) for y in x]
         if not isinstance(x, dict): return x
-        return flat(parts[x['$ref'].split('/')[-1]]) if '$ref' in x else {k: flat(v) for k, v in x.items()}
+        return (flat(parts[x['$ref'].split('/')[-1]]) if '$ref' in x
+            else {k: flat(v) for k, v in x.items()})
     return flat(whole)
 
 # %% ../nbs/appendix/serve.ipynb #srv00101
@@ -907,11 +942,15 @@ def described(
     def json_of(schema:dict)->dict:
         "A body that is JSON."
         return {'application/json': dict(schema=schema)}
-    extra = dict(requestBody=dict(required=True, content=json_of(flat_schema(kind)))) if kind else None
-    shapes = {400: _DETAIL} | dict.fromkeys(codes, error) # 400 comes before anybody has read the path
-    responses = {c: dict(description=_WHY[c], content=json_of(shape)) for c, shape in shapes.items()}
+    extra = (dict(requestBody=dict(required=True, content=json_of(flat_schema(kind))))
+        if kind else None)
+    shapes = {400: _DETAIL} | dict.fromkeys(codes, error) # 400 comes before the path is read
+    responses = {c: dict(description=_WHY[c], content=json_of(shape))
+        for c, shape in shapes.items()}
     events = {'text/event-stream': dict(schema=_EVENT)}
-    if streams: responses[200] = dict(description='an answer', content=json_of(dict(type='object')) | events)
+    if streams:
+        responses[200] = dict(description='an answer',
+            content=json_of(dict(type='object')) | events)
     return dict(openapi_extra=extra, responses=responses)
 
 # %% ../nbs/appendix/serve.ipynb #srv00104
@@ -923,7 +962,8 @@ def check_question(
     "Raises Refused for a question in which nothing can be seen."
     try: check_typed(text)
     except ValueError as e:
-        raise Refused(status, f'{param} is blank: expected a question', param, 'blank', note_of(e)) from None
+        raise Refused(status, f'{param} is blank: expected a question',
+            param, 'blank', note_of(e)) from None
 
 # %% ../nbs/appendix/serve.ipynb #srv00105
 routes = APIRouter()
@@ -955,11 +995,14 @@ async def chat_completions(
     ask = parsed_chat(*_sent(request), service.cfg)
     stop = (ask.stop,) if isinstance(ask.stop, str) else tuple(ask.stop or ())
     check_question(question_of(ask), 'messages.0.content', 422)
-    ticket = await admit(service, question_of(ask), decoding_of(ask, service.decoding), stop, 'messages')
+    ticket = await admit(service, question_of(ask),
+        decoding_of(ask, service.decoding), stop, 'messages')
     options = ask.stream_options
-    if ask.stream: return Events(chat_events(service, ticket, bool(options and options.include_usage)), ticket)
+    if ask.stream:
+        return Events(chat_events(service, ticket, bool(options and options.include_usage)), ticket)
     text = await whole(request, service, ticket)
-    choice = dict(index=0, message=dict(role='assistant', content=text), finish_reason=ticket.finish, logprobs=None)
+    choice = dict(index=0, message=dict(role='assistant', content=text),
+        finish_reason=ticket.finish, logprobs=None)
     head = chat_head('chat.completion', service.cfg.name)
     return JSONResponse(head | dict(choices=[choice], usage=usage(ticket)) | unknown(ticket))
 
@@ -986,7 +1029,8 @@ async def models(
     return dict(object='list', data=[model_object(service.cfg.name)])
 
 # %% ../nbs/appendix/serve.ipynb #srv0109b
-@routes.get('/v1/models/{name:path}', summary='One of them', **described(None, (*_ANY, 404), _ERROR))
+@routes.get('/v1/models/{name:path}', summary='One of them',
+    **described(None, (*_ANY, 404), _ERROR))
 async def model(
     name:str, # of a model
     service:Annotated[Service, Depends(with_key)], # who answers
@@ -996,7 +1040,8 @@ async def model(
     return model_object(name)
 
 # %% ../nbs/appendix/serve.ipynb #srv00110
-@routes.get('/healthz', summary='Whether to send questions here', responses={503: dict(description=_WHY[503])})
+@routes.get('/healthz', summary='Whether to send questions here',
+    responses={503: dict(description=_WHY[503])})
 async def healthz(
     request:Request, # of anybody
 )->Response: # {"status": "ok"}, or what else with 503
@@ -1020,7 +1065,8 @@ def hashes(
     tag:str, # script or style
 )->str: # as a Content-Security-Policy lists them
     "The SHA-256 of what stands in every element of a kind."
-    digests = [hashlib.sha256(x.encode()).digest() for x in re.findall(f'<{tag}>(.*?)</{tag}>', html, re.S)]
+    digests = [hashlib.sha256(x.encode()).digest()
+        for x in re.findall(f'<{tag}>(.*?)</{tag}>', html, re.S)]
     return ' '.join(f"'sha256-{b64encode(digest).decode()}'" for digest in digests)
 
 # %% ../nbs/appendix/serve.ipynb #srv00114
@@ -1028,11 +1074,14 @@ def page_policy(
     html:str, # a page with inline script and style
 )->str: # Content-Security-Policy
     "Allow a page its own inline code and its own server, nothing else."
-    own = f"script-src {hashes(html, 'script')}; style-src {hashes(html, 'style')}; connect-src 'self'"
-    return f"default-src 'none'; {own}; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    own = (f"script-src {hashes(html, 'script')}; style-src {hashes(html, 'style')}; "
+        "connect-src 'self'")
+    return (f"default-src 'none'; {own}; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'")
 
 # %% ../nbs/appendix/serve.ipynb #srv00116
-PAGE = Path(__file__).parent/'chat_page.html' if '__file__' in globals() else Path('../../scclm/chat_page.html')
+PAGE = (Path(__file__).parent/'chat_page.html' if '__file__' in globals()
+    else Path('../../scclm/chat_page.html'))
 
 # %% ../nbs/appendix/serve.ipynb #srv00117
 @routes.get('/', include_in_schema=False)
@@ -1049,7 +1098,8 @@ def make_app(
     keys:tuple[str, ...]=(), # who may ask; none: those of the file or of SCCLM_API_KEY
     bot:ChatBot|None=None, # who answers; None: the model of `cfg`
 )->FastAPI: # an ASGI application, for any server
-    "The application, warm. Raises ValueError without a key, or if the model cannot answer as `cfg` wants it to."
+    """The application, warm.
+    Raises ValueError without a key, or if the model cannot answer as `cfg` wants it to."""
     service = Service(bot or open_bot(cfg, batch_tok=cfg.batch_tok), cfg, keys or read_keys(cfg))
     @asynccontextmanager
     async def lifespan(app:FastAPI)->AsyncIterator[None]:
@@ -1125,7 +1175,9 @@ def watch(self:Protocol,
     still_stuck = stuck and self.flow.write_paused
     if still_stuck: self.transport.abort()
     elif idle: self.transport.close()
-    else: self.look = self.loop.call_later(self.cfg.head_s, self.watch, self.cycle, self.flow.write_paused)
+    else:
+        self.look = self.loop.call_later(self.cfg.head_s, self.watch,
+            self.cycle, self.flow.write_paused)
 
 # %% ../nbs/appendix/serve.ipynb #srv00132
 def plain_response(
@@ -1134,7 +1186,8 @@ def plain_response(
 )->bytes: # of HTTP
     "A refusal, written by hand, before any application has seen the request."
     response = refusal(path, e)
-    head = b''.join(b'%s: %s\r\n' % pair for pair in [*response.raw_headers, (b'connection', b'close')])
+    head = b''.join(b'%s: %s\r\n' % pair
+        for pair in [*response.raw_headers, (b'connection', b'close')])
     return b'HTTP/1.1 %d \r\n%s\r\n%s' % (e.status, head, response.body)
 
 # %% ../nbs/appendix/serve.ipynb #srv00133
@@ -1142,7 +1195,8 @@ def plain_response(
 def turn_away(self:Protocol):
     "One connection too many."
     most = self.cfg.max_connections
-    full = Refused(503, f'all max_connections={most} connections are taken: expected another try in some seconds')
+    full = Refused(503, f'all max_connections={most} connections are taken: '
+        'expected another try in some seconds')
     self.transport.write(plain_response('', full))
     self.transport.close()
 
@@ -1152,13 +1206,14 @@ def send_400_response(self:Protocol,
     msg:str, # of uvicorn
 ):
     "A head that is not HTTP, or too long."
-    bad = Refused(400, f'not a request of HTTP/1.1: expected a head of at most max_head={self.cfg.max_head} bytes')
+    bad = Refused(400, 'not a request of HTTP/1.1: '
+        f'expected a head of at most max_head={self.cfg.max_head} bytes')
     self.transport.write(plain_response('', bad))
     self.transport.close()
 
 # %% ../nbs/appendix/serve.ipynb #srv00136
 class Server(uvicorn.Server):
-    "A server that ends in order: SIGTERM and Ctrl-C stop new questions, accepted ones are answered first."
+    "Ends in order: SIGTERM and Ctrl-C stop new questions, accepted ones are answered first."
     def __init__(self,
         config:uvicorn.Config, # application, limits
         service:Service, # what to stop
@@ -1200,7 +1255,8 @@ def make_server(
     "A server for the application, with its limits."
     service = app.state.service
     http = partial(Protocol, cfg=service.cfg)
-    return Server(uvicorn.Config(app, http=http, h11_max_incomplete_event_size=service.cfg.max_head, **_PLAIN), service)
+    return Server(uvicorn.Config(app, http=http,
+        h11_max_incomplete_event_size=service.cfg.max_head, **_PLAIN), service)
 
 # %% ../nbs/appendix/serve.ipynb #srv0140b
 def place_of(
@@ -1215,12 +1271,13 @@ def listen_on(
     host:str, # address of this machine
     port:int, # 0 takes a free one
 )->socket.socket: # ready to accept
-    "Take a port, before anything slow is loaded. Raises OSError that says which one could not be had."
+    "Take a port, before anything slow is loaded. Raises OSError that says which could not be had."
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     try: return socket.create_server((host, port), family=family, backlog=512)
     except OSError as e:
         place = place_of(host, port)
-        raise OSError(f'cannot listen on {place} ({e.strerror}): expected a free port of this machine') from None
+        raise OSError(f'cannot listen on {place} ({e.strerror}): '
+            'expected a free port of this machine') from None
 
 # %% ../nbs/appendix/serve.ipynb #srv00142
 def serve(
@@ -1234,7 +1291,8 @@ def serve(
     app = make_app(replace(cfg, model=str(folder)), keys)
     place = f'http://{place_of(cfg.host, listener.getsockname()[1])}'
     print(f'{folder} at {place}, called {cfg.name!r}; /docs explains it, Ctrl-C ends it')
-    if is_export(folder): print(f'an exported model: {cfg.max_beside} answers at a time (--max-beside), others wait')
+    if is_export(folder):
+        print(f'an exported model: {cfg.max_beside} answers at a time (--max-beside), others wait')
     key = '' if given else f'/#key={keys[0]} (the key is printed only here)'
     print(f'chat page: {place}{key}', flush=True)
     make_server(app).run([listener])

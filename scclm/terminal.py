@@ -38,7 +38,8 @@ def pick_device(
     try: torch.ones(1, device=name).item()
     except Exception: # each backend has an exception of its own
         usable = ' or '.join(dict.fromkeys(['auto', 'cpu', best]))
-        raise ValueError(f'device={name!r} cannot be used on this machine: expected {usable}') from None
+        raise ValueError(f'device={name!r} cannot be used on this machine: '
+            f'expected {usable}') from None
     return name
 
 # %% ../nbs/appendix/terminal.ipynb #3bfd5fbc
@@ -46,18 +47,19 @@ def open_bot(
     cfg:ChatCfg, # model, dtype, device, decoding
     **limits:int, # more of `ChatBot`'s own, such as batch_tok
 )->ChatBot: # who answers
-    "The bot that a configuration describes. Raises FileNotFoundError that says how to make a model."
+    "The bot a configuration describes. Raises FileNotFoundError that says how to make a model."
     dtype, device = getattr(torch, cfg.dtype), pick_device(cfg.device)
-    return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg, max_prompt_tok=cfg.max_prompt_tok, **limits)
+    return ChatBot.from_dir(cfg.model, dtype, device, decoding=cfg,
+        max_prompt_tok=cfg.max_prompt_tok, **limits)
 
 # %% ../nbs/appendix/terminal.ipynb #9be4e40a
 def say(
     bot:ChatBot, # who answers
     text:str, # question
-    told:set[str]|None=None, # unknown characters that this person was told about; None: nothing is told
+    told:set[str]|None=None, # unknown characters this person was told about; None: nothing is told
 )->bool: # False: stopped by Ctrl-C
-    """Print an answer as it comes, and on stderr which characters the model does not know. Ctrl-C ends the answer,
-    a bad question is explained on stderr; both let the chat go on."""
+    """Print an answer as it comes, and on stderr which characters the model does not know.
+    Ctrl-C ends the answer, a bad question is explained on stderr; both let the chat go on."""
     try:
         pieces = bot.stream(text)
         note = '' if told is None else bot.unknown_note(text, told)
@@ -75,7 +77,8 @@ def _pipe_lines()->Iterator[str]:
     "The lines of a pipe; one that is not UTF-8 is named on standard error and left out."
     for n, raw in enumerate(sys.stdin.buffer, 1):
         try: yield raw.decode('utf-8-sig')
-        except UnicodeDecodeError: print(f"line {n} of stdin is not UTF-8: expected UTF-8 text", file=sys.stderr)
+        except UnicodeDecodeError:
+            print(f"line {n} of stdin is not UTF-8: expected UTF-8 text", file=sys.stderr)
 
 def _pipe_reader()->Callable[[], str]:
     "What gives the next line of a pipe. It raises EOFError at the end."
