@@ -27,8 +27,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .duplicates import KEPT_ROW, STATUS, Chunk, Fates, Spool, normal_forms, read_arrow, row_keys, write_arrow
-from .readers import REJECTS, Block, Reject, Row, Source, map_ordered, plan_blocks, read_block, rejects_table
+from .duplicates import (KEPT_ROW, STATUS, Chunk, Fates, Spool, normal_forms, read_arrow,
+    row_keys, write_arrow)
+from .readers import (REJECTS, Block, Reject, Row, Source, map_ordered, plan_blocks,
+    read_block, rejects_table)
 from .runs import fingerprint, flush_to_disk, read_json, write_json
 from .sources import KEPT, CleanCfg, Kept, judge_rows
 
@@ -76,10 +78,12 @@ def block_name(
     block:Block, # a piece of a file
     cfg:CleanCfg, # how it is cleaned
 )->str: # of its files in the spool
-    "Identity of what a block is cleaned from and how: another size or time of the file, setting or rule gives another."
+    """Identity of what a block is cleaned from and how: another size or time of the file,
+    setting or rule gives another."""
     file = os.stat(block.path)
     settings = {k: v for k, v in asdict(cfg).items() if k not in ('raw', 'workers', 'progress')}
-    return fingerprint(block, file.st_size, file.st_mtime_ns, sorted(settings.items()), _rules_key())
+    return fingerprint(block, file.st_size, file.st_mtime_ns,
+                       sorted(settings.items()), _rules_key())
 
 # %% ../nbs/appendix/clean_stage.ipynb #69144c00
 def spool_block(
@@ -113,13 +117,14 @@ def fill_spool(
     sources:list[Source], # recognised files
     cfg:CleanCfg, # thresholds
     folder:Path, # for the files
-    plan:list[Block]|None=None, # the blocks of the sources; None: cut now, which reads the files once
+    plan:list[Block]|None=None, # blocks of the sources; None: cut now, which reads the files once
 )->Spool: # the rows on disk
-    "Clean every block of every source but those that an earlier run has left in the folder, finished."
+    "Clean every block of every source but those that an earlier run left finished in the folder."
     folder.mkdir(parents=True, exist_ok=True)
     plan = plan or [b for s in sources for b in plan_blocks(s)]
     tasks = ((block_name(b, cfg), b, asdict(cfg), str(folder)) for b in plan)
-    done = map_ordered('scclm.clean_stage', 'spool_block', tasks, n_workers(cfg, raw_bytes(sources)))
+    done = map_ordered('scclm.clean_stage', 'spool_block', tasks,
+                       n_workers(cfg, raw_bytes(sources)))
     bar = tqdm(done, 'clean', len(plan), disable=None if cfg.progress else True)
     chunks, blocks = [], []
     for block, result in zip(plan, bar):
@@ -140,7 +145,8 @@ def workplace(
             yield folder
             shutil.rmtree(folder, ignore_errors=True) # Windows keeps the lock's file
     except Timeout:
-        raise RuntimeError(f'{folder}: another process is cleaning here; expected one at a time') from None
+        raise RuntimeError(f'{folder}: another process is cleaning here; '
+                           'expected one at a time') from None
 
 # %% ../nbs/appendix/clean_stage.ipynb #877b989a
 def raw_bytes(
@@ -171,7 +177,8 @@ def places_of(
     ends = np.searchsorted(rows, spool.starts)
     for k in np.flatnonzero(np.diff(ends)):
         mine = rows[ends[k]:ends[k + 1]] - spool.starts[k]
-        lines = read_arrow(spool.folder/f'{spool.chunks[k].name}.kept')['line'].take(mine).cast(pa.string())
+        lines = (read_arrow(spool.folder/f'{spool.chunks[k].name}.kept')['line']
+                 .take(mine).cast(pa.string()))
         names += pc.binary_join_element_wise(spool.blocks[k].file, lines, ':').chunks
     return Places(rows, pa.concat_arrays(names))
 
@@ -236,7 +243,9 @@ def count_files(
 )->dict[str, dict]: # file → source, format, rows_in, kept, rejected; or a note
     "What was done with every file; one without rows is there too."
     files = {}
-    for s in sources: files[s.file] = dict(source=s.schema.name, format=s.container, rows_in=0, kept=0, rejected=0)
+    for s in sources:
+        files[s.file] = dict(source=s.schema.name, format=s.container,
+                             rows_in=0, kept=0, rejected=0)
     for chunk, start, block in zip(spool.chunks, spool.starts, spool.blocks):
         n = chunk.rows + chunk.rejected.total()
         kept = int((status[start:start + chunk.rows] == KEPT_ROW).sum())
@@ -251,7 +260,7 @@ def make_report(
     splits:dict[str, int], # rows per split
     unknown:Iterable[str], # names of files that were not recognised
     cfg:CleanCfg, # what was asked
-    own_sft:bool=False, # did SFT rows come from an sft/ folder? Else sft_train repeats rows of train
+    own_sft:bool=False, # did SFT rows come from an sft/ folder? Else sft_train repeats train rows
     files:dict[str, dict]|None=None, # from `count_files`
 )->dict: # what report.json holds
     "Put the figures together and assert that no row is lost."

@@ -35,13 +35,15 @@ _BEFORE_NUMBER = re.compile(rf'[{_NOISE}]+(?=[-+.±−]?[{_DIGITS}a-z{_NUMERALS}
 # %% ../nbs/appendix/duplicates.ipynb #p0d00001
 _SAME_MARK = dict(zip('，、。！？；：（）～《》', ',,.!?;:()~  '))
 _MARKS = ' ,.!?;:()~…·'
-_HELD = {mark: chr(0x0E + k) for k, mark in enumerate(_MARKS)} # what stands for a mark that counts, for a while
+_HELD = { # what stands for a mark that counts, for a while
+    mark: chr(0x0E + k) for k, mark in enumerate(_MARKS)}
 
 def _between_numbers(m:re.Match)->str:
     "Marks between two numbers stay, as what stands for them; other marks are left to the noise."
     text = m.string
     before, after = text[m.start() - 1:m.start()], text[m.end():m.end() + 2].lstrip('-+.±−')[:1]
-    marks = [_HELD[mark] for mark in (_SAME_MARK.get(c, c) for c in m[0]) if mark != ' ' and mark in _HELD]
+    marks = [_HELD[mark] for mark in (_SAME_MARK.get(c, c) for c in m[0])
+             if mark != ' ' and mark in _HELD]
     if m[0] == '!': return _HELD['!'] # != is no =
     if before in _NUMERALS or after in _NUMERALS: # 三~五克
         return _HELD['~'] if _HELD['~'] in marks and before.isalnum() else m[0]
@@ -54,7 +56,8 @@ def normal_form(
     text:str, # one row, or many joined
 )->str: # what is compared
     """Lower case, without white space and punctuation that carries no meaning.
-    The point, the minus and the like stay, and so does every mark between two numbers: 3.14, 1-1, 3~5, 10:30."""
+    The point, the minus and the like stay, and so does every mark between two numbers:
+    3.14, 1-1, 3~5, 10:30."""
     text = _BEFORE_NUMBER.sub(_between_numbers, text.lower())
     for c in _NOISE: text = text.replace(c, '')
     for mark, held in _HELD.items(): text = text.replace(held, mark)
@@ -115,7 +118,7 @@ _FILL = '\x01' # lengthens texts that are shorter than an n-gram
 def ngram_hashes(
     texts:Sequence[str], # normal forms
     n:int=4, # characters per n-gram
-)->tuple[np.ndarray, np.ndarray]: # (n-grams,) uint64, and where each text's begin (one more at the end)
+)->tuple[np.ndarray, np.ndarray]: # (n-grams,) uint64, where each text's begin (one more at the end)
     "A number for every n-gram of every text, by a few operations on one array of code points."
     texts = [t if len(t) >= n else t.ljust(n, _FILL) for t in texts]
     code = np.frombuffer(''.join(texts).encode('utf-32-le', 'replace'), '<u4').astype(np.uint64)
@@ -129,7 +132,8 @@ def ngram_hashes(
 
 # %% ../nbs/appendix/duplicates.ipynb #dupver01
 def _same_piece(texts:list[str], pairs:np.ndarray, bars:np.ndarray, short:int, n:int)->np.ndarray:
-    "`same_texts` of pairs whose n-grams are in memory together: only of those that equality does not settle."
+    """`same_texts` of pairs whose n-grams are in memory together:
+    only of those that equality does not settle."""
     found = np.array([texts[i] == texts[j] for i, j in pairs.tolist()], bool)
     is_long = np.array([len(t) >= short for t in texts], bool)
     left = np.flatnonzero(~found & is_long[pairs].all(1))
@@ -150,7 +154,7 @@ def same_texts(
     short:int=32, # characters below which texts must be equal
     n:int=4, # characters per n-gram
 )->np.ndarray: # (pairs,) bool
-    "`same_text` for many pairs: in a piece of them every text's n-grams are made once, and are numbers."
+    "`same_text` for many pairs: in a piece of them every text's n-grams are made once, as numbers."
     bars, found = np.broadcast_to(alike, len(pairs)), np.zeros(len(pairs), bool)
     for k in range(0, len(pairs), PIECE):
         ids, places = np.unique(pairs[k:k + PIECE], return_inverse=True)
@@ -168,7 +172,7 @@ RANDOM_ROUNDS = 16 # then one slot a round
 _EMPTY = np.uint64(2**64 - 1)
 
 def _throw(grams:np.ndarray, turn:int, size:int)->tuple[np.ndarray, np.ndarray]:
-    "The slot that every n-gram falls into in one round, and its number there: larger in every later round."
+    "The slot of every n-gram in one round, and its number there: larger in every later round."
     h = mix(grams + np.array([turn], np.uint64)*_M2)
     slot = (h >> np.uint64(32))*np.uint64(size) >> np.uint64(32)
     if turn >= RANDOM_ROUNDS: slot[:] = turn - RANDOM_ROUNDS
@@ -242,14 +246,16 @@ ROLES = ('heldout', 'pretrain', 'sft') # what rows are for, in the order they ar
 
 @dataclass
 class Spool:
-    "The cleaned rows on disk. A row is known by its number: held-out rows first, then pretraining, then SFT."
+    """The cleaned rows on disk. A row is known by its number: held-out rows first,
+    then pretraining, then SFT."""
     folder:Path # three files per chunk
     chunks:list[Chunk] # in order
     blocks:list[Block] # the block of every chunk
 
     def __post_init__(self):
         "Where every chunk begins."
-        self.starts = np.concatenate([[0], np.cumsum([c.rows for c in self.chunks])]).astype(np.int64)
+        self.starts = np.concatenate(
+            [[0], np.cumsum([c.rows for c in self.chunks])]).astype(np.int64)
         self.roles = np.array([ROLES.index(b.role) for b in self.blocks], np.uint8)
 
 # %% ../nbs/appendix/duplicates.ipynb #f46fe334
@@ -258,7 +264,8 @@ def write_arrow(
     table:pa.Table, # its content
 ):
     "A table as an Arrow file, which can be read back without a copy."
-    with pa.OSFile(str(path), 'wb') as f, pa.ipc.new_file(f, table.schema) as w: w.write_table(table)
+    with pa.OSFile(str(path), 'wb') as f, pa.ipc.new_file(f, table.schema) as w:
+        w.write_table(table)
 
 # %% ../nbs/appendix/duplicates.ipynb #aa16041b
 def read_arrow(
@@ -313,7 +320,8 @@ def sorted_keys(
     "The keys of one column that fall into a part. Equal keys keep the order of rows."
     found_keys, found_ids = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
     for chunk, start in zip(spool.chunks, spool.starts):
-        key = np.fromfile(spool.folder/f'{chunk.name}.keys', np.uint64, chunk.rows, offset=8*chunk.rows*column)
+        key = np.fromfile(spool.folder/f'{chunk.name}.keys', np.uint64, chunk.rows,
+                          offset=8*chunk.rows*column)
         in_part = key % np.uint64(parts) == part
         at = np.flatnonzero(in_part & (status[start:start + chunk.rows] == KEPT_ROW))
         found_keys.append(key[at])
@@ -354,7 +362,7 @@ def mark_exact(
         roles = row_roles(spool, ids)
         order = np.lexsort((ids, roles, keys))
         ids, roles = ids[order], roles[order]
-        salted = keys[order] ^ mix(roles.astype(np.uint64) + np.uint64(1)) # equal rows of two roles differ
+        salted = keys[order] ^ mix(roles.astype(np.uint64) + np.uint64(1)) # each role its own keys
         first = _first_equal(salted)
         again = (roles > 0) & (first < np.arange(len(ids)))
         fates.drop(ids[again], EXACT, ids[first[again]])
@@ -366,7 +374,8 @@ def _decode_pairs(codes:np.ndarray)->np.ndarray:
 
 # %% ../nbs/appendix/duplicates.ipynb #be9283dd
 def _pairs_in_groups(keys:np.ndarray, ids:np.ndarray, lags:int=16)->np.ndarray:
-    "(pairs, 2) rows with equal keys, the earlier first: every row with the first and with the `lags` before it."
+    """(pairs, 2) rows with equal keys, the earlier first: every row with the first
+    and with the `lags` before it."""
     first = _first_equal(keys)
     later = np.flatnonzero(first < np.arange(len(keys)))
     found = [(ids[first[later]] << 32) + ids[later]]
@@ -397,7 +406,8 @@ def _open_spool(folder:str)->tuple[Spool, np.ndarray]:
 # %% ../nbs/appendix/duplicates.ipynb #09fb827a
 def _save_spool(spool:Spool, status:np.ndarray):
     "Write what a worker needs to open the spool."
-    meta = dict(chunks=[(c.name, c.rows) for c in spool.chunks], roles=[b.role for b in spool.blocks])
+    meta = dict(chunks=[(c.name, c.rows) for c in spool.chunks],
+                roles=[b.role for b in spool.blocks])
     (spool.folder/'spool.json').write_text(json.dumps(meta))
     status.tofile(spool.folder/'status')
 
@@ -416,7 +426,7 @@ def find_pairs(
 
 # %% ../nbs/appendix/duplicates.ipynb #3116b704
 def _normal_texts(spool:Spool, ids:np.ndarray, column:str)->list[str]:
-    "The normal forms of some rows' questions or answers; `ids` are in order. One chunk is open at a time."
+    "Normal forms of some rows' questions or answers; `ids` in order. One chunk is open at a time."
     texts = []
     chunk_of = np.searchsorted(spool.starts, ids, 'right') - 1
     for c in np.unique(chunk_of):
@@ -504,7 +514,8 @@ def unseen_pairs(
     spool:Spool, # the rows
     pairs:np.ndarray, # (pairs, 2) that hold
 )->np.ndarray: # (pairs, 2)
-    "(first row of a cluster, member) for every member that was not found to be like it yet, within one role."
+    """(first row of a cluster, member) for every member
+    that was not found to be like it yet, within one role."""
     same_role = row_roles(spool, pairs[:, 0]) == row_roles(spool, pairs[:, 1])
     rows, heads = clusters(pairs[same_role])
     wanted = np.stack([heads, rows], 1)[heads < rows]
@@ -561,5 +572,7 @@ def mark_near(
 def settle(
     fates:Fates, # changed
 ):
-    "Every removed row names a row that stays: where that one went later, the row that it repeats, and so on."
-    while (fates.repeats[fates.repeats] != fates.repeats).any(): fates.repeats[:] = fates.repeats[fates.repeats]
+    """Every removed row names a row that stays: where that one went later,
+    the row that it repeats, and so on."""
+    while (fates.repeats[fates.repeats] != fates.repeats).any():
+        fates.repeats[:] = fates.repeats[fates.repeats]

@@ -23,14 +23,16 @@ def char_class(
 )->str: # such as \u{30}-\u{39}\u{41}, for the inside of [...] in JavaScript
     "Code points as ranges."
     numbered = enumerate(sorted(set(codes)))
-    runs = [[code for _, code in run] for _, run in groupby(numbered, lambda pair: pair[1] - pair[0])]
+    runs = [[code for _, code in run]
+            for _, run in groupby(numbered, lambda pair: pair[1] - pair[0])]
     return ''.join(f'\\u{{{r[0]:x}}}' + (f'-\\u{{{r[-1]:x}}}' if len(r) > 1 else '') for r in runs)
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00010
 #| code-fold: true
 _ASCII = dict(w='0-9A-Za-z_', d='0-9', s=r'\t\n\v\f\r ')
 _KINDS = dict( # whose pattern it is -> what \w, \d and \s are
-    unicode=dict(w=r'\p{L}\p{N}_', d=r'\p{Nd}', s=char_class(i for i in range(0x3001) if chr(i).isspace())),
+    unicode=dict(w=r'\p{L}\p{N}_', d=r'\p{Nd}',
+                 s=char_class(i for i in range(0x3001) if chr(i).isspace())),
     ascii=_ASCII,
     re2=_ASCII | dict(s=r'\t\n\f\r '))
 
@@ -42,7 +44,8 @@ _LETTERS = [*map(chr, chain(range(65, 91), range(97, 123)))]
 # %% ../nbs/appendix/page_rules.ipynb #pgr00013
 #| code-fold: true
 def _cased(whose:str)->list[str]:
-    "Letters that have another case: to RE2 an old s and the kelvin too, to Python also two Turkish letters."
+    """Letters that have another case: to RE2 an old s and the kelvin too,
+    to Python also two Turkish letters."""
     return _LETTERS + list(dict(ascii='', re2='ſK', unicode='ſKİı')[whose])
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00014
@@ -54,7 +57,8 @@ def _js_item(item:str, kinds:dict[str, str])->str:
     if item[1] in kinds: return kinds[item[1]]
     if item[1] in 'nrtfvx' or item[1] in _SYNTAX or item[1] == '-': return item
     if item[1].isalnum():
-        raise ValueError(f"{item} in a class is not known: expected \\w \\d \\s, their opposites, \\xHH")
+        raise ValueError(f"{item} in a class is not known: "
+                         "expected \\w \\d \\s, their opposites, \\xHH")
     return item[1]
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00015
@@ -65,7 +69,8 @@ def _js_class(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
     items = re.findall(r'\\x[0-9a-fA-F]{2}|\\.|.', token[1 + negated:-1], re.S)
     opposite = [kinds[item[1].lower()] for item in items if item in (r'\W', r'\D', r'\S')]
     rest = [item for item in items if item not in (r'\W', r'\D', r'\S')]
-    signs = {0, len(rest) - 1, *(n + 1 for n, item in enumerate(rest) if item in (r'\w', r'\d', r'\s'))}
+    signs = {0, len(rest) - 1,
+             *(n + 1 for n, item in enumerate(rest) if item in (r'\w', r'\d', r'\s'))}
     inside = ''.join(r'\-' if item == '-' and n in signs else _js_item(item, kinds)
                      for n, item in enumerate(rest))
     if 'i' in flags:
@@ -82,8 +87,10 @@ def _js_class(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
 def _js_sign(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
     "One token outside a class: an edge, an escape, a letter, a sign."
     word = kinds['w']
-    known = {'^': r'(?<=^|\n)' if 'm' in flags else '^', r'\A': '^', '.': r'[\s\S]' if 's' in flags else r'[^\n]',
-             '$': r'(?=\n|$)' if 'm' in flags else '$' if whose == 're2' else r'(?=\n?$)', r'\Z': '$', r'\z': '$',
+    known = {'^': r'(?<=^|\n)' if 'm' in flags else '^', r'\A': '^',
+             '.': r'[\s\S]' if 's' in flags else r'[^\n]',
+             '$': r'(?=\n|$)' if 'm' in flags else '$' if whose == 're2' else r'(?=\n?$)',
+             r'\Z': '$', r'\z': '$',
              r'\b': f'(?:(?<=[{word}])(?![{word}])|(?<![{word}])(?=[{word}]))',
              '{': r'\{', '}': r'\}', ']': r'\]'}
     if token in known: return known[token]
@@ -97,12 +104,14 @@ def _js_sign(token:str, kinds:dict[str, str], flags:frozenset, whose:str)->str:
         raise ValueError(f"{token} where case is ignored is not known: expected it outside of (?i:")
     if token[1] in 'nrtfvx' or token[1] in _SYNTAX or token[1] in '123456789': return token
     if token[1].isalnum():
-        raise ValueError(f"{token} is not known: expected \\w \\d \\s, their opposites, \\b \\A \\Z \\xHH")
+        raise ValueError(f"{token} is not known: "
+                         "expected \\w \\d \\s, their opposites, \\b \\A \\Z \\xHH")
     return token[1]
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00018
-_TOKEN = re.compile(r'\\x[0-9a-fA-F]{2}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[ims]+:|\(\?(?:<?[=!]|:)'
-                    r'|\{\d+(?:,\d*)?\}|.', re.S) # an escape, a class, the head of a group, a number of times
+_TOKEN = re.compile( # an escape, a class, the head of a group, a number of times
+    r'\\x[0-9a-fA-F]{2}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[ims]+:|\(\?(?:<?[=!]|:)'
+    r'|\{\d+(?:,\d*)?\}|.', re.S)
 _HEX = re.compile(r'\\x([0-9a-fA-F]{2})')
 
 def _plain_sign(token:str)->str:
@@ -119,9 +128,10 @@ def js_pattern(
     flags:int=0, # of Python's re
     re2:bool=False, # whether it is one of RE2
 )->str: # source for new RegExp(source, 'u')
-    "The same pattern in JavaScript. Raises ValueError for what this small translator does not know."
+    "The same pattern in JavaScript. Raises ValueError for what the small translator does not know."
     odd = _ODD_GROUP.search(pattern)
-    if odd: raise ValueError(f"{odd[0]} is not known: expected (?: (?= (?! (?<= (?<! or (?i: (?m: (?s:")
+    if odd:
+        raise ValueError(f"{odd[0]} is not known: expected (?: (?= (?! (?<= (?<! or (?i: (?m: (?s:")
     whose = 're2' if re2 else 'ascii' if flags & re.A else 'unicode'
     here = frozenset(name for name, flag in dict(i=re.I, m=re.M, s=re.S).items() if flags & flag)
     out, outer = [], []
@@ -138,10 +148,10 @@ def js_pattern(
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00022
 #| code-fold: true
-_SEARCHED = ('unseen emoji tag comment about_tags blank breaks entity may_be_tag form wide_indent one_space row_start '
-             'hug paren nested paren_latin quote after_quote stop run long_run ellipsis lead face_or_command '
-             'not_bracket reversed han_char inline_code address empty_lines about_script traditional japanese kana '
-             'qian').split()
+_SEARCHED = ('unseen emoji tag comment about_tags blank breaks entity may_be_tag form wide_indent '
+             'one_space row_start hug paren nested paren_latin quote after_quote stop run long_run '
+             'ellipsis lead face_or_command not_bracket reversed han_char inline_code address '
+             'empty_lines about_script traditional japanese kana qian').split()
 _WHOLE = ('plain_script', 'only_markup') # must match a whole text
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00023
@@ -173,20 +183,23 @@ def reading_patterns(
     out |= {f'mark_{n}': of(p) for n, (p, _) in enumerate(parts['marks'])}
     out |= {f'before_quote_{n}': of(p) for n, (p, _) in enumerate(parts['before_quote'])}
     out |= {f'code_{n}': js_pattern(p, re2=True) for n, p in enumerate(parts['code'])}
-    return out | {name: js_pattern(parts[name], re2=True) for name in ('may_be_code', 'about_marks')}
+    return out | {name: js_pattern(parts[name], re2=True)
+                  for name in ('may_be_code', 'about_marks')}
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00027
 _NAMED = re.compile('[a-zA-Z]{2,8}[0-9]{0,2};')
 
-def entity_tables()->tuple[dict[str, str], dict[int, str]]: # by name, and numbers that are not their own character
-    "HTML entities."
+def entity_tables()->tuple[dict[str, str], dict[int, str]]: # by name, and by number
+    "HTML entities by name, and numbers that are not their own character."
     named = {name: char for name, char in html.entities.html5.items() if _NAMED.fullmatch(name)}
-    maybe = [*range(0x100), *range(0xfdd0, 0xfdf0), *(n*0x10000 + k for n in range(16) for k in (0xfffe, 0xffff))]
+    maybe = [*range(0x100), *range(0xfdd0, 0xfdf0),
+             *(n*0x10000 + k for n in range(16) for k in (0xfffe, 0xffff))]
     odd = {n: html.unescape(f'&#{n};') for n in maybe}
     return named, {n: char for n, char in odd.items() if char != chr(n)}
 
 # %% ../nbs/appendix/page_rules.ipynb #pgr00030
-_BLOCKS = ((0x2e80, 0x2fe0), (0x3400, 0xa000), (0xf900, 0xfb00), (0x20000, 0x32000)) # Chinese characters
+_BLOCKS = ( # Chinese characters
+    (0x2e80, 0x2fe0), (0x3400, 0xa000), (0xf900, 0xfb00), (0x20000, 0x32000))
 
 def script_tables(
     parts:dict[str, object], # from `rule_parts`
@@ -209,7 +222,7 @@ def reading_table()->dict[str, object]: # what JSON can hold
             for name, key in dict(forms='forms', plain='plain', quotes='plain_quotes').items()}
     ends_of = {bracket: ''.join(sorted(ends)) for bracket, ends in parts['ends_of'].items()}
     lists = {name: sorted(parts[name]) for name in ('blocks', 'cells', 'void')}
-    return dict(patterns=reading_patterns(parts), entities=named, odd_codes=odd, simple=simple, phrases=phrases,
-        chinese=parts['chinese'], marks=[mark for _, mark in parts['marks']],
-        before_quote=[mark for _, mark in parts['before_quote']], pairs=parts['pairs'], ends_of=ends_of,
-        code=[f'code_{n}' for n in range(len(parts['code']))], **maps, **lists)
+    return dict(patterns=reading_patterns(parts), entities=named, odd_codes=odd, simple=simple,
+        phrases=phrases, chinese=parts['chinese'], marks=[mark for _, mark in parts['marks']],
+        before_quote=[mark for _, mark in parts['before_quote']], pairs=parts['pairs'],
+        ends_of=ends_of, code=[f'code_{n}' for n in range(len(parts['code']))], **maps, **lists)

@@ -35,18 +35,23 @@ def _may_hold_text(t:pa.DataType, rows:int)->bool:
 def check_columns(
     path:Path, # a parquet file
 )->int: # its rows
-    "Raises FileNotFoundError or ValueError unless `path` is parquet with text columns prompt and response."
+    """Raises FileNotFoundError or ValueError unless `path` is parquet
+    with text columns prompt and response."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: expected a parquet file with columns prompt and response")
+        raise FileNotFoundError(f"{path} is missing: "
+                                "expected a parquet file with columns prompt and response")
     try:
         schema = pq.read_schema(path)
         meta = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as e: raise ValueError(f"{path} is not a parquet file: {e}") from e
+    except (pa.ArrowException, OSError) as e:
+        raise ValueError(f"{path} is not a parquet file: {e}") from e
     for col in ('prompt', 'response'):
         if col not in schema.names:
-            raise ValueError(f"{path}: no column {col!r} among {schema.names}: expected prompt and response")
+            raise ValueError(f"{path}: no column {col!r} among {schema.names}: "
+                             "expected prompt and response")
         kind = schema.field(col).type
-        if not _may_hold_text(kind, meta.num_rows): raise ValueError(f"{path}: column {col!r} is {kind}: expected text")
+        if not _may_hold_text(kind, meta.num_rows):
+            raise ValueError(f"{path}: column {col!r} is {kind}: expected text")
     return meta.num_rows
 
 # %% ../nbs/appendix/parquet_pairs.ipynb #eb758bda
@@ -59,7 +64,8 @@ def check_files(
     paths = [Path(o) for o in files]
     if not paths: raise ValueError("files is empty: expected at least one parquet file")
     rows = [check_columns(path) for path in paths]
-    if not any(rows): raise ValueError(f"{', '.join(map(str, paths))} has no rows: expected at least one")
+    if not any(rows):
+        raise ValueError(f"{', '.join(map(str, paths))} has no rows: expected at least one")
     return paths
 
 # %% ../nbs/appendix/parquet_pairs.ipynb #cbd6cc00
@@ -81,16 +87,19 @@ def read_columns(
     """Both columns of a row group, null cells and all.
     Raises FileNotFoundError or OSError that names the file."""
     try: return (file or pq.ParquetFile(path)).read_row_group(g, columns=_BOTH).select(_BOTH)
-    except FileNotFoundError: raise FileNotFoundError(f"{path} has gone since it was opened") from None
-    except (pa.ArrowException, OSError) as e: raise OSError(f"{path}: row group {g} could not be read: {e}") from e
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} has gone since it was opened") from None
+    except (pa.ArrowException, OSError) as e:
+        raise OSError(f"{path}: row group {g} could not be read: {e}") from e
 
 # %% ../nbs/appendix/parquet_pairs.ipynb #26cfe436
 def _read_group(path:Path, g:int)->pa.Table:
-    "One row group, two columns. Raises FileNotFoundError, OSError or ValueError that names the file."
+    "One row group, two columns. Raises FileNotFoundError, OSError or ValueError naming the file."
     table = read_columns(path, g)
     for col in _BOTH:
         n = table[col].null_count
-        if n: raise ValueError(f"{path}: row group {g}, column {col!r} has {n} null cells: expected text")
+        if n: raise ValueError(f"{path}: row group {g}, column {col!r} has {n} null cells: "
+                               "expected text")
     return table.cast(pa.schema([(col, pa.large_string()) for col in _BOTH]))
 
 # %% ../nbs/appendix/parquet_pairs.ipynb #a474bac4
@@ -113,9 +122,11 @@ def file_key(
 
 # %% ../nbs/appendix/parquet_pairs.ipynb #pqp00018
 def _stamp(path:Path)->list[int]:
-    "What the system knows of a file: size, and when its bytes and its entry changed. Raises FileNotFoundError."
+    """What the system knows of a file: size, and when its bytes and its entry changed.
+    Raises FileNotFoundError."""
     try: s = path.stat()
-    except FileNotFoundError: raise FileNotFoundError(f"{path} has gone since it was opened") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} has gone since it was opened") from None
     return [s.st_size, s.st_mtime_ns, s.st_ctime_ns]
 
 # %% ../nbs/appendix/parquet_pairs.ipynb #pqp00019
@@ -136,17 +147,19 @@ def content_key(
     path:Path, # any file
     folder:Path, # where the key is noted
 )->str: # 16 hexadecimal digits
-    """Identity of a file's bytes. Hashed once; again when its size or one of its times is not what was noted.
-    Raises FileNotFoundError, or OSError if somebody writes it meanwhile."""
+    """Identity of a file's bytes. Hashed once; again when its size or one of its times
+    is not what was noted. Raises FileNotFoundError, or OSError if somebody writes it meanwhile."""
     note = folder/f'{path.stem}-{fingerprint(str(path.resolve()))}.json'
     stamp = _stamp(path)
     known = _noted_key(note, stamp)
     if known: return known
     began = time.time_ns()
     key = fingerprint(path)
-    if _stamp(path) != stamp: raise OSError(f"{path} changed while it was read: expected that nobody writes it")
-    if min(abs(began - t) for t in stamp[1:]) > _SETTLED_NS: # an edit that is to come is stamped with its own time
-        with suppress(OSError), write_aside(note) as tmp: tmp.write_text(_note(stamp, key)) # a note saves time, no more
+    if _stamp(path) != stamp:
+        raise OSError(f"{path} changed while it was read: expected that nobody writes it")
+    if min(abs(began - t) for t in stamp[1:]) > _SETTLED_NS: # a later edit bears its own time
+        with suppress(OSError), write_aside(note) as tmp: # a note saves time, no more
+            tmp.write_text(_note(stamp, key))
     return key
 
 # %% ../nbs/appendix/parquet_pairs.ipynb #72b79d68
@@ -162,7 +175,8 @@ def _load_index(path:Path, rows:int)->np.ndarray|None:
     "The lengths, memory-mapped; None if the file is missing or damaged."
     try: saved = np.load(path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError, EOFError): return None
-    if saved.shape != (rows + 1, 2) or saved.dtype != np.uint16 or not saved.flags.c_contiguous: return None
+    if saved.shape != (rows + 1, 2) or saved.dtype != np.uint16 or not saved.flags.c_contiguous:
+        return None
     lens = saved[:-1]
     low, high = saved[-1].tolist()
     return lens if zlib.crc32(lens) == low + 65536*high else None
@@ -175,7 +189,8 @@ def _last_beat(beat:Path)->int|None:
 
 # %% ../nbs/appendix/parquet_pairs.ipynb #70dccea7
 def _wait_index(path:Path, rows:int, patience_s:float)->np.ndarray|None:
-    "Wait for another rank's index while its heartbeat file changes; None if that stands still for `patience_s`."
+    """Wait for another rank's index while its heartbeat file changes;
+    None if that stands still for `patience_s`."""
     beat = path.with_suffix('.building')
     seen = None
     since = time.monotonic()
@@ -222,13 +237,14 @@ def _build_index(
 def stored_lengths(
     name:Path, # where they are kept
     rows:int, # how many there must be
-    count:Callable[[Callable[[int], None]], np.ndarray], # counts them; calls its argument with the rows of each chunk
+    count:Callable[[Callable[[int], None]], np.ndarray], # counts them; calls its argument meanwhile
     title:str='lengths', # of the progress bar
     rank:int=0, # rank 0 counts, the others wait for it
     patience_s:float=60, # a waiting rank counts itself after this long without a sign of life
     progress:bool|None=None, # progress bar; None: in a terminal, for more than 50,000 rows
 )->np.ndarray: # (rows, 2) uint16, memory-mapped
-    "Lengths that are counted once and kept. If they are missing or damaged, they are counted."
+    """Lengths that are counted once and kept. If they are missing or damaged, they are counted.
+    `count` calls its argument with the rows of each chunk."""
     lens = _load_index(name, rows)
     if lens is None and rank: lens = _wait_index(name, rows, patience_s)
     return _build_index(name, rows, count, title, progress) if lens is None else lens

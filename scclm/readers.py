@@ -74,8 +74,9 @@ def _share(part:int, whole:int)->float:
 
 # %% ../nbs/appendix/readers.ipynb #65c25c6c
 def _likeness(text:str, encoding:str)->float:
-    """How much a decoded text looks like Chinese: 0, or the share of common characters plus that of the very frequent.
-    The common ones come first in both encodings; mojibake hits them by chance only."""
+    """How much a decoded text looks like Chinese: 0, or the share of common characters
+    plus that of the very frequent. The common ones come first in both encodings;
+    mojibake hits them by chance only."""
     han = _HAN_RE.findall(text)
     not_ascii = sum(c > '\x7f' for c in text)
     private = sum('\ue000' <= c <= '\uf8ff' for c in text)
@@ -135,7 +136,8 @@ def encoding_of(
         text = odd.decode(encoding, 'replace')
         not_ascii = sum(c > '\x7f' for c in text)
         kana = sum('\u3041' <= c <= '\u30f6' for c in text)
-        if encoding == 'gb18030' and kana > 0.35*not_ascii: return '' # EUC-JP has them at the same place
+        if encoding == 'gb18030' and kana > 0.35*not_ascii: # EUC-JP has them at the same place
+            return ''
         if text.count('\ufffd') > 1 + 0.02*not_ascii: continue
         score = _likeness(text[:20_000], encoding)
         if score > best[1]: best = (encoding, score)
@@ -146,8 +148,8 @@ def decode_as(
     raw:bytes, # one physical line
     encoding:str, # of its file, from `encoding_of`; '' guesses from the line alone
 )->str|None: # its text; None if it is neither UTF-8 nor in that encoding
-    """Decode a line whose file is known. A line that is UTF-8 stays UTF-8,
-    unless all it holds are letters like Ŀ, which is what one or two Chinese characters look like by chance."""
+    """Decode a line whose file is known. A line that is UTF-8 stays UTF-8, unless all it holds
+    are letters like Ŀ, which is what one or two Chinese characters look like by chance."""
     if not encoding: return decode_line(raw)
     text = None
     try:
@@ -202,7 +204,7 @@ def _show(raw:bytes)->str:
 
 # %% ../nbs/appendix/readers.ipynb #2fc24c50
 def _no_halves(value:Any)->Any:
-    "A JSON value without halves of surrogate pairs, which are what is left of a character cut in two."
+    "A JSON value without halves of surrogate pairs, the remains of a character cut in two."
     if isinstance(value, str): return _HALF.sub('', value)
     if isinstance(value, list): return [_no_halves(x) for x in value]
     if isinstance(value, dict): return {_no_halves(k): _no_halves(v) for k, v in value.items()}
@@ -234,7 +236,8 @@ def read_jsonl(
     encoding:str='', # of the file, from `encoding_of`
 )->Iterator[Row]: # one per non-blank line
     """JSON Lines: a line in a wrong encoding or of broken JSON comes out as a reject.
-    Brackets and commas around an object, and on lines of their own, are what a list has between its objects."""
+    Brackets and commas around an object, and on lines of their own,
+    are what a list has between its objects."""
     for i, raw in enumerate(blob.split(b'\n'), line):
         if not raw.strip(): continue
         text = decode_as(raw, encoding)
@@ -249,7 +252,7 @@ def read_jsonl(
 def as_text(
     value:Any, # a cell or a JSON value
 )->str|None: # its text, '' for null; None if it is no text
-    "Text stays, null is empty, a finite number is written as Python writes it; nothing else is text."
+    "Text stays, null is empty, a finite number is as Python writes it; nothing else is text."
     if value is None: return ''
     if isinstance(value, str): return value
     if isinstance(value, bool): return None
@@ -291,7 +294,8 @@ def _resync(buf:str, pos:int, keys:set[str])->int:
     return -1
 
 # %% ../nbs/appendix/readers.ipynb #fieldsat
-_FIELD = re.compile(r'\s*[{,]\s*"((?:[^"\\]|\\.)*+)"\s*:\s*(?=(\[?\s*))') # a key; behind it a value, or a list
+_FIELD = re.compile( # a key; behind it a value, or a list
+    r'\s*[{,]\s*"((?:[^"\\]|\\.)*+)"\s*:\s*(?=(\[?\s*))')
 
 class _Field(NamedTuple):
     "A field of an object."
@@ -310,8 +314,8 @@ def _fields_at(text:str, pos:int)->Iterator[_Field]:
 
 # %% ../nbs/appendix/readers.ipynb #recsat01
 def _records_at(text:str, pos:int, schemas:Sequence[Schema])->int:
-    """Where the records begin that the object at `pos` wraps: {"data": [{…}, …]} or {"0": {…}, "1": {…}};
-    -1 if it is a record itself, or wraps none."""
+    """Where the records begin that the object at `pos` wraps: {"data": [{…}, …]} or
+    {"0": {…}, "1": {…}}; -1 if it is a record itself, or wraps none."""
     seen = []
     for key, listed, at in _fields_at(text, pos):
         seen.append(key)
@@ -323,7 +327,7 @@ def _records_at(text:str, pos:int, schemas:Sequence[Schema])->int:
 
 # %% ../nbs/appendix/readers.ipynb #8fa2cc34
 def _decoded(blobs:Iterable[bytes], encoding:str)->Iterator[tuple[str, bool]]:
-    "Decode pieces that end between characters, and say whether bytes were lost: those become U+FFFD."
+    "Decode pieces that end between characters, and say if bytes were lost: those become U+FFFD."
     for blob in blobs:
         text = decode_as(blob, encoding)
         if text is not None:
@@ -335,7 +339,7 @@ def _decoded(blobs:Iterable[bytes], encoding:str)->Iterator[tuple[str, bool]]:
 
 # %% ../nbs/appendix/readers.ipynb #listgaps
 _LONGEST = 2**24 # characters of one object
-_GAP = re.compile(r'[\s,\[\]\ufeff]*') # between the objects of a list; inside a wrapper its keys as well
+_GAP = re.compile(r'[\s,\[\]\ufeff]*') # between the objects of a list; in a wrapper its keys too
 _WRAPPED_GAP = re.compile(r'(?:[\s,\[\]}\ufeff]|"(?:[^"\\]|\\.)*+"\s*:)*+')
 
 
@@ -381,7 +385,8 @@ class _Buffer:
 
 # %% ../nbs/appendix/readers.ipynb #stepin01
 def _step_in(buffer:_Buffer, schemas:Sequence[Schema])->bool:
-    "Go on to the records that the object here wraps. False if there are none, in a list, or not here yet."
+    """Go on to the records that the object here wraps.
+    False if there are none, in a list, or not here yet."""
     at = -1 if buffer.listed else _records_at(buffer.text, buffer.pos, schemas)
     if at < 0: return False
     buffer.advance(at)
@@ -392,7 +397,8 @@ def _step_in(buffer:_Buffer, schemas:Sequence[Schema])->bool:
 # %% ../nbs/appendix/readers.ipynb #listrow1
 def _list_row(line:int, text:str, value:_Value, lossy:bool)->Row:
     "What was read of a list as a row; `lossy`: the text may have lost bytes."
-    if not isinstance(value.record, dict): return Row(line, None, text.rstrip(', \r\n\t]'), 'broken_json')
+    if not isinstance(value.record, dict):
+        return Row(line, None, text.rstrip(', \r\n\t]'), 'broken_json')
     if lossy and '\ufffd' in text: return Row(line, None, text, 'encoding')
     return Row(line, value.record, text)
 
@@ -405,9 +411,10 @@ def read_list(
     schemas:Sequence[Schema]=(), # what a row may be
     whole:bool=True, # False: the pieces are a beginning; an object that they cut is not read
 )->Iterator[Row]: # one per object
-    """Objects of a JSON list, or one after the other, streamed: memory holds one piece. A broken one is rejected;
-    reading goes on at the next. A wrapper, {"data": […]} or {"0": {…}, …}, is stepped into."""
-    known = {key for s in schemas for key in s.need} # that give a row away; those of the rows read are added
+    """Objects of a JSON list, or one after the other, streamed: memory holds one piece.
+    A broken one is rejected; reading goes on at the next.
+    A wrapper, {"data": […]} or {"0": {…}, …}, is stepped into."""
+    known = {key for s in schemas for key in s.need} # give a row away; those of rows read are added
     buffer = _Buffer(blobs, encoding, line)
     while buffer.skip_gap():
         value = _next_value(buffer.text, buffer.pos)
@@ -423,7 +430,8 @@ def read_list(
         at = buffer.line
         row = _list_row(at, buffer.advance(value.end), value, buffer.lossy)
         known |= (row.record or {}).keys()
-        if not (buffer.wrapped and value.whole and row.rule == 'broken_json'): yield row # not the wrapper's own values
+        if not (buffer.wrapped and value.whole and row.rule == 'broken_json'):
+            yield row # not the wrapper's own values
 
 
 # %% ../nbs/appendix/readers.ipynb #4ac8a1b0
@@ -515,9 +523,11 @@ class _Record(NamedTuple):
 
 # %% ../nbs/appendix/readers.ipynb #9f5c2fad
 def _fit(fields:list[str], width:int)->list[str]|None:
-    "The fields under the named columns. What Excel leaves behind them must be empty; None if the number is wrong."
+    """The fields under the named columns. What Excel leaves behind them must be empty;
+    None if the number is wrong."""
     if len(fields) == width: return fields
-    return fields[:width] if len(fields) > width and not any(f.strip() for f in fields[width:]) else None
+    return (fields[:width] if len(fields) > width and not any(f.strip() for f in fields[width:])
+            else None)
 
 # %% ../nbs/appendix/readers.ipynb #377c75fb
 def _stands_alone(line:str, delimiter:str, width:int)->bool:
@@ -543,7 +553,8 @@ def _read_record(first:str, ahead:_Ahead, delimiter:str, width:int)->_Record:
         if fields: return _Record(len(after), fields, '')
         alone = sum(_stands_alone(line, delimiter, width) for line in after)
         if 2*alone <= len(after): return _Record(len(after), None, 'field_count')
-    cut_off = state == 'open' and size <= _QUOTED and not [first, *after][-1].endswith('\n') # the file was cut here
+    cut_off = (state == 'open' and size <= _QUOTED # the file was cut here
+               and not [first, *after][-1].endswith('\n'))
     n = 0
     for line in after:
         if line.startswith('"') or _stands_alone(line, delimiter, width): break
@@ -568,7 +579,8 @@ def _parse_header(line:str, delimiter:str)->list[str]:
 
 # %% ../nbs/appendix/readers.ipynb #691d04e7
 def _headers(lines:Iterable[str])->list[_Header]:
-    "What the first line that holds something may mean, more columns first. Excel's own line `sep=;` is passed over."
+    """What the first line that holds something may mean, more columns first.
+    Excel's own line `sep=;` is passed over."""
     said = ''
     for line in lines:
         sep = re.fullmatch(r'"?sep=(.)"?', _chomp(line))
@@ -586,7 +598,8 @@ def read_csv(
 )->Iterator[Row]: # one per record, numbered by its first physical line
     "CSV with newlines and delimiters inside quoted fields."
     ahead = _Ahead(_numbered(lines, encoding))
-    headers = [h for h in _headers(text for _, text in ahead) if h.names and {*h.names}.issuperset(need)]
+    headers = [h for h in _headers(text for _, text in ahead)
+               if h.names and {*h.names}.issuperset(need)]
     if not headers: return
     names, delimiter = headers[0]
     width = len(names)
@@ -687,8 +700,8 @@ def _lone_row(batch:pa.RecordBatch)->Row:
 
 # %% ../nbs/appendix/readers.ipynb #486b204b
 MAX_MEMBER = 64*2**20 # bytes of one member, unpacked
-BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError,
-                  RuntimeError, NotImplementedError) # what a damaged archive raises
+BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError,
+                  OSError, RuntimeError, NotImplementedError) # what a damaged archive raises
 
 _PACKED = ((b'\x1f\x8b\x08', gzip.open), (b'BZh', bz2.open), (b'\xfd7zXZ\x00', lzma.open))
 
@@ -700,7 +713,7 @@ def _unpacker(head:bytes)->Callable[[BinaryIO], BinaryIO]|None:
 # %% ../nbs/appendix/readers.ipynb #zipdir01
 @lru_cache(1)
 def _directory(path:Path, stamp:tuple[int, int])->zipfile.ZipFile:
-    "A zip archive whose list of files is read; `stamp` tells a changed file from the one that was read."
+    "A zip archive whose list of files is read; `stamp` tells a changed file from the one read."
     with open(path, 'rb') as f: return zipfile.ZipFile(f)
 
 def _stamp(path:Path)->tuple[int, int]:
@@ -709,7 +722,8 @@ def _stamp(path:Path)->tuple[int, int]:
     return found.st_mtime_ns, found.st_size
 
 def _archive(path:Path, f:BinaryIO)->zipfile.ZipFile:
-    "The zip archive at `path`, read from the open file `f`. Its list of files, which may be long, is read only once."
+    """The zip archive at `path`, read from the open file `f`. Its list of files,
+    which may be long, is read only once."""
     archive = copy(_directory(path, _stamp(path)))
     archive.fp = f
     return archive
@@ -742,7 +756,8 @@ class _Stream(io.RawIOBase):
     def __init__(self, f:BinaryIO, coding:'Coding'):
         "Read from `f`, which is not closed."
         self.f = f
-        self.decoder = codecs.getincrementaldecoder(coding.encoding)('replace') if coding.wide else None
+        self.decoder = (codecs.getincrementaldecoder(coding.encoding)('replace')
+                        if coding.wide else None)
         self.cr_only = coding.cr_only
         self.rest = b''
         self.ended = False
@@ -799,7 +814,7 @@ def _wide(head:bytes)->str:
 # %% ../nbs/appendix/readers.ipynb #88eda837
 class Coding(NamedTuple):
     "How the bytes of a file become lines."
-    encoding:str='' # utf-16-le … utf-32-be, gb18030, big5hkscs; '': UTF-8, or GB18030 where a line looks like it
+    encoding:str='' # utf-16-le … utf-32-be, gb18030, big5hkscs; '': UTF-8, GB18030 by a line's look
     cr_only:bool=False # lines end in a lone carriage return
     packed:bool=False # compressed, or inside an archive
 
@@ -878,7 +893,8 @@ def _head_lines(head:bytes, encoding:str, whole:bool)->list[str]:
     return [t for t in texts if t and t.strip()]
 
 # %% ../nbs/appendix/readers.ipynb #490a330e
-def _first_match(container:str, records:Iterable[Any], schemas:Sequence[Schema])->tuple[str, Schema]|None:
+def _first_match(container:str, records:Iterable[Any],
+                 schemas:Sequence[Schema])->tuple[str, Schema]|None:
     "The container and the schema of the first record, or list of columns, that has one."
     for record in records:
         schema = match_schema(record, schemas) if isinstance(record, (dict, list)) else None
@@ -886,7 +902,8 @@ def _first_match(container:str, records:Iterable[Any], schemas:Sequence[Schema])
     return None
 
 # %% ../nbs/appendix/readers.ipynb #60bb08d1
-def _sniff_text(head:bytes, encoding:str, whole:bool, schemas:Sequence[Schema])->tuple[str, Schema]|None:
+def _sniff_text(head:bytes, encoding:str, whole:bool,
+                schemas:Sequence[Schema])->tuple[str, Schema]|None:
     "Container and schema of a text file from its first bytes."
     lines = _head_lines(head, encoding, whole)
     if any(t.startswith('<doc ') for t in lines[:50]):
@@ -895,7 +912,7 @@ def _sniff_text(head:bytes, encoding:str, whole:bool, schemas:Sequence[Schema])-
     opening = head.lstrip(b'\xef\xbb\xbf \t\r\n')[:1]
     objects = (r.record for r in read_list([head], 1, encoding, schemas, whole))
     if opening == b'[': return _first_match('list', objects, schemas)
-    over_lines = opening == b'{' and not (lines and _line_object(lines[0])) # its first line is no object
+    over_lines = opening == b'{' and not (lines and _line_object(lines[0])) # line 1 is no object
     found = _first_match('list', islice(objects, 1), schemas) if over_lines else None
     found = found or _first_match('jsonl', map(_line_object, lines), schemas)
     if not found and opening == b'{': found = _first_match('list', islice(objects, 100), schemas)
@@ -916,8 +933,10 @@ def sniff(
             head = _read_head(f, 2**18)
             while True:
                 whole = len(head) < 2**18
-                found = None if head.startswith(b'PAR1') else _sniff_text(head, coding.of_lines, whole, schemas)
-                long = head.lstrip(b'\xef\xbb\xbf \t\r\n')[:1] in (b'[', b'{') and len(head) < _LONGEST
+                found = (None if head.startswith(b'PAR1')
+                         else _sniff_text(head, coding.of_lines, whole, schemas))
+                long = (head.lstrip(b'\xef\xbb\xbf \t\r\n')[:1] in (b'[', b'{')
+                        and len(head) < _LONGEST)
                 more = b'' if found or whole or not long else _read_head(f, 3*len(head))
                 if not more: break
                 head += more
@@ -956,7 +975,8 @@ def _known_kind(head:bytes)->str:
     return next((why for magic, why in _MAGIC.items() if head.startswith(magic)), '')
 
 # %% ../nbs/appendix/readers.ipynb #b522bcc0
-_FOREIGN = (('SHIFT_JIS', '[\u3041-\u30ff]'), ('EUC-JP', '[\u3041-\u30ff]'), ('EUC-KR', '[\uac00-\ud7a3]'))
+_FOREIGN = (('SHIFT_JIS', '[\u3041-\u30ff]'), ('EUC-JP', '[\u3041-\u30ff]'),
+            ('EUC-KR', '[\uac00-\ud7a3]'))
 
 def _suspected(head:bytes)->str:
     "Why no line of a text can be decoded, with the command that converts it; '' if it can."
@@ -965,7 +985,8 @@ def _suspected(head:bytes)->str:
     for name, letters in _FOREIGN:
         text = odd.decode(name, 'replace')
         if len(re.findall(letters, text)) > 0.3*sum(c > '\x7f' for c in text):
-            return f'its encoding seems to be {name}: convert it, such as iconv -f {name} -t UTF-8 FILE > NEW'
+            return (f'its encoding seems to be {name}: '
+                    f'convert it, such as iconv -f {name} -t UTF-8 FILE > NEW')
     return ('its encoding is none of UTF-8, UTF-16, UTF-32, GB18030, Big5: '
             'convert it, such as iconv -f ENCODING -t UTF-8 FILE > NEW')
 
@@ -975,10 +996,13 @@ def _columns_seen(head:bytes, encoding:str)->str:
     lines = _head_lines(head, encoding, True)
     text = '\n'.join(lines)
     opens = text.lstrip('\ufeff \t\r\n')[:1] in ('[', '{')
-    keys = [field.key for field in _fields_at(text, text.find('{'))] if opens and '{' in text else []
-    if keys: return f"its keys are {', '.join(keys)}"[:200] + ': rename them, or write the rows inside as JSON Lines'
+    keys = ([field.key for field in _fields_at(text, text.find('{'))]
+            if opens and '{' in text else [])
+    if keys: return (f"its keys are {', '.join(keys)}"[:200]
+                     + ': rename them, or write the rows inside as JSON Lines')
     names = [h.names for h in _headers(lines[:1]) if len(h.names) > 1]
-    return f"its first line reads {', '.join(names[0])}"[:200] + ': rename the columns' if names else ''
+    return (f"its first line reads {', '.join(names[0])}"[:200] + ': rename the columns'
+            if names else '')
 
 
 # %% ../nbs/appendix/readers.ipynb #60d760e1
@@ -998,13 +1022,16 @@ def explain(
         coding = coding_of(path, member)
         with _open_stream(path, member, coding) as f:
             head = _read_head(f, 2**16)
-            if isinstance(f, _Opened) and f.raw.error: return f'damaged: get it again ({f.raw.error})'
+            if isinstance(f, _Opened) and f.raw.error:
+                return f'damaged: get it again ({f.raw.error})'
     except BROKEN_ARCHIVE as e:
         return f'cannot be opened: {type(e).__name__} {e}'
-    if not head: return 'empty file' if not path.stat().st_size else 'empty, or damaged: nothing can be unpacked'
+    if not head: return ('empty file' if not path.stat().st_size
+                         else 'empty, or damaged: nothing can be unpacked')
     if kind := _known_kind(head): return kind
     if b'\0' in head: return 'a binary file: save it as text, or take it away'
-    if len(head) == 2**16: head = head[:max(head.rfind(b'\n'), head.rfind(b'"')) + 1] or head # no half character
+    if len(head) == 2**16: # no half character
+        head = head[:max(head.rfind(b'\n'), head.rfind(b'"')) + 1] or head
     suspected = '' if coding.encoding else _suspected(head)
     return suspected or _columns_seen(head, coding.of_lines) or 'a text of no known form'
 
@@ -1054,7 +1081,8 @@ def plan_blocks(
     block = Block(str(source.path), source.container, source.schema, source.role,
                   file=source.file, member=source.member)
     if source.container == 'parquet':
-        for group in range(_open_parquet(source.path).num_row_groups): yield block._replace(start=group)
+        for group in range(_open_parquet(source.path).num_row_groups):
+            yield block._replace(start=group)
         return
     coding = source.coding or coding_of(source.path, source.member)
     block = block._replace(coding=coding)
@@ -1091,8 +1119,8 @@ def read_block(
             error = f.raw.error if isinstance(f, _Opened) else ''
     except BROKEN_ARCHIVE as e:
         error = f'{type(e).__name__}: {e}'
-    if last and error and not last.text.endswith('\n') and block.container == 'csv': # cut inside its last field
-        last = last._replace(record=None, rule='broken_file')
+    if last and error and not last.text.endswith('\n') and block.container == 'csv':
+        last = last._replace(record=None, rule='broken_file') # cut inside its last field
     if last: yield last
     if error: yield Row(last.line if last else 1, None, error, 'broken_file')
 
@@ -1107,7 +1135,8 @@ def _stream_rows(f:BinaryIO, block:Block)->Iterator[Row]:
     else:
         reader = read_docs if block.container == 'doc' else read_jsonl
         if block.size >= 0: f.seek(block.start)
-        pieces = [f.read(block.size)] if block.size >= 0 else _cut(f, 2**20, _SEPARATOR[block.container])
+        pieces = ([f.read(block.size)] if block.size >= 0
+                  else _cut(f, 2**20, _SEPARATOR[block.container]))
         line = block.line
         for piece in pieces:
             yield from reader(piece, line, encoding)
@@ -1154,7 +1183,8 @@ def read_turns(
 def _turn(value:dict)->Turn:
     "One turn."
     name = next((value[k] for k in ('role', 'from') if value.get(k) is not None), '')
-    content = next((value[k] for k in ('content', 'value', 'text') if value.get(k) is not None), None)
+    content = next((value[k] for k in ('content', 'value', 'text')
+                    if value.get(k) is not None), None)
     role = _ROLE_OF.get(str(name).strip().lower(), '')
     if value.get('tool_calls') or value.get('function_call'): role = 'tool'
     return Turn(role, _content(content))
@@ -1197,8 +1227,8 @@ def shown_name(
 def walk_files(
     root:Path, # a folder
 )->list[Path]: # in name order
-    """Every file below a folder, links to folders followed.
-    A folder is read under one name; other links to it, and folders that cannot be opened, come out as themselves."""
+    """Every file below a folder, links to folders followed. A folder is read under one name;
+    other links to it, and folders that cannot be opened, come out as themselves."""
     found, links, seen = [], [], set()
     todo = [Path(root)]
     while todo or links:
@@ -1247,13 +1277,15 @@ def file_parts(
 # %% ../nbs/appendix/readers.ipynb #zipparts
 @lru_cache(1)
 def _zip_parts(path:Path, stamp:tuple[int, int])->dict[Path, Part]:
-    "The parts of a zip archive by their path, the archive as a folder; worked out once for a file that stays as it is."
+    """The parts of a zip archive by their path, the archive as a folder;
+    worked out once for a file that stays as it is."""
     try: inside = _directory(path, stamp).infolist()
     except BROKEN_ARCHIVE: return {path: Part(path)}
     names = [_member_name(m) for m in inside]
     if '[Content_Types].xml' in names: return {path: Part(path)}
     hidden = [name.startswith('__MACOSX/') or name.split('/')[-1].startswith('.') for name in names]
-    parts = [Part(path, k, names[k]) for k, m in enumerate(inside) if not m.is_dir() and not hidden[k]]
+    parts = [Part(path, k, names[k]) for k, m in enumerate(inside)
+             if not m.is_dir() and not hidden[k]]
     return {path/part.name: part for part in parts} or {path: Part(path)}
 
 
@@ -1300,7 +1332,8 @@ def _zip_members(path:Path)->Iterator[Member]:
 def _folder_members(path:Path)->Iterator[Member]:
     "The files of a folder."
     for p in walk_files(path):
-        if p.is_file(): yield Member(shown_name(p.relative_to(path)), p.stat().st_size, p.read_bytes)
+        if p.is_file():
+            yield Member(shown_name(p.relative_to(path)), p.stat().st_size, p.read_bytes)
 
 
 # %% ../nbs/appendix/readers.ipynb #a7fe4415
@@ -1338,7 +1371,7 @@ def map_ordered(
         for task in tasks: yield fn(*task)
         return
     pending = deque()
-    in_worker = import_module('scclm.readers')._in_worker # by its module: a worker cannot see the notebook
+    in_worker = import_module('scclm.readers')._in_worker # by module: a worker sees no notebook
     with ProcessPoolExecutor(workers, get_context('spawn'), in_worker) as pool:
         for task in tasks:
             pending.append(pool.submit(fn, *task))

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from .duplicates import ROLES
-from .readers import (Block, Reject, Row, Schema, Source, as_text, explain, file_parts, is_hidden, one_exchange,
-    read_turns, shown_name, sniff, walk_files)
-from .text_rules import (as_asked, clean_and_spot_code, clean_texts, cut_at_sentence, half_width, mend_end,
-    on_joined, simplify, wiki_brackets, wiki_variants)
+from .readers import (Block, Reject, Row, Schema, Source, as_text, explain, file_parts,
+    is_hidden, one_exchange, read_turns, shown_name, sniff, walk_files)
+from .text_rules import (as_asked, clean_and_spot_code, clean_texts, cut_at_sentence,
+    half_width, mend_end, on_joined, simplify, wiki_brackets, wiki_variants)
 
 # %% ../nbs/appendix/sources.ipynb #fb9484bb
 SCHEMAS = (
@@ -44,11 +44,12 @@ SCHEMAS = (
 
 # %% ../nbs/appendix/sources.ipynb #5ea30ed7
 _JSON_COLUMNS = [','.join(s.need) for s in SCHEMAS if s.name not in ('medical', 'zhihu')]
-EXPECTED = (f"JSON Lines or a JSON list with {' | '.join(_JSON_COLUMNS)}; CSV with title,ask,answer; "
-            'parquet with prompt,response or INSTRUCTION,RESPONSE; WikiExtractor <doc> text or --json lines')
+EXPECTED = (f"JSON Lines or a JSON list with {' | '.join(_JSON_COLUMNS)}; "
+            'CSV with title,ask,answer; parquet with prompt,response or INSTRUCTION,RESPONSE; '
+            'WikiExtractor <doc> text or --json lines')
 
 # %% ../nbs/appendix/sources.ipynb #0a4532ff
-LATER = ('prefs', 'duie', 'eval') # folders of raw files for other chapters: preferences, triples, exams
+LATER = ('prefs', 'duie', 'eval') # raw-file folders for other chapters: preferences, triples, exams
 
 def _role(path:Path, root:Path)->str:
     "What a file is for, by the folders above it."
@@ -63,7 +64,8 @@ def find_sources(
     """Walk a folder, those of `LATER` left out.
     Raises FileNotFoundError if it is absent, ValueError if it holds nothing that can be read."""
     root = Path(root)
-    if not root.is_dir(): raise FileNotFoundError(f"{root} is not a folder: set SCCLM_RAW to the folder of raw files")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder: set SCCLM_RAW to the folder of raw files")
     files = _raw_files(root)
     found, unknown = [], []
     for p in files:
@@ -72,11 +74,13 @@ def find_sources(
         if not any(kinds): parts, kinds = parts[:1], [None]
         for part, kind in zip(parts, kinds):
             at = p/part.name if any(kinds) else p
-            if kind: found.append(Source(p, *kind, _role(at, root), shown_name(at.relative_to(root)), part.member))
+            if kind: found.append(Source(p, *kind, _role(at, root),
+                                         shown_name(at.relative_to(root)), part.member))
             else: unknown.append(at)
     if not found:
         some = ', '.join(f'{shown_name(p.name)}: {explain(p)}' for p in files[:3])
-        raise ValueError(f"no readable file among the {len(files)} in {root} ({some}): expected {EXPECTED}")
+        raise ValueError(f"no readable file among the {len(files)} in {root} ({some}): "
+                         f"expected {EXPECTED}")
     return sorted(found, key=lambda s: ROLES.index(s.role)), unknown
 
 # %% ../nbs/appendix/sources.ipynb #d014064e
@@ -98,7 +102,8 @@ def left_out(
     root:Path, # folder of raw files
 )->dict[str, str]: # name below it -> why it is not read here
     "The files that `find_sources` passes over."
-    reasons = {shown_name(p.relative_to(root)): _passed_over(p, root) for p in walk_files(Path(root))}
+    reasons = {shown_name(p.relative_to(root)): _passed_over(p, root)
+               for p in walk_files(Path(root))}
     return {name: why for name, why in reasons.items() if why}
 
 # %% ../nbs/appendix/sources.ipynb #72645ebf
@@ -123,7 +128,8 @@ def merge_title(
     """Title and description as one question, without saying it twice.
     Other numbers, Latin words or negations are other facts: then both stay."""
     if not desc.strip(): return title
-    if dice(title, desc) >= alike and _facts(title) == _facts(desc): return title if keep == 'title' else desc
+    if dice(title, desc) >= alike and _facts(title) == _facts(desc):
+        return title if keep == 'title' else desc
     if not title.strip(): return desc
     return f'{title.rstrip()}\n{desc}'
 
@@ -153,12 +159,12 @@ class CleanCfg:
     near:float=0.85 # near duplicates: n-gram Jaccard similarity of question and of answer
     leak:float=0.9 # the same against held-out questions
     ngram:int=4 # characters per n-gram
-    short:int=32 # texts shorter than this are near duplicates only if equal: one character makes another fact
+    short:int=32 # shorter texts are near duplicates only if equal: one character makes another fact
     test_share:float=0.0875 # share of the test split
     valid_share:float=0.0025 # share of the validation split
     valid_min:int=200 # rows in the validation split, at most 5 % of the set
     sft_valid_share:float=0.05 # share of sft/ rows that validate
-    chat_form:bool=False # questions as chat reads them (`chat_form`): simplified characters, “” for 「」
+    chat_form:bool=False # questions as chat reads them (`chat_form`): simplified script, “” for 「」
     progress:bool=True # a bar, when a person is watching
 
 # %% ../nbs/appendix/sources.ipynb #d0370842
@@ -195,7 +201,7 @@ def pair_webtext(
     "webtext2019zh: the title asks, the content answers if enough readers liked it."
     stars = [_stars(x) for x in cols['star']]
     bad_value = _when('bad_value', (x is None for x in stars))
-    too_few = _when('star', (x is not None and not x >= cfg.min_star for x in stars)) # nan is too few
+    too_few = _when('star', (x is not None and not x >= cfg.min_star for x in stars)) # nan: too few
     return Pairs(cols['title'], cols['content'], _first(bad_value, too_few))
 
 # %% ../nbs/appendix/sources.ipynb #29c902d5
@@ -228,7 +234,8 @@ def pair_belle(
     "BELLE: no translation tasks and no tables, which a small model cannot learn."
     asks = [f'{a}\n{b}' if b.strip() else a for a, b in zip(cols['instruction'], cols['input'])]
     translation = _when('translation', (_TRANSLATE.search(a) for a in asks))
-    table = _when('table', (_TABLE.search(a) or _TABLE.search(b) for a, b in zip(asks, cols['output'])))
+    table = _when('table', (_TABLE.search(a) or _TABLE.search(b)
+                            for a, b in zip(asks, cols['output'])))
     return Pairs(asks, cols['output'], _first(translation, table))
 
 # %% ../nbs/appendix/sources.ipynb #ed10d538
@@ -243,7 +250,7 @@ def wiki_question(
     title:str, # of an article
     seed:int=0, # another seed draws other questions
 )->str: # a question about it
-    "One of 20 questions, drawn by the title, so that it does not depend on the order of the articles."
+    "One of 20 questions, drawn by the title, so that the order of the articles does not matter."
     draw = zlib.crc32(f'{seed}:{title}'.encode('utf-8', 'replace'))
     return QUESTIONS[draw % len(QUESTIONS)].format(title)
 
@@ -292,7 +299,8 @@ def pair_plain(
 def _pair_question(cols:Cols, cfg:CleanCfg)->Pairs:
     "A question and its std_answer, as an instruction without input."
     no_input = ['']*len(cols['question'])
-    return pair_belle(dict(instruction=cols['question'], input=no_input, output=cols['std_answer']), cfg)
+    return pair_belle(dict(instruction=cols['question'], input=no_input,
+                           output=cols['std_answer']), cfg)
 
 # %% ../nbs/appendix/sources.ipynb #526837dd
 PAIR_OF = dict(
@@ -366,7 +374,7 @@ def _mend(response:str, max_chars:int, code:bool)->str:
 
 # %% ../nbs/appendix/sources.ipynb #05c305a2
 def _chat_fields(row:Mapping, column:str)->tuple[Mapping, str]:
-    "The question and the answer of a conversation as instruction and output, or the rule that rejects it."
+    "Question and answer of a conversation as instruction and output, or the rule that rejects it."
     ask, answer, rule = one_exchange(read_turns(row[column]))
     return dict(instruction=ask, input='', output=answer), rule
 
@@ -383,13 +391,15 @@ def _is_nothing(value:object)->bool:
 # %% ../nbs/appendix/sources.ipynb #05d82b9a
 def _values(row:Mapping, schema:Schema)->tuple[tuple[str, ...]|None, str]:
     """The fields of one record as text, or the rule that rejects it.
-    Nothing is empty where a field may be absent; what is something but no text rejects the row anywhere."""
+    Nothing is empty where a field may be absent;
+    what is something but no text rejects the row anywhere."""
     if any(c not in row for c in schema.need): return None, 'missing_column'
     if schema.name == 'chat':
         row, rule = _chat_fields(row, schema.need[0])
         if rule: return None, rule
     row = {c: row.get(c) for c in _fields(schema)}
-    texts = ['' if c in schema.may and _is_nothing(value) else as_text(value) for c, value in row.items()]
+    texts = ['' if c in schema.may and _is_nothing(value) else as_text(value)
+             for c, value in row.items()]
     return (None, 'bad_value') if None in texts else (tuple(texts), '')
 
 # %% ../nbs/appendix/sources.ipynb #bd3a6c89

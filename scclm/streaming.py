@@ -29,7 +29,8 @@ def file_order_kept(
 def neighbours_apart(
     order:np.ndarray, # all row numbers of the files, in the order of training
 )->float: # about 1 after a full shuffle; 0: what was side by side still is
-    "Mean distance in the files of rows that follow each other, in units of a full shuffle's, a third of all rows."
+    """Mean distance in the files of rows that follow each other,
+    in units of a full shuffle's, a third of all rows."""
     return float(np.abs(np.diff(order)).mean() / ((len(order) + 1) / 3))
 
 # %% ../nbs/appendix/streaming.ipynb #str00010
@@ -45,7 +46,7 @@ def plot_shuffle(
     measured:list[dict], # rows with name, window, kept, apart
     axes:list|None=None, # two matplotlib Axes; None: a new figure
 )->list: # the two Axes
-    "How much of the files' order is left, and how far apart neighbours are, by the size of the window."
+    "How much of the files' order is left, and how far apart neighbours are, by window size."
     if axes is None:
         chinese_plots()
         import matplotlib.pyplot as plt
@@ -53,7 +54,8 @@ def plot_shuffle(
     for name in dict.fromkeys(m['name'] for m in measured):
         own = [m for m in measured if m['name'] == name]
         for ax, figure in zip(axes, ('kept', 'apart')):
-            ax.plot([m['window'] for m in own], [m[figure] for m in own], 'o-', markersize=4, label=name)
+            ax.plot([m['window'] for m in own], [m[figure] for m in own],
+                    'o-', markersize=4, label=name)
     for ax, title in zip(axes, ('剩下的次序（0 最好）', '前后脚隔开多远（1 最好）')):
         ax.set(xscale='log', title=title, xlabel='窗口或缓冲区（行，对数）', ylim=(-.05, 1.1))
     axes[1].legend()
@@ -86,7 +88,8 @@ class StreamExamples(ExamplesIterable):
 
 # %% ../nbs/appendix/streaming.ipynb #str00025
 class StreamShards(StreamExamples):
-    "The same, for the workers of a DataLoader: as many shards as workers, and the stream itself lets them take turns."
+    """The same, for the workers of a DataLoader: as many shards as workers,
+    and the stream itself lets them take turns."""
     @property
     def num_shards(self)->int: # of the loader; 1 outside of one
         "Number of workers."
@@ -100,7 +103,8 @@ class StreamShards(StreamExamples):
     )->'StreamShards': # this worker's part
         "Raises ValueError where somebody else divides the stream too."
         if self.divided or num_shards != self.num_shards:
-            raise ValueError("a stream cannot be split once more: expected rank= and world= of PairStream instead")
+            raise ValueError("a stream cannot be split once more: "
+                             "expected rank= and world= of PairStream instead")
         res = copy.copy(self)
         res.divided = True
         return res
@@ -119,5 +123,6 @@ class StreamShards(StreamExamples):
 def hf_stream(
     stream:PairStream, # from whose position on
 )->IterableDataset: # one example a batch: input_ids, attention_mask, labels
-    "A stream for users of `datasets`: map, filter, take; resumes at once. In a loader, `batch_size=None`."
+    """A stream for users of `datasets`: map, filter, take; resumes at once.
+    In a loader, `batch_size=None`."""
     return IterableDataset(StreamShards(stream))

@@ -40,16 +40,16 @@ def on_joined(
     return out
 
 # %% ../nbs/appendix/text_rules.ipynb #6805e7c7
-_UNSEEN = re.compile('[\x00\x02-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufffe\uffff'
-                     '\ud800-\udfff]')
+_UNSEEN = re.compile('[\x00\x02-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060'
+                     '\ufeff\ufffe\uffff\ud800-\udfff]')
 _EMOJI = re.compile('[\u2600-\u27bf\U0001f000-\U0001faff]')
 
 # %% ../nbs/appendix/text_rules.ipynb #7f8bb900
 def strip_invisible(
     text:str, # one row, or many joined
 )->str: # without odd line ends and characters nobody sees
-    """Every kind of line end becomes a newline, a control character that parts fields becomes a space.
-    Other control characters, zero-width characters, soft hyphens and halves of surrogate pairs go."""
+    """Every kind of line end becomes a newline, a control character that parts fields a space.
+    Other control characters, zero-width ones, soft hyphens and halves of surrogate pairs go."""
     return _UNSEEN.sub(_seen, text.replace('\r\n', '\n'))
 
 # %% ../nbs/appendix/text_rules.ipynb #50aae741
@@ -61,23 +61,28 @@ def _seen(m:re.Match)->str:
     return c if c == '\u200d' and _EMOJI.match(m.string, m.end()) else '' # an emoji of several
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000002
-_BLOCKS = frozenset('p div li tr ul ol h1 h2 h3 h4 h5 h6 table thead tbody tfoot caption blockquote center '
-                    'dl dt dd section article header footer hr br'.split()) # a line of their own
+_BLOCKS = frozenset( # a line of their own
+    'p div li tr ul ol h1 h2 h3 h4 h5 h6 table thead tbody tfoot caption blockquote center '
+    'dl dt dd section article header footer hr br'.split())
 _CELLS = frozenset(('td', 'th', 'ref')) # a space on either side
-_INLINE = frozenset('span a b i u em strong img font small big s del ins mark nowiki sup sub'.split())
+_INLINE = frozenset(
+    'span a b i u em strong img font small big s del ins mark nowiki sup sub'.split())
 _VOID = frozenset(('br', 'hr', 'img')) # never closed
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000003
-_ATTRIBUTE = (r'\s+(?:(?:class|style|href|id|src|color|size|face|align|valign|width|height|target|rel|title|alt|name'
-              r'|border|bgcolor|cellpadding|cellspacing|colspan|rowspan|lang|dir)\s*=|[a-z:@_-]+\s*=\s*["\'])'
+_ATTRIBUTE = (r'\s+(?:(?:class|style|href|id|src|color|size|face|align|valign|width|height|target'
+              r'|rel|title|alt|name|border|bgcolor|cellpadding|cellspacing|colspan|rowspan'
+              r'|lang|dir)\s*=|[a-z:@_-]+\s*=\s*["\'])'
               r'[^<>\x01-\x04\n]{0,2000}')
-_TAG = re.compile(rf'<(/?)({"|".join(sorted(_BLOCKS | _CELLS | _INLINE, reverse=True))})({_ATTRIBUTE})?\s*(/?)>', re.I)
-_COMMENT = re.compile(r'(?<!\w[：:])(?<!\w[：:][ \n])<!--[^\x01-\x04]*?-->') # after a colon it is what is spoken of
+_TAG = re.compile(rf'<(/?)({"|".join(sorted(_BLOCKS | _CELLS | _INLINE, reverse=True))})'
+                  rf'({_ATTRIBUTE})?\s*(/?)>', re.I)
+_COMMENT = re.compile(r'(?<!\w[：:])(?<!\w[：:][ \n])' # after a colon it is what is spoken of
+                      r'<!--[^\x01-\x04]*?-->')
 _ABOUT_TAGS = re.compile('标签|html|xml', re.I)
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000004
 def _real_tags(row:str)->list[tuple[re.Match, re.Match|None]]:
-    "The tags of a row that are tags: every opening (or lone) one, with its closing one where it has that."
+    "The tags of a row that are tags: every opening (or lone) one, with its closing one if any."
     opened = {} # name -> opening tags without a partner so far
     pairs = []
     for m in _TAG.finditer(row):
@@ -91,7 +96,8 @@ def _real_tags(row:str)->list[tuple[re.Match, re.Match|None]]:
 _PLAIN_SCRIPT = re.compile(r'[-+]?(?:[0-9A-Za-z]+|[^\x00-\x7f]+)')
 
 def _script(row:str, first:re.Match, last:re.Match|None)->tuple[str, str]:
-    "What stands for <sup> or <sub> and for its end: ^ or _, in braces where the rest could be taken for a part of it."
+    """What stands for <sup> or <sub> and for its end: ^ or _,
+    in braces where the rest could be taken for a part of it."""
     sign = '^' if first[2].lower() == 'sup' else '_'
     if last is None: return sign, ''
     inside, after = row[first.end():last.start()], row[last.end():last.end() + 1]
@@ -105,8 +111,9 @@ def _script(row:str, first:re.Match, last:re.Match|None)->tuple[str, str]:
 # %% ../nbs/appendix/text_rules.ipynb #p0000006
 _BLANK = re.compile('\n(?:[ \t]*\n)+')
 _BREAKS = re.compile('[ \t\n]*\x03[ \t\n\x03]*')
-_ONLY_MARKUP = re.compile(r'\s*(?:<!--.*-->|(?i:(?=.*<(?:img|table|[uo]l)\b)(?:</?[a-z][^<>]*>\s*)+)'
-                          r'|<[hH]([1-6])>[^<]*</[hH]\1>)\s*', re.S) # the markup is the text
+_ONLY_MARKUP = re.compile( # the markup is the text
+    r'\s*(?:<!--.*-->|(?i:(?=.*<(?:img|table|[uo]l)\b)(?:</?[a-z][^<>]*>\s*)+)'
+    r'|<[hH]([1-6])>[^<]*</[hH]\1>)\s*', re.S)
 
 def _no_comments(row:str)->str:
     "One row without comments; behind the last --> none is looked for."
@@ -172,7 +179,8 @@ def strip_html(
 _FORMS = str.maketrans('｡､﹐﹑﹔﹕﹖﹗「」『』〝〞\u3000\xa0', '。、，、；：？！“”‘’“”  ')
 _FORMS |= {c: c - 0xFEE0 for c in map(ord, '０１２３４５６７８９＋－＝％＃＆＠＊／．')}
 _FORMS |= {c: c - 0xFEE0 for a in (0xFF21, 0xFF41) for c in range(a, a + 26)}
-_FORMS |= dict.fromkeys([*range(0x2002, 0x200B), 0x202F, 0x205F], ord(' ')) # narrow, thin and wide spaces
+_FORMS |= dict.fromkeys( # narrow, thin and wide spaces
+    [*range(0x2002, 0x200B), 0x202F, 0x205F], ord(' '))
 _PLAIN = {c: to for c, to in _FORMS.items() if to == ord(' ') or chr(to).isalnum()} # no marks
 _FORM = re.compile(f"[{''.join(map(chr, _FORMS))}]+")
 _WIDE_INDENT = re.compile('\n[ \t\xa0]*\u3000[ \t\xa0\u3000]*')
@@ -181,14 +189,14 @@ _WIDE_INDENT = re.compile('\n[ \t\xa0]*\u3000[ \t\xa0\u3000]*')
 def half_width(
     text:str, # one row, or many joined
 )->str: # letters and digits in ASCII, variants of punctuation in their usual form
-    """Full-width letters and digits become ASCII; rare variants of punctuation and spaces become the common ones.
-    The wide spaces that begin a paragraph go."""
+    """Full-width letters and digits become ASCII; rare variants of punctuation and spaces
+    become the common ones. The wide spaces that begin a paragraph go."""
     if '\u3000' in text: text = _WIDE_INDENT.sub('\n', text)
     return _FORM.sub(lambda m: m[0].translate(_FORMS), text)
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000011
 _GAPS = (re.compile(' [ \t]+'), re.compile('\t[ \t]*'))
-_ONE_SPACE = re.compile(r'\n (?![ \t*+•>-]|\d|[A-Za-z_#@$/<{}])') # a list and a line of code keep it
+_ONE_SPACE = re.compile(r'\n (?![ \t*+•>-]|\d|[A-Za-z_#@$/<{}])') # a list and a code line keep it
 _ROW_START = re.compile(f'{SEP}[ \t\n]+')
 
 def _at_row_starts(pattern:re.Pattern, rule:Callable[[re.Match], str], text:str)->str:
@@ -216,7 +224,8 @@ def _first_indent(m:re.Match)->str:
 def tidy_spaces(
     text:str, # one row, or many joined
 )->str: # with one space where there were many, at most one blank line
-    "One space between words, none at line ends; indentation stays, and one blank line between paragraphs."
+    """One space between words, none at line ends; indentation stays,
+    and one blank line between paragraphs."""
     for gap in _GAPS: text = gap.sub(_one_space, text)
     text = _BLANK.sub('\n\n', text.rstrip(' ').replace(' \n', '\n').replace(' ' + SEP, SEP))
     return _at_row_starts(_ROW_START, _first_indent, _ONE_SPACE.sub('\n', text))
@@ -224,24 +233,28 @@ def tidy_spaces(
 # %% ../nbs/appendix/text_rules.ipynb #05834b80
 _MARK = '，。！？；：、（）《》“”【】…'
 _APART = r'(?<![-*+#>.] )(?<![0-9A-Za-z] [A-Za-z] )' # of a list or a heading, of a column
-_HUG = re.compile(rf' (?<![\n\x01 \t] )(?<!^ )(?:(?<=[{_MARK}] )(?!(?<=” )[A-Za-z])|(?=[，。！？；：、）》”】…])'
+_HUG = re.compile(rf' (?<![\n\x01 \t] )(?<!^ )(?:(?<=[{_MARK}] )(?!(?<=” )[A-Za-z])'
+                  rf'|(?=[，。！？；：、）》”】…])'
                   rf'|{_APART}(?=[（《【])|{_APART}(?<![A-Za-z] )(?=“))')
 
 # %% ../nbs/appendix/text_rules.ipynb #69984a31
 def hug_marks(
     text:str, # one row, or many joined
 )->str: # with no space beside Chinese punctuation
-    "Spaces beside a Chinese mark go: the mark itself keeps the words apart. Spaces between words stay."
+    "Spaces beside a Chinese mark go: the mark keeps the words apart. Spaces between words stay."
     return _HUG.sub('', text)
 
 # %% ../nbs/appendix/text_rules.ipynb #47685196
-_L, _R = f'[{HAN}）》”]', f'(?:[{HAN}]| ?[《“（])' # what makes a mark on its right, or on its left, Chinese
+_L, _R = f'[{HAN}）》”]', f'(?:[{HAN}]| ?[《“（])' # what makes a mark on its right, or left, Chinese
 _CHINESE = dict(zip(',;:!?', '，；：！？'))
-_PAREN = re.compile(rf'\((?<![A-Za-z_\]]\()(?=[^()\[\]\n\x01]{{0,200}}[{HAN}])([^()\[\]\n\x01]{{1,300}})\)')
+_PAREN = re.compile(rf'\((?<![A-Za-z_\]]\()(?=[^()\[\]\n\x01]{{0,200}}[{HAN}])'
+                    rf'([^()\[\]\n\x01]{{1,300}})\)')
 _NESTED = re.compile(r'\([^()\n\x01]*（')
-_PAREN_LATIN = re.compile(rf'\((?<=[{HAN}]\()([^()\[\]\n\x01]{{1,60}})\)(?= ?[{HAN}，。；：！？、,;:!?]|[\n\x01]|$)')
+_PAREN_LATIN = re.compile(rf'\((?<=[{HAN}]\()([^()\[\]\n\x01]{{1,60}})\)'
+                          rf'(?= ?[{HAN}，。；：！？、,;:!?]|[\n\x01]|$)')
 _QUOTE = re.compile(rf'"(?<![=:,\[{{(“”]")(?<![^\W{HAN}]")(?<![=:,] ")(?![ “”，。、；：！？）,.;:!?)])'
-                    rf'(?=[^"“”\n\x01]{{0,200}}[{HAN}])([^"“”\n\x01]{{1,300}})"(?<![ （(：，]")(?! ?[:,\]}}=])')
+                    rf'(?=[^"“”\n\x01]{{0,200}}[{HAN}])([^"“”\n\x01]{{1,300}})"'
+                    rf'(?<![ （(：，]")(?! ?[:,\]}}=])')
 _AFTER_QUOTE = re.compile('”[,;:!?]')
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000020
@@ -249,30 +262,37 @@ _NAME = ('阿埃艾安奥巴贝本比彼波伯博布查茨达戴丹德登迪狄�
          '昆拉莱兰朗劳勒雷里利丽莉列林琳卢鲁伦罗洛马玛迈曼梅门蒙米密敏明姆穆纳娜奈南内尼妮涅诺欧帕佩皮珀普浦齐恰乔切琼热茹瑞萨塞森桑沙莎舍'
          '圣施史斯司丝苏索塔泰坦特汀廷图托瓦娃威韦维温文沃乌西希夏肖谢辛休逊雅娅亚扬耶伊因茵英尤于约泽扎詹珍朱兹佐') # foreign names: 约翰.史密斯
 _NUMERAL = '[一二三四五六七八九十]'
-_STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/-])|(?:(?<=[）》”]\.)|(?<=[{HAN}]{{5}}\.))(?=[{HAN}])'
+_STOP = re.compile(rf'\.(?:(?:(?<={_L}\.)|(?<={_L} \.))(?![.\w/-])'
+                   rf'|(?:(?<=[）》”]\.)|(?<=[{HAN}]{{5}}\.))(?=[{HAN}])'
                    rf'(?!(?<=[{_NAME}]\.)[{_NAME}]))(?!(?<={_NUMERAL}\.) ?[{HAN}])'
-                   rf'(?<![\n\x01]{_NUMERAL}\.)(?<!^{_NUMERAL}\.)(?<![\n\x01]十{_NUMERAL}\.)(?<!^十{_NUMERAL}\.)')
+                   rf'(?<![\n\x01]{_NUMERAL}\.)(?<!^{_NUMERAL}\.)'
+                   rf'(?<![\n\x01]十{_NUMERAL}\.)(?<!^十{_NUMERAL}\.)')
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000070
 _ENTITIES = ('lt', 'gt', 'amp', 'quot', 'nbsp', '#39')
 _BEHIND = { # 5!种 is a factorial, 5!!种 a double one; &#39;你 is an entity
     '!': r'(?<![0-9A-Za-z)!\x04]!)', ';': ''.join(f'(?<!&{name};)' for name in _ENTITIES)}
 _FIRST = { # of a run: one that is tried from each of its marks takes the square of its length
-    ',': '(?<!,,)', '?': r'(?<!\?\?)', ';': f"(?:(?<!;;){''.join(f'|(?<=&{name};;)' for name in _ENTITIES)})"}
+    ',': '(?<!,,)', '?': r'(?<!\?\?)',
+    ';': f"(?:(?<!;;){''.join(f'|(?<=&{name};;)' for name in _ENTITIES)})"}
 
 # %% ../nbs/appendix/text_rules.ipynb #243a44da
 def _beside_han(mark:str, after:str='')->re.Pattern:
-    """The pattern of an ASCII mark, or a run of it, with a Chinese character before it (perhaps a space between)
-    or behind it; never where `after`, a pattern, follows. Two colons are a sign of C++ and no marks."""
+    """The pattern of an ASCII mark, or a run of it, with a Chinese character before it (perhaps
+    a space between) or behind it; never where `after`, a pattern, follows.
+    Two colons are a sign of C++ and no marks."""
     one, run = re.escape(mark), '' if mark == ':' else re.escape(mark) + '*'
     behind = _FIRST.get(mark, '') + _BEHIND.get(mark, '')
     alone = '(?<!::)(?!:)' if mark == ':' else ''
-    return re.compile(f'{one}{alone}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}|{behind}{run}(?={_R})){after}')
+    return re.compile(f'{one}{alone}(?:(?<={_L}{one}){run}|(?<={_L} {one}){run}'
+                      f'|{behind}{run}(?={_R})){after}')
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000023
 _AFTER = {'?': r'(?![A-Za-z_]\w*=)', '!': '(?!=)'} # a query in an address, the sign !=
-_MARKS = [(_beside_han(ascii_mark, _AFTER.get(ascii_mark, '')), mark) for ascii_mark, mark in _CHINESE.items()]
-_BEFORE_QUOTE = [(re.compile(f'{one}(?<![0-9A-Za-z)!\x04]!)(?<!{one}{{2}}){one}* ?(?=“)'), _CHINESE[one[1]])
+_MARKS = [(_beside_han(ascii_mark, _AFTER.get(ascii_mark, '')), mark)
+          for ascii_mark, mark in _CHINESE.items()]
+_BEFORE_QUOTE = [(re.compile(f'{one}(?<![0-9A-Za-z)!\x04]!)(?<!{one}{{2}}){one}* ?(?=“)'),
+                  _CHINESE[one[1]])
                  for one in ('[,]', '[;]', '[:]', '[!]', '[?]')]
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000024
@@ -284,14 +304,15 @@ def _wide_pair(m:re.Match)->str:
 def chinese_punct(
     text:str, # one row, or many joined
 )->str: # with Chinese punctuation next to Chinese characters
-    """ASCII punctuation that touches a Chinese character becomes Chinese, a run of one mark a single one.
-    Numbers, addresses, formulas, foreign names and English sentences keep theirs."""
+    """ASCII punctuation that touches a Chinese character becomes Chinese, a run of one mark
+    a single one. Numbers, addresses, formulas, foreign names and English sentences keep theirs."""
     if '(' in text:
         text, old = _PAREN.sub(_wide_pair, text), '' # the inner ones first
         while text != old and _NESTED.search(text): text, old = _PAREN.sub(_wide_pair, text), text
         text = _PAREN_LATIN.sub(r'（\1）', text)
     for pattern, mark in _MARKS: text = pattern.sub(mark, text)
-    if '"' in text: text = _in_rows(_chinese_quotes, _STRAIGHT, text) # a row's quotes are no matter of its neighbours
+    if '"' in text: # a row's quotes are no matter of its neighbours
+        text = _in_rows(_chinese_quotes, _STRAIGHT, text)
     return _STOP.sub('。', text)
 
 # %% ../nbs/appendix/text_rules.ipynb #74beeb8d
@@ -344,9 +365,9 @@ def _collapse_marks(text:str)->str:
 def collapse_runs(
     text:str, # one row, or many joined
 )->str: # with one mark where there were many
-    """One mark for a run of commas and full stops: of two different ones the stronger; none at the start.
+    """One mark for a run of commas and full stops: of two kinds the stronger; none at the start.
     Three different marks are a list of marks and stay. An ellipsis keeps two of its signs.
-    Signs that may count (- = _ * . ~ · —) stay up to 20 of them: stars of a rating, Morse code, i--."""
+    Signs that may count (- = _ * . ~ · —) stay, up to 20: stars of a rating, Morse code, i--."""
     return _collapse_marks(_LONG_RUN.sub(_short_run, text))
 
 # %% ../nbs/appendix/text_rules.ipynb #6d38250f
@@ -376,10 +397,11 @@ def _unpaired(text:str)->list[int]:
 
 # %% ../nbs/appendix/text_rules.ipynb #a28bc265
 def _is_debris(before:str, bracket:str, after:str)->bool:
-    """Can an unpaired bracket go, between these two characters? Only at the edge of a line or beside a mark,
-    and not if it may mean something."""
+    """Can an unpaired bracket go, between these two characters? Only at the edge of a line
+    or beside a mark, and not if it may mean something."""
     if '\\' in (before, after): return False # of a pattern
-    if (before.isdigit() or before == '\x04') and bracket in '“”': return False # 6.5”, 4'33”, an address
+    if (before.isdigit() or before == '\x04') and bracket in '“”': # 6.5”, 4'33”, an address
+        return False
     ends = _ENDS_OF[bracket]
     line_or_sentence = before == '\n' or before in ends
     if bracket in _PAIRS: return line_or_sentence
@@ -421,11 +443,12 @@ def _lone_quotes(text:str, odd:list[int])->set[int]:
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000034
 def _without_debris(text:str, odd:set[int])->str:
-    """A text without those of some brackets that are debris, in one pass: every character decides over the bracket
-    before it, and if that goes, over the one that stands there then."""
+    """A text without those of some brackets that are debris, in one pass: every character
+    decides over the bracket before it, and if that goes, over the one that stands there then."""
     kept = [] # places
     for i, c in enumerate(text + '\n'):
-        while kept and kept[-1] in odd and _is_debris(_seen_before(text, kept), text[kept[-1]], c): kept.pop()
+        while kept and kept[-1] in odd and _is_debris(_seen_before(text, kept), text[kept[-1]], c):
+            kept.pop()
         kept.append(i)
     return ''.join(text[i] for i in kept[:-1])
 
@@ -469,7 +492,8 @@ def _has_gb2312(char:str)->bool:
 def _traditional_only()->re.Pattern:
     "The characters that OpenCC would change and that no simplified text has."
     block = ''.join(map(chr, range(0x4E00, 0xA000)))
-    changed = [a for a, b in zip(block, _t2s()(block), strict=True) if a != b and not _has_gb2312(a)]
+    changed = [a for a, b in zip(block, _t2s()(block), strict=True)
+               if a != b and not _has_gb2312(a)]
     return re.compile(f"[{''.join(changed)}]")
 
 # %% ../nbs/appendix/text_rules.ipynb #smp00002
@@ -500,60 +524,77 @@ def simplify(
     return SEP.join(_simple(row) if traditional.search(row) else row for row in text.split(SEP))
 
 # %% ../nbs/appendix/text_rules.ipynb #eb96ea97
-TEXT_RULES = (strip_invisible, strip_html, half_width, tidy_spaces, chinese_punct, hug_marks, fix_brackets,
-              collapse_runs)
+TEXT_RULES = (strip_invisible, strip_html, half_width, tidy_spaces, chinese_punct, hug_marks,
+              fix_brackets, collapse_runs)
 _INLINE_CODE = re.compile('`(?<!``)[^`\n\x01]{1,300}`(?!`)')
 _ADDRESS = re.compile(r'https?://[!#-;=?-~]*[\w/=&#%+~-]', re.A) # no < > " in it
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000040
 _CODE_OF = dict( # signs of code, for RE2: \w is ASCII, ^ and $ are the edges of a line
-    markup=(r'```|^~~~|^[ \t]*/[/*]|^[ \t]+[/\\|](?:[ \t]*[/\\|])*[ \t]*$|\\begin\{|\[\^?(?:[A-Za-z]-[A-Za-z]|0-9)',
-            r'(?i:<!doctype|</?(?:html|body|head|script|style|code|pre|form|input|button)\b[^<>\n]*>)',
-            f'[!-~{HAN}]' + r'\s*\n[ \t]{2,}</?[a-z]|<[a-z]+ [a-z]+ ?=(?:[“‘]|["\'][^<>\n]*：)'), # the source of a page
+    markup=(r'```|^~~~|^[ \t]*/[/*]|^[ \t]+[/\\|](?:[ \t]*[/\\|])*[ \t]*$|\\begin\{'
+            r'|\[\^?(?:[A-Za-z]-[A-Za-z]|0-9)',
+            r'(?i:<!doctype|</?(?:html|body|head|script|style|code|pre|form|input|button)'
+            r'\b[^<>\n]*>)',
+            f'[!-~{HAN}]' + r'\s*\n[ \t]{2,}</?[a-z]' # the source of a page
+            r'|<[a-z]+ [a-z]+ ?=(?:[“‘]|["\'][^<>\n]*：)'),
     sheet=(r'(?:^|[^\w=<>!])=[A-Za-z][A-Za-z.]+\(',), # =IF(…)
-    python=(r'\bdef \w+ ?\(|\bclass \w+ ?[(:{]|\blambda\b[^\n]*:|\bself\.|\bprint ?\(|\blen\(|\brange\(',
+    python=(r'\bdef \w+ ?\(|\bclass \w+ ?[(:{]|\blambda\b[^\n]*:|\bself\.'
+            r'|\bprint ?\(|\blen\(|\brange\(',
             r'^>>> |^[ \t]*@\w+',
-            r'^[ \t]*(?:(?:for|while|if|elif|with|try|except|else|finally|async|match|case|default)\b[^\n，。？！]*'
-            r'|do|then):[ \t]*(?:#[^\n]*)?$|^[ \t]*(?:import [\w.]+|from [\w.]+ import )'),
-    c=(r'\bprintf ?\(|\bscanf ?\(|\bconsole\.log|System\.out|\bcout ?<<|\bcin ?>>|#include|#define|\bint main\b',
+            r'^[ \t]*(?:(?:for|while|if|elif|with|try|except|else|finally|async|match|case|default)'
+            r'\b[^\n，。？！]*|do|then):[ \t]*(?:#[^\n]*)?$'
+            r'|^[ \t]*(?:import [\w.]+|from [\w.]+ import )'),
+    c=(r'\bprintf ?\(|\bscanf ?\(|\bconsole\.log|System\.out|\bcout ?<<|\bcin ?>>'
+       r'|#include|#define|\bint main\b',
        r'\bpublic (?:static|class|void|int) |\busing namespace|\bnew [A-Z]\w*\(|\bfunction \w*\(',
        r'\breturn [^\n]*;|\bnull;|\bbreak;|\)[ \t]*;|\)[ \t]*\{|\};?[ \t]*$|\w\[["\'\w]+\] ?=',
        r'^[ \t]*\w+(?:\.\w+)*\([^\n]*\)[ \t]*$',
-       r'\b(?:int|char|float|double|void|bool|boolean|long|var|let|const|auto|string|String) [*&]?\w+ ?'
-       r'(?:[=;(\[]|, ?\w+;)',
+       r'\b(?:int|char|float|double|void|bool|boolean|long|var|let|const|auto|string|String)'
+       r' [*&]?\w+ ?(?:[=;(\[]|, ?\w+;)',
        r'\b(?:for|while|if|switch|elif|foreach|catch) ?\([^\n]*[;<>=!&|:][^\n]*\)',
-       r'&&|\|\| ?\w|[\w)\]"\'] ?===? ?[\w("\'-]|\w ?!== ?|!=|\w ?[-+*/%|&]= ?\w|=>|\w::\w|\w->\w|\w(?:\+\+|--)[;)]'))
+       r'&&|\|\| ?\w|[\w)\]"\'] ?===? ?[\w("\'-]|\w ?!== ?|!=|\w ?[-+*/%|&]= ?\w|=>'
+       r'|\w::\w|\w->\w|\w(?:\+\+|--)[;)]'))
 
 # %% ../nbs/appendix/text_rules.ipynb #p0000042
-_COMMANDS = ('sudo|git|pip3?|apt|apt-get|yum|npm|npx|yarn|docker|kubectl|conda|brew|ssh|scp|curl|wget|chmod|chown|mkdir'
-             '|cd|ls|rm|cp|mv|cat|echo|grep|sed|awk|export|python3?|node|tar|gcc|java|javac|ping|vim?')
+_COMMANDS = ('sudo|git|pip3?|apt|apt-get|yum|npm|npx|yarn|docker|kubectl|conda|brew|ssh|scp|curl'
+             '|wget|chmod|chown|mkdir|cd|ls|rm|cp|mv|cat|echo|grep|sed|awk|export'
+             '|python3?|node|tar|gcc|java|javac|ping|vim?')
 _CODE_OF |= dict(
     shell=(r'^[ \t]*(?:[$#>] )?' + f'(?:{_COMMANDS})' + r' [-\w./~"\'$*]|^\$ \w|^#!|\$\{?\w+\}?/',
-           r'\b(?:git|pip|npm|docker|conda|apt|apt-get|kubectl) [a-z]+ [-\w./"\']|^[ \t]*(?:fi|done|esac|end)$',
+           r'\b(?:git|pip|npm|docker|conda|apt|apt-get|kubectl) [a-z]+ [-\w./"\']'
+           r'|^[ \t]*(?:fi|done|esac|end)$',
            r'[\w./"] --?[A-Za-z][\w-]*(?:[ =]["\'\w./$*]|$)'),
     sql=(r'\b(?i:select)\b[^\n]{1,300}\b(?i:from)\b|\b(?i:update) \w+ (?i:set)\b',
          r'\b(?i:insert into|create table|delete from|alter table|drop table|order by|group by)\b',
          r'\b(?i:where) \w+ ?(?:[=<>]|(?i:in|like)\b)'),
-    data=(r'"[^"\n]{0,100}"[ \t]*:[ \t]*(?:["\[{\d-]|true|false|null)|^[ \t]*[\w-]+:[ \t]*\n[ \t]+[-\w"\']',
-          r'^[ \t]*- [a-zA-Z_][\w.-]*: |^[ \t]*[a-z_][\w.-]+: [^\n]*\n[ \t]*[a-z_][\w.-]+:(?:[ \n]|$)',
+    data=(r'"[^"\n]{0,100}"[ \t]*:[ \t]*(?:["\[{\d-]|true|false|null)'
+          r'|^[ \t]*[\w-]+:[ \t]*\n[ \t]+[-\w"\']',
+          r'^[ \t]*- [a-zA-Z_][\w.-]*: '
+          r'|^[ \t]*[a-z_][\w.-]+: [^\n]*\n[ \t]*[a-z_][\w.-]+:(?:[ \n]|$)',
           r'^[ \t]*[A-Za-z_][\w.]*(?: = \S| ?:?= ?["\'\[{])|^\[[\w.-]+\]\n[\w.]+ ?=',
           r'^[ \t]*[.#]?[\w-]+ ?\{|[a-z-]+: ?[^;\n]+;[ \t]*\}'),
-    line=(r'\b(?:raise|throw) (?:new )?[A-Za-z_][\w.]*\(|^[ \t]*(?:assert|yield|raise|del) [A-Za-z_][\w.]*[ (\[=<>!,]',
-          r'^[ \t]*(?:puts|print|return|say|die|warn|put|p|write|writeln|fputs) ?["\']', # Ruby, Perl, Lua, Python 2
-          r'\b(?i:msgbox|inputbox|debug\.print|response\.write|write-(?:host|output)) ?[("\'$]|\bDim \w+ As\b|#\{\w',
+    line=(r'\b(?:raise|throw) (?:new )?[A-Za-z_][\w.]*\('
+          r'|^[ \t]*(?:assert|yield|raise|del) [A-Za-z_][\w.]*[ (\[=<>!,]',
+          r'^[ \t]*(?:puts|print|return|say|die|warn|put' # Ruby, Perl, Lua, Python 2
+          r'|p|write|writeln|fputs) ?["\']',
+          r'\b(?i:msgbox|inputbox|debug\.print|response\.write|write-(?:host|output)) ?[("\'$]'
+          r'|\bDim \w+ As\b|#\{\w',
           r'[$@][A-Za-z_]\w*(?: ?\.?= ?(?:["\']|\[["\'\]])|->|\[["\'])|<\?php',
           r'\b(?:my|our) [$@%]\w|^[ \t]*[\w.$]+ ?<- ?["\'\w(]',
-          r'\b[a-z_]+!\([\w"\'&]|^[ \t]*\w+(?:\.\w+)*\([^\n]*\)[ \t]*(?:#|//)|["\'];[ \t]*(?:(?:#|//|--)[^\n]*)?$',
+          r'\b[a-z_]+!\([\w"\'&]|^[ \t]*\w+(?:\.\w+)*\([^\n]*\)[ \t]*(?:#|//)'
+          r'|["\'];[ \t]*(?:(?:#|//|--)[^\n]*)?$',
           r'^[ \t]*(?:val|local) \w+ ?(?::|=)|\w\(@"'))
-_PARTS = (('markup', 'sheet', 'python', 'c'), ('shell', 'sql'), ('data',), ('line',)) # one long one is slower in RE2
+_PARTS = ( # one long one is slower in RE2
+    ('markup', 'sheet', 'python', 'c'), ('shell', 'sql'), ('data',), ('line',))
 _CODE = ['(?m:' + '|'.join('|'.join(_CODE_OF[kind]) for kind in kinds) + ')' for kinds in _PARTS]
 
 # %% ../nbs/appendix/text_rules.ipynb #46ecd81c
 def clean_prose(
     text:str, # one row, or many joined
 )->str: # after every rule of `TEXT_RULES` but the first
-    """The chain of text rules for text whose invisible characters are gone. Inline code stays as it is,
-    and so does an address once the tags around it are gone: before that, it would swallow them."""
+    """The chain of text rules for text whose invisible characters are gone.
+    Inline code stays as it is, and so does an address once the tags around it are gone:
+    before that, it would swallow them."""
     text, code = _hold(text, _INLINE_CODE, '\x02')
     text, addresses = _hold(half_width(strip_html(text)), _ADDRESS, '\x04')
     for rule in TEXT_RULES[3:]: text = rule(text)
@@ -572,7 +613,8 @@ _ABOUT_MARKS = (r'(?:\A|[^鼠光目坐地])标点|(?:\A|[^包概])括号|[逗句
                 '|有(?:什么|何)|的(?:区别|用法|作用|意思|含义|名|写法|读法|位置|不同))') # for RE2
 
 def _keep_marks(text:str)->str:
-    "The chain for text that speaks of punctuation: only tags and odd spaces go, the marks are what it is about."
+    """The chain for text that speaks of punctuation: only tags and odd spaces go,
+    the marks are what it is about."""
     text, code = _hold(text, _INLINE_CODE, '\x02')
     return _put_back(tidy_spaces(strip_html(text).translate(_PLAIN)), '\x02', code)
 
@@ -584,13 +626,15 @@ def _put_back(text:str, instead:str, held:list[str])->str:
     return ''.join(a + b for a, b in zip(pieces, [*held, '']))
 
 # %% ../nbs/appendix/text_rules.ipynb #6140faca
-_MAY_BE_CODE = r'(?m:[A-Za-z]{2}|[=&`~|;{}]|/[/*]|"[ \t]*:|^[#$>]|^[ \t]+[/\\])' # one of these is in every line of code
+_MAY_BE_CODE = (r'(?m:[A-Za-z]{2}|[=&`~|;{}]|/[/*]' # one of these is in every line of code
+                r'|"[ \t]*:|^[#$>]|^[ \t]+[/\\])')
 
 def _holds(texts:Sequence[str], *patterns:str)->np.ndarray:
     "Which texts hold which patterns of RE2: a row per pattern."
     if not texts: return np.zeros((len(patterns), 0), bool)
     column = pa.array(texts, pa.large_string())
-    return np.stack([pc.match_substring_regex(column, p).to_numpy(zero_copy_only=False) for p in patterns])
+    return np.stack([pc.match_substring_regex(column, p).to_numpy(zero_copy_only=False)
+                     for p in patterns])
 
 # %% ../nbs/appendix/text_rules.ipynb #13f4645f
 def is_code(
@@ -633,7 +677,7 @@ def clean_and_spot_code(
 _EMPTY_LINES = re.compile(r'\A(?:[ \t]*\n)+')
 
 def _strip(text:str)->str:
-    "A text without white space at its ends; the first line keeps its indentation if another line has one."
+    "A text without white space at its ends; the first line stays indented if another line is."
     text = _EMPTY_LINES.sub('', text.rstrip())
     indented = text.startswith(('  ', '\t')) and ('\n  ' in text or '\n\t' in text)
     return text if indented else text.lstrip()
@@ -660,7 +704,7 @@ def as_asked(
 # %% ../nbs/appendix/text_rules.ipynb #rqs00003
 def chat_form(
     texts:Sequence[str], # as people type them
-)->list[str]: # in the form that training and chat share; one of which nothing would be left stays as it is
+)->list[str]: # in the form that training and chat share; one that would be empty stays as it is
     "`clean_texts` for questions: also simplified characters and “” for 「」. Again gives the same."
     cleaned = clean_texts(as_asked(texts))
     return [clean or text for clean, text in zip(cleaned, texts)]
@@ -675,8 +719,9 @@ def shown(
     return [text if code else seen for text, code, seen in zip(texts, is_code(texts), plain)]
 
 # %% ../nbs/appendix/text_rules.ipynb #rqs00006
-def rule_parts()->dict[str, object]: # names in lower case: patterns, character maps, sets of names, sources for RE2
-    "What the rules are made of, for who writes them in another language; t2s is OpenCC's conversion."
+def rule_parts()->dict[str, object]: # patterns, character maps, sets of names, sources for RE2
+    """What the rules are made of, by name in lower case, for who writes them in another language;
+    t2s is OpenCC's conversion."""
     own = {name.strip('_').lower(): part for name, part in globals().items() if name.isupper()}
     return own | dict(traditional=_traditional_only(), t2s=_t2s())
 
@@ -692,13 +737,14 @@ def cut_at_sentence(
 )->str: # its longest beginning of whole sentences that fits; '' if not even one does
     """Cut an answer back to the last sentence end within `max_chars`.
     The point of 3.14 or of `2. ` and the marks of an address or of != end no sentence."""
-    m = _LAST_END.match((text + '\n')[:max_chars + 1]) # one character more than fits: what follows a mark counts
+    m = _LAST_END.match( # one character more than fits: what follows a mark counts
+        (text + '\n')[:max_chars + 1])
     return m[0] if m else ''
 
 # %% ../nbs/appendix/text_rules.ipynb #6245dc78
 def is_truncated(
     text:str, # an answer
-    long_chars:int=128, # a text at least this long that ends in the middle of a sentence was cut by its source
+    long_chars:int=128, # a text at least this long that ends in mid-sentence was cut by its source
 )->bool: # does it stop in mid-sentence?
     """True if the text ends in a comma or the like, or is long, all one paragraph at its end,
     and ends in a Chinese character."""
@@ -712,7 +758,8 @@ def mend_end(
     text:str, # an answer
     max_chars:int, # longest allowed
 )->str: # the answer without its unfinished end; '' if nothing whole fits
-    "Cut an answer that is too long or unfinished back to a sentence end. A short one without any end stays as it is."
+    """Cut an answer that is too long or unfinished back to a sentence end.
+    A short one without any end stays as it is."""
     if len(text) <= max_chars and not is_truncated(text): return text
     cut = cut_at_sentence(text, max_chars)
     if len(text) > max_chars: return cut
@@ -720,10 +767,11 @@ def mend_end(
 
 # %% ../nbs/appendix/text_rules.ipynb #a320d8a7
 _VARIANT = re.compile(r'-\{([^{}\x01]*)\}-')
-_MAINLAND = ('zh-hans', 'zh-cn', 'zh-sg', 'zh-my', 'zh') # what is read there: the first that is given
+_MAINLAND = ('zh-hans', 'zh-cn', 'zh-sg', 'zh-my', 'zh') # what is read there: the first given
 
 def _variant(m:re.Match)->str:
-    "What -{…}- shows: the mainland form, else the first; nothing where it only defines a word (H) or a title (T)."
+    """What -{…}- shows: the mainland form, else the first; nothing where it only defines
+    a word (H) or a title (T)."""
     flag, _, words = m[1].rpartition('|')
     if flag.strip() in ('H', 'T'): return ''
     pairs = [part.partition(':') for part in words.split(';')]
@@ -748,7 +796,7 @@ _TAIL_IN = re.compile('[，、；： \n]+）')
 def wiki_brackets(
     text:str, # one row, or many joined
 )->str: # with brackets that hold something
-    """WikiExtractor drops foreign spellings and leaves their brackets empty, or with a mark in front.
+    """WikiExtractor drops foreign spellings and leaves the brackets empty, or with a mark in front.
     In other sources, and after a Latin letter as in f（）, an empty bracket may mean something."""
     text = _EMPTIED.sub('', text)
     return _TAIL_IN.sub('）', _LEAD_IN.sub('（', text))
