@@ -163,7 +163,7 @@ ITEMS = {item.name: item for item in (*_PRETRAIN, *_BELLE, *_PREFS, *_TESTS)}
 class FetchCfg:
     "What to get, from where, and how patiently."
     names:Annotated[Positional[tuple[str, ...]], # sources; none: list all and their state
-        arg(metavar='[NAME ...]')]=()
+        arg(metavar='[NAME ...]')]=() # as the help shows them
     all:str='' # base: every source that the 0.2B model uses
     to:str='' # folder of raw files; none: SCCLM_RAW, else raw/ in the checkout
     url:str='' # another address for one source, as a copy of yours; if it is there, only with renew
