@@ -24,7 +24,8 @@ SEARCHES = dict( # what `search_type` means in ChatLM-mini-Chinese
     greedy=Decoding(loop_copies=0),
     beam=Decoding('beam', num_beams=5, beam_sample=True, top_k=50, top_p=.95, no_repeat_ngram=4,
         length_penalty=-2., early_stopping=True, loop_copies=0),
-    sampling=Decoding('sampling', top_k=50, temperature=.98, top_p=.8, no_repeat_ngram=4, loop_copies=0),
+    sampling=Decoding('sampling', top_k=50, temperature=.98, top_p=.8, no_repeat_ngram=4,
+        loop_copies=0),
     contrastive=Decoding('contrastive', penalty_alpha=.5, top_k=50, loop_copies=0))
 
 # %% ../nbs/appendix/ancestor.ipynb #anc00030
@@ -34,7 +35,8 @@ def find_search(
 )->Decoding: # its knobs
     "The preset of that name. Raises ValueError that lists them, or for a length that is none."
     if not isinstance(search_type, str) or search_type not in SEARCHES:
-        raise ValueError(f"search_type={search_type!r} is not known: expected one of {', '.join(SEARCHES)}")
+        raise ValueError(f"search_type={search_type!r} is not known: "
+                         f"expected one of {', '.join(SEARCHES)}")
     try: return replace(SEARCHES[search_type], max_new_tok=max_seq_len)
     except ValueError as e: raise ValueError(str(e).replace('max_new_tok', 'max_seq_len')) from None
 
@@ -46,9 +48,11 @@ def unpadded(
     "The questions without their padding. Raises ValueError for other shapes or an empty question."
     shapes = [tuple(getattr(t, 'shape', ())) for t in (ids, mask)]
     if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
-        raise ValueError(f"input_ids is {shapes[0]} and attention_mask {shapes[1]}: expected (questions, tokens)")
+        raise ValueError(f"input_ids is {shapes[0]} and attention_mask {shapes[1]}: "
+                         "expected (questions, tokens)")
     rows = [row[keep].tolist() for row, keep in zip(ids, mask.bool())]
-    if not rows or not all(rows): raise ValueError('expected at least one question, and a token in each')
+    if not rows or not all(rows):
+        raise ValueError('expected at least one question, and a token in each')
     return rows
 
 # %% ../nbs/appendix/ancestor.ipynb #anc00012
@@ -71,12 +75,16 @@ def new_columns(
     rngs = seeded_rngs(len(prompts), model.device) if draws else None
     if dec.strategy != 'beam': yield from token_steps(model, prompts, dec, rngs=rngs)
     elif len(prompts) == 1:
-        for i in settled_tokens(beam_search(model, prompts, dec, rngs=rngs), beam_cfg(dec)): yield [i]
-    else: yield from zip_longest(*beam_ids(model, prompts, dec, rngs=rngs), fillvalue=model.config.pad_token_id)
+        for i in settled_tokens(beam_search(model, prompts, dec, rngs=rngs), beam_cfg(dec)):
+            yield [i]
+    else:
+        yield from zip_longest(*beam_ids(model, prompts, dec, rngs=rngs),
+            fillvalue=model.config.pad_token_id)
 
 # %% ../nbs/appendix/ancestor.ipynb #anc00016
 class TextToTextModel(T5ForConditionalGeneration):
-    "ChatLM-mini-Chinese's (charent, Apache-2.0) name for its model: a T5 with one more method, so its scripts run."
+    """ChatLM-mini-Chinese's (charent, Apache-2.0) name for its model:
+    a T5 with one more method, so its scripts run."""
     def my_generate(self,
         input_ids:Tensor, # (B, T) prompts, each ending in [EOS]
         attention_mask:Tensor, # (B, T), 1 where there is a token

@@ -35,7 +35,8 @@ def as_it_is(
 
 # %% ../nbs/appendix/beams.ipynb #bms00008
 class Rows:
-    "A decoder at work on several rows a question: the encoder runs once, and the cache follows whoever stays."
+    """A decoder at work on several rows a question: the encoder runs once,
+    and the cache follows whoever stays."""
     def __init__(self,
         model:PreTrainedModel, # encoder-decoder, in eval mode
         ids:Tensor, # (B, S) prompts, each ending in its end mark
@@ -107,7 +108,7 @@ class BeamCfg:
     num_beams:int=4 # kept at every step
     max_new_tok:int=256 # longest answer, tokens
     length_penalty:float=1. # scores are divided by length ** length_penalty
-    early_stopping:bool=False # stop at `num_beams` answers, even if one of the others could still win
+    early_stopping:bool=False # stop at `num_beams` answers, even if some other could still win
 
 # %% ../nbs/appendix/beams.ipynb #bms00163
 def score(
@@ -164,7 +165,7 @@ def can_win(
     best:float, # score of the best answer so far
     cfg:BeamCfg, # the search
 )->bool: # False: whatever it says from now on, it loses
-    "A log-probability never grows: the best a beam can reach is what it has, over the kindest length."
+    "A log-probability never grows: at best a beam reaches what it has, over the kindest length."
     n = cfg.max_new_tok if cfg.length_penalty > 0 else len(beam.ids) + 1
     return beam.logp / n**cfg.length_penalty > best
 
@@ -187,7 +188,7 @@ def step(
     found:list[tuple[float, int, int]], # candidates: log-probability, beam, token
     ends:list[int], # ids that end an answer
     cfg:BeamCfg, # the search
-)->tuple[Beams, list[tuple[int, int]]]: # what is held now; of every running beam, where it came from and what it says
+)->tuple[Beams, list[tuple[int, int]]]: # what is held now; every running beam's parent and token
     "One step of one question."
     answers, on = split(held, found, ends, cfg)
     running = tuple(Beam([*held.running[beam].ids, token], logp) for logp, beam, token in on)
@@ -217,8 +218,8 @@ def beam_steps(
     ids:Tensor, # (B, S) prompts, each ending in its end mark
     mask:Tensor, # (B, S), 1 where there is a token
     cfg:BeamCfg=BeamCfg(), # the search
-    limit:Callable[[Tensor, Tensor], Tensor]=as_it_is, # (said, log-probabilities) -> what to choose from
-    rngs:list[torch.Generator]|None=None, # one per question: draw the candidates; None: take the best
+    limit:Callable[[Tensor, Tensor], Tensor]=as_it_is, # (said, log-probabilities) -> to choose from
+    rngs:list[torch.Generator]|None=None, # one per question: draw candidates; None: take the best
 )->Iterator[list[Beams]]: # of every question, after each step
     "Beam search, step by step."
     k, ends, device = cfg.num_beams, end_ids(model), model.device
@@ -227,7 +228,8 @@ def beam_steps(
     offset = torch.arange(len(ids), device=device).repeat_interleave(k)*k
     while True:
         before = torch.tensor([_logps(h, k) for h in held], device=device)
-        logp = limit(rows.said, rows.logits.log_softmax(-1)).unflatten(0, (-1, k)) + before[..., None]
+        logp = (limit(rows.said, rows.logits.log_softmax(-1)).unflatten(0, (-1, k))
+                + before[..., None])
         found = _as_moves(*candidates(logp, max(2, 1 + len(ends))*k, rngs), logp.shape[-1])
         moves = [[] for _ in held]
         for i, old in enumerate(held):
@@ -299,7 +301,8 @@ def beam_tree(
 # %% ../nbs/appendix/beams.ipynb #bms00042
 #| code-fold: true
 def _heights(tree:dict)->dict:
-    "A height for every node: leaves one below the other, the likelier branch above, parents level with their best."
+    """A height for every node: leaves one below the other, the likelier branch above,
+    parents level with their best."""
     children, out, leaves = {}, {}, 0
     for node in sorted(tree, key=lambda node: -tree[node]):
         if node: children.setdefault(node[:-1], []).append(node)
@@ -319,7 +322,8 @@ def _draw_way(ax:object, start:tuple[int, int], end:tuple[int, int], text:str, w
     colour = 'tab:red' if won else 'tab:gray'
     (x, y), (last, height) = start, end
     ax.plot([x, x + .06, last], [y, height, height], color=colour, linewidth=2.4 if won else .8)
-    ax.annotate(text, end, xytext=(-3, 2), textcoords='offset points', ha='right', fontsize=9, color=colour)
+    ax.annotate(text, end, xytext=(-3, 2), textcoords='offset points', ha='right', fontsize=9,
+        color=colour)
 
 # %% ../nbs/appendix/beams.ipynb #bms00043
 #| code-fold: true
@@ -337,6 +341,7 @@ def plot_tree(
         start, end = ((len(way), heights[way]) for way in (node[:-1], node))
         text = f'{word(node[-1])} {math.exp(tree[node] - tree[node[:-1]]):.2g}'
         _draw_way(ax, start, end, text, won=tuple(answer[:len(node)]) == node)
-    ax.set(xlabel='第几个词元', yticks=[], xlim=(-.1, deepest + .1), ylim=(min(heights.values()) - .6, .9))
+    ax.set(xlabel='第几个词元', yticks=[], xlim=(-.1, deepest + .1),
+        ylim=(min(heights.values()) - .6, .9))
     ax.set_xticks(range(1, deepest + 1))
     return ax

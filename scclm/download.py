@@ -60,7 +60,8 @@ def check_file(
         raise ValueError(f'{remote.path}: {size} bytes, expected {remote.size}')
     if not remote.digest: return
     found = digest_of(path, remote.digest.split(':')[0])
-    if found != remote.digest: raise ValueError(f'{remote.path}: its hash is {found}, expected {remote.digest}')
+    if found != remote.digest:
+        raise ValueError(f'{remote.path}: its hash is {found}, expected {remote.digest}')
 
 # %% ../nbs/appendix/download.ipynb #dwnld0013
 class Again(Exception):
@@ -108,7 +109,8 @@ def patiently(
         have = so_far()
         tries = 1 if have >= best + ENOUGH else tries + 1
         best = max(best, have)
-        if tries >= patience.tries: raise OSError(f'gave up after {tries} tries: {failed}; run it again to go on')
+        if tries >= patience.tries:
+            raise OSError(f'gave up after {tries} tries: {failed}; run it again to go on')
         time.sleep(_pause(failed, tries, patience))
 
 # %% ../nbs/appendix/download.ipynb #dwnld0021
@@ -137,20 +139,25 @@ def _refuse_status(r:httpx2.Response, url:str):
     status = f'{url}: {r.status_code} {r.reason_phrase}'.rstrip()
     if may_pass(r.status_code): raise Again(status, retry_after(r.headers.get('retry-after', '')))
     if r.status_code == 416: raise Again(f'{status}: from the start again', 0)
-    if r.status_code not in (200, 206): raise OSError(f"{status}: {_HINTS.get(r.status_code, 'expected a file')}")
+    if r.status_code not in (200, 206):
+        raise OSError(f"{status}: {_HINTS.get(r.status_code, 'expected a file')}")
 
 # %% ../nbs/appendix/download.ipynb #dwnld0026
 def _refuse_body(r:httpx2.Response, remote:Remote):
-    "Raises ValueError for an answer whose body is not the file, or could be cut short without anyone noticing."
+    """Raises ValueError for an answer whose body is not the file,
+    or could be cut short without anyone noticing."""
     url, head = remote.url, r.headers
     is_page = head.get('content-type', '').lower().startswith('text/html')
     if is_page and not remote.path.endswith(('.html', '.htm')):
-        raise ValueError(f'{url} gives a web page, not a file: expected data; it may want a login or a click')
+        raise ValueError(f'{url} gives a web page, not a file: expected data; '
+                         'it may want a login or a click')
     if head.get('content-encoding', 'identity').lower() != 'identity':
-        raise ValueError(f"{url}: packed as {head['content-encoding']} though asked not to: expected the file as it is")
+        raise ValueError(f"{url}: packed as {head['content-encoding']} though asked not to: "
+                         "expected the file as it is")
     framed = 'content-length' in head or 'chunked' in head.get('transfer-encoding', '').lower()
     if not (framed or remote.size or remote.digest):
-        raise ValueError(f'{url}: the server does not say how long the file is: expected Content-Length')
+        raise ValueError(f'{url}: the server does not say how long the file is: '
+                         'expected Content-Length')
     schemes = [urlsplit(str(x.url)).scheme for x in (*r.history, r)]
     if 'https' in schemes and 'http' in schemes[schemes.index('https'):]:
         raise ValueError(f'{url} leads from https to http: expected a safe address')
@@ -237,11 +244,12 @@ def _steady(chunks:Iterator[bytes], timeout_s:float)->Iterator[bytes]:
 def _room(folder:Path, needed:int):
     "Raises OSError if the disk has no room for so many bytes."
     free = shutil.disk_usage(folder).free
-    if needed > free: raise OSError(f'{folder}: {needed} bytes to come, {free} free on the disk: make room first')
+    if needed > free:
+        raise OSError(f'{folder}: {needed} bytes to come, {free} free on the disk: make room first')
 
 # %% ../nbs/appendix/download.ipynb #dwnld0042
 def _write_body(r:httpx2.Response, part:Path, at:int, total:int|None, patience:Patience):
-    "Write the body behind the first `at` bytes, and down to the disk. Raises `Again` if it is cut short."
+    "Write the body behind the first `at` bytes, and down to the disk. Raises `Again` if cut short."
     bar = tqdm(total=total, initial=at, unit='B', unit_scale=True, desc=part.name.removeprefix('.'),
         disable=None if patience.progress else True)
     with bar, open(part, 'ab') as f:
@@ -276,9 +284,11 @@ def _receive(client:httpx2.Client, remote:Remote, part:Path, patience:Patience):
                 write_json(_facts_path(part), facts)
             _room(part.parent, (facts['total'] or have) - have)
             _write_body(r, part, have, facts['total'], patience)
-    except httpx2.UnsupportedProtocol as e: raise ValueError(f'{remote.url}: {first_line(e)}') from None
+    except httpx2.UnsupportedProtocol as e:
+        raise ValueError(f'{remote.url}: {first_line(e)}') from None
     except httpx2.TransportError as e: raise Again(f'{remote.url}: {first_line(e)}') from None
-    except (httpx2.InvalidURL, httpx2.RequestError) as e: raise OSError(f'{remote.url}: {first_line(e)}') from None
+    except (httpx2.InvalidURL, httpx2.RequestError) as e:
+        raise OSError(f'{remote.url}: {first_line(e)}') from None
 
 # %% ../nbs/appendix/download.ipynb #dwnld0044
 @cache
@@ -293,10 +303,12 @@ def download(
     patience:Patience, # how long to go on trying
 ):
     """Get a file, or the rest of one that was begun, check it, and only then give it its name.
-    Raises OSError if it cannot be had, ValueError if what came is not what was published; it is removed then."""
+    Raises OSError if it cannot be had, ValueError if what came is not what was published;
+    it is removed then."""
     part = part_path(target)
     with httpx2.Client(verify=_tls(), follow_redirects=True, timeout=patience.timeout_s) as client:
-        patiently(lambda: _receive(client, remote, part, patience), patience, lambda: _n_bytes(part))
+        patiently(lambda: _receive(client, remote, part, patience), patience,
+            lambda: _n_bytes(part))
     try: check_file(part, remote)
     except ValueError as e:
         _drop(part)
@@ -327,11 +339,14 @@ def _zip_entries(path:Path, archive:zipfile.ZipFile)->Iterator[_Entry]:
     "The files of a zip archive but the hidden ones."
     inside = archive.infolist()
     for part in file_parts(path):
-        if part.member < 0: raise ValueError(f'{path.name}: {explain(path)}: expected an archive of files')
+        if part.member < 0:
+            raise ValueError(f'{path.name}: {explain(path)}: expected an archive of files')
         m = inside[part.member]
         kind = stat.S_IFMT(m.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG): raise ValueError(f'{path.name} holds {part.name!r}, no regular file')
-        if m.flag_bits & 1: raise ValueError(f'{path.name} holds {part.name!r} under a password: unpack it by hand')
+        if kind not in (0, stat.S_IFREG):
+            raise ValueError(f'{path.name} holds {part.name!r}, no regular file')
+        if m.flag_bits & 1:
+            raise ValueError(f'{path.name} holds {part.name!r} under a password: unpack it by hand')
         yield _Entry(part.name, m.file_size, lambda m=m: archive.open(m))
 
 # %% ../nbs/appendix/download.ipynb #dwnld0057
@@ -344,13 +359,15 @@ def _tar_entries(path:Path, archive:tarfile.TarFile)->Iterator[_Entry]:
 
 # %% ../nbs/appendix/download.ipynb #dwnld0058
 def _write_entries(entries:list[_Entry], folder:Path):
-    "Write all but hidden files. Raises ValueError for two of a name, OSError where the disk has no room for them."
+    """Write all but hidden files. Raises ValueError for two of a name,
+    OSError where the disk has no room for them."""
     places = [inner_path(folder, e.name) for e in entries]
     _room(folder, sum(e.size for e in entries))
     for place, entry in zip(places, entries):
         if place.name.startswith('.'): continue
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists(): raise ValueError(f'an archive holds {entry.name!r} twice: expected one file of a name')
+        if place.exists():
+            raise ValueError(f'an archive holds {entry.name!r} twice: expected one file of a name')
         with entry.open() as source, open(place, 'xb') as f: shutil.copyfileobj(source, f, 2**20)
 
 # %% ../nbs/appendix/download.ipynb #dwnld0059
@@ -365,7 +382,8 @@ def unpack(
     path:Path, # .zip, .tar, .tar.gz, .tar.xz …
     folder:Path, # where to
 ):
-    "Write the files of an archive. Raises ValueError if it is damaged, or holds what does not belong in one."
+    """Write the files of an archive.
+    Raises ValueError if it is damaged, or holds what does not belong in one."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if zipfile.is_zipfile(path):

@@ -32,7 +32,8 @@ from .chat import find_model
 from .model import load_model, n_params
 from .model_card import card_head, card_name, card_results, card_text, saved_scores
 from .report_card import corpus, versions
-from .runs import RECORD, check_out, checkout_root, fingerprint, folder_aside, run_path, write_json
+from .runs import (RECORD, check_out, checkout_root, fingerprint, folder_aside,
+    run_path, write_json)
 from .runtimes import ENGINES, is_export, open_export
 from .scores import greedy_answers
 from .stage import heldout_sample
@@ -52,7 +53,7 @@ def to_ct2(
         def _load(self)->object:
             "Its layers as CTranslate2 names them."
             own = deepcopy(model) # it is rounded in place
-            own.config.tie_word_embeddings = model.config.scale_decoder_outputs # what the loader means by "tied"
+            own.config.tie_word_embeddings = model.config.scale_decoder_outputs # "tied" in T5Loader
             with torch.no_grad(): return T5Loader()(own, tok)
     Ours().convert(str(folder), quantization='int8', force=True)
 
@@ -86,8 +87,10 @@ def forward(self:Reader,
     attention_mask:Tensor, # (B, S)
 )->list[Tensor]: # keys, values, keys, values …
     "Read once."
-    states = self.model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    return [_heads(part(states), attn) for attn in _crosses(self.model) for part in (attn.k, attn.v)]
+    states = self.model.encoder(input_ids=input_ids,
+        attention_mask=attention_mask).last_hidden_state
+    return [_heads(part(states), attn)
+            for attn in _crosses(self.model) for part in (attn.k, attn.v)]
 
 # %% ../nbs/appendix/export.ipynb #2b3c9e5b
 def _cache(
@@ -125,7 +128,8 @@ class Writer(nn.Module):
         unread = asked[0].new_zeros(rows, long, self.model.config.d_model)
         out = self.model(encoder_outputs=BaseModelOutput(unread), attention_mask=attention_mask,
             decoder_input_ids=token, past_key_values=cache, use_cache=True)
-        longer = [part for layer in cache.self_attention_cache.layers for part in (layer.keys, layer.values)]
+        longer = [part for layer in cache.self_attention_cache.layers
+                  for part in (layer.keys, layer.values)]
         return out.logits[:, -1], longer
 
 # %% ../nbs/appendix/export.ipynb #f310af59
@@ -144,7 +148,8 @@ def _errors_only()->Iterator[None]:
 @contextmanager
 def _hushed()->Iterator[None]:
     "The exporter's progress and its notes on itself are not the user's."
-    with _errors_only(), warnings.catch_warnings(action='ignore'), redirect_stdout(StringIO()): yield
+    with _errors_only(), warnings.catch_warnings(action='ignore'), redirect_stdout(StringIO()):
+        yield
 
 # %% ../nbs/appendix/export.ipynb #95fb9350
 #| code-fold: true
@@ -180,14 +185,16 @@ def to_onnx(
     used = model.config._attn_implementation
     model.set_attn_implementation('eager')
     ids, mask, asked, past, token = _example(model)
-    rows, long, said = (torch.export.Dim(name, min=1, max=4096) for name in ('rows', 'question', 'said'))
+    rows, long, said = (torch.export.Dim(name, min=1, max=4096)
+                        for name in ('rows', 'question', 'said'))
     names = [[f'{name}_{i}' for i in range(len(past))] for name in ('asked', 'past', 'longer')]
     table = {0: rows, 1: long}
     _write_onnx(Reader(model), (ids, mask), (table, table),
         ['input_ids', 'attention_mask'], names[0], folder/'encoder.onnx')
     of_asked, of_past = [{0: rows, 2: long}]*len(past), [{0: rows, 2: said}]*len(past)
     _write_onnx(Writer(model), (token, mask, asked, past), ({0: rows}, table, of_asked, of_past),
-        ['token', 'attention_mask', *names[0], *names[1]], ['scores', *names[2]], folder/'decoder.onnx')
+        ['token', 'attention_mask', *names[0], *names[1]], ['scores', *names[2]],
+        folder/'decoder.onnx')
     model.set_attn_implementation(used)
 
 # %% ../nbs/appendix/export.ipynb #8b235b31
@@ -202,36 +209,42 @@ class ExportCfg:
 
     def __post_init__(self):
         "Raises ValueError for a format that is not known or a negative number of questions."
-        if self.to not in ENGINES: raise ValueError(f"to={self.to!r}: expected one of {', '.join(ENGINES)}")
+        if self.to not in ENGINES:
+            raise ValueError(f"to={self.to!r}: expected one of {', '.join(ENGINES)}")
         if self.compare < 0: raise ValueError(f'compare={self.compare} must be >= 0')
 
 # %% ../nbs/appendix/export.ipynb #exptok01
 #| code-fold: true
-_NAMED = dict(ct2=('eos_token', 'pad_token', 'unk_token'), onnx=('eos_token', 'pad_token')) # what a format must know
+_NAMED = dict( # what a format must know
+    ct2=('eos_token', 'pad_token', 'unk_token'), onnx=('eos_token', 'pad_token'))
 
 def check_named(
     tok:PreTrainedTokenizerBase, # of the model
     source:Path, # their folder
     to:str, # format
 ):
-    "Raises ValueError if neither the tokenizer nor config.json says which token ends, fills or stands for the unknown."
+    """Raises ValueError if neither the tokenizer nor config.json says
+    which token ends, fills or stands for the unknown."""
     missing = [name for name in _NAMED[to] if getattr(tok, name) is None]
     if not missing: return
     where = source/'tokenizer_config.json'
-    raise ValueError(f"{where} has no {', '.join(missing)}: expected {', '.join(_NAMED[to])} for --to {to}")
+    raise ValueError(f"{where} has no {', '.join(missing)}: "
+                     f"expected {', '.join(_NAMED[to])} for --to {to}")
 
 # %% ../nbs/appendix/export.ipynb #9a4fb504
 #| code-fold: true
-_NEEDED = ('scclm', 'torch', 'transformers', 'tokenizers', 'ctranslate2', 'onnx', 'onnxscript', 'onnxruntime')
+_NEEDED = ('scclm', 'torch', 'transformers', 'tokenizers',
+           'ctranslate2', 'onnx', 'onnxscript', 'onnxruntime')
 
 # %% ../nbs/appendix/export.ipynb #31290186
 #| code-fold: true
 def _place(
     source:Path, # a model folder
 )->str: # such as runs/tiny/dpo/model
-    "Where it is in this checkout; elsewhere its last three names: scale and stage, nothing of the machine."
+    "Where it is in this checkout; else its last three names: scale, stage, nothing of the machine."
     path, root = source.absolute(), checkout_root()
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else '/'.join(path.parts[1:][-3:])
+    return (path.relative_to(root).as_posix() if path.is_relative_to(root)
+            else '/'.join(path.parts[1:][-3:]))
 
 # %% ../nbs/appendix/export.ipynb #3129018y
 #| code-fold: true
@@ -242,9 +255,11 @@ def record_of(
     folder:Path, # its files are written
 )->dict: # for export.json
     "What an export was made from, and what it is made of."
-    files = [p for p in sorted(folder.rglob('*')) if p.is_file() and p.name != 'README.md'] # people edit that
+    files = [p for p in sorted(folder.rglob('*'))
+             if p.is_file() and p.name != 'README.md'] # people edit that
     return dict(format=to, weights=weights_key(model), source=_place(source),
-        date=datetime.date.today().isoformat(), versions=versions(_NEEDED), config=model.config.to_diff_dict(),
+        date=datetime.date.today().isoformat(), versions=versions(_NEEDED),
+        config=model.config.to_diff_dict(),
         files={p.relative_to(folder).as_posix(): fingerprint(p) for p in files})
 
 # %% ../nbs/appendix/export.ipynb #d3de5e72
@@ -264,16 +279,18 @@ def export_card(
     source:Path, # its folder
     to:str, # format
 )->str: # README.md
-    "The model card of an export; its scores are those of the model it was made from, and it says so."
+    "Model card of an export; its scores are those of the model it was made from, and it says so."
     results = card_results(saved_scores(source))
-    head = card_head(f'{card_name(source)}-{to}', corpus(source.absolute().parent.parent), results, ENGINES[to][1])
+    head = card_head(f'{card_name(source)}-{to}', corpus(source.absolute().parent.parent),
+        results, ENGINES[to][1])
     note = '下面的成绩是导出之前的 float32 模型考的，导出的没有重考；它和原模型差多少，见 `export.json` 的 `agreement`。'
     return card_text(head, [*_IS[to], '', note])
 
 # %% ../nbs/appendix/export.ipynb #14e96e90
 #| code-fold: true
 _ASK = '''\
-"Ask the model of this folder: python ask.py QUESTION, or one question a line on standard input. Needs no PyTorch."
+"Ask the model of this folder: python ask.py QUESTION, or one question a line on standard input. \
+Needs no PyTorch."
 import json
 import os
 import sys
@@ -348,7 +365,8 @@ def write_export(
     "All files of an export. Raises ValueError for a model that the format cannot hold."
     try: _WRITERS[cfg.to](model, tok, folder)
     except ModuleNotFoundError as e:
-        raise ModuleNotFoundError(f"--to {cfg.to} needs {e.name}: run pip install 'scclm[export]'") from None
+        raise ModuleNotFoundError(f"--to {cfg.to} needs {e.name}: "
+                                  "run pip install 'scclm[export]'") from None
     save_tokenizer(tok, folder)
     if cfg.to == 'ct2': (folder/'ask.py').write_text(_ASK, encoding='utf-8')
     (folder/'README.md').write_text(export_card(model, source, cfg.to), encoding='utf-8')
@@ -360,8 +378,9 @@ def write_export(
 def export(
     cfg:ExportCfg=ExportCfg(), # which model, which format, where to
 )->Path: # the exported folder
-    """`scclm export`. A crash leaves the old folder or the new one. Raises FileNotFoundError without a model,
-    ValueError if `out` would replace something else or a token has no name, ModuleNotFoundError without a package."""
+    """`scclm export`. A crash leaves the old folder or the new one.
+    Raises FileNotFoundError without a model, ValueError if `out` would replace something else
+    or a token has no name, ModuleNotFoundError without a package."""
     source = find_model(cfg.model)
     out = Path(cfg.out or run_path('export', cfg.to))
     check_out(out, source, 'export', is_export(out))

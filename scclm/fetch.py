@@ -30,15 +30,16 @@ import httpx2
 import pandas as pd
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import (EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError,
-    LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
+from huggingface_hub.errors import (EntryNotFoundError, GatedRepoError, HfHubHTTPError,
+    HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 from huggingface_hub.utils import disable_progress_bars
 from tyro.conf import Positional, arg
 
-from .download import (Again, Patience, Remote, check_file, digest_of, download, inner_path, is_archive,
-    may_pass, patiently, retry_after, unpack)
+from .download import (Again, Patience, Remote, check_file, digest_of, download, inner_path,
+    is_archive, may_pass, patiently, retry_after, unpack)
 from .readers import Schema, file_parts, is_hidden, sniff, walk_files
-from .runs import checkout_root, first_line, folder_aside, raw_dir, read_json, write_aside, write_json
+from .runs import (checkout_root, first_line, folder_aside, raw_dir, read_json,
+    write_aside, write_json)
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0005
 class Item(NamedTuple):
@@ -73,7 +74,8 @@ _CSV = {
 # %% ../nbs/appendix/fetch.ipynb #fetch0008
 def _toyhom()->tuple[Remote, ...]:
     "The six files of Chinese-medical-dialogue at one commit, with the numbers that git gives them."
-    return tuple(Remote(name, _TOYHOM + quote(f'Data_数据/{name}'), 0, f'git:{sha}') for name, sha in _CSV.items())
+    return tuple(Remote(name, _TOYHOM + quote(f'Data_数据/{name}'), 0, f'git:{sha}')
+                 for name, sha in _CSV.items())
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0009
 _DRIVE = 'https://drive.usercontent.google.com/download?export=download&confirm=t&id='
@@ -82,19 +84,22 @@ _DIALOGUE = 'https://github.com/Toyhom/Chinese-medical-dialogue-data'
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0010
 _PRETRAIN = (
-    Item('webtext2019zh', '00', 'webtext2019zh', 'http', _CORPUS, 'MIT (the repository)', '4.1M', '1.7 GB zip',
-         'JSON Lines', ('title', 'content', 'star'),
+    Item('webtext2019zh', '00', 'webtext2019zh', 'http', _CORPUS, 'MIT (the repository)', '4.1M',
+         '1.7 GB zip', 'JSON Lines', ('title', 'content', 'star'),
          (Remote('webtext2019zh.zip', _DRIVE + '1u2yW_XohbYL2YAK6Bzc5XrngHstQTf0v'),), unpack=True,
          hand='if Google Drive gives a web page, click through it in a browser'),
-    Item('baike_qa2019', '00', 'baike_qa2019', 'hand', 'https://aistudio.baidu.com/datasetdetail/107726', '?', '1.4M',
-         '?', 'JSON Lines', ('title', 'answer'),
+    Item('baike_qa2019', '00', 'baike_qa2019', 'hand',
+         'https://aistudio.baidu.com/datasetdetail/107726', '?', '1.4M', '?',
+         'JSON Lines', ('title', 'answer'),
          hand=f'log in and download it; baike2018qa of {_CORPUS} has the same columns'),
-    Item('Chinese-medical-dialogue', '00', 'medical', 'http', _DIALOGUE, 'MIT', '792,099', '?', 'CSV, GB18030',
-         ('title', 'ask', 'answer'), _toyhom(), kept='7,257 of a sample of 7,644'),
-    Item('Zhihu-KOL', '00', 'zhihu-kol', 'hub', 'wangrui6/Zhihu-KOL', 'MIT (card, as surveys quote it)', '1,006,218',
-         '?', 'parquet', ('INSTRUCTION', 'RESPONSE'), ('*.parquet',)),
-    Item('zhwiki', '00', 'zhwiki', 'wiki', 'https://dumps.wikimedia.org/zhwiki/', 'CC BY-SA 4.0', '?', 'about 3 GB bz2',
-         'XML dump, then WikiExtractor --json', ('title', 'text'), kept='277 of a sample of 286'))
+    Item('Chinese-medical-dialogue', '00', 'medical', 'http', _DIALOGUE, 'MIT', '792,099', '?',
+         'CSV, GB18030', ('title', 'ask', 'answer'), _toyhom(), kept='7,257 of a sample of 7,644'),
+    Item('Zhihu-KOL', '00', 'zhihu-kol', 'hub', 'wangrui6/Zhihu-KOL',
+         'MIT (card, as surveys quote it)', '1,006,218', '?', 'parquet',
+         ('INSTRUCTION', 'RESPONSE'), ('*.parquet',)),
+    Item('zhwiki', '00', 'zhwiki', 'wiki', 'https://dumps.wikimedia.org/zhwiki/', 'CC BY-SA 4.0',
+         '?', 'about 3 GB bz2', 'XML dump, then WikiExtractor --json', ('title', 'text'),
+         kept='277 of a sample of 286'))
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0012
 _RESEARCH = 'research only, not commercial (README)'
@@ -103,13 +108,15 @@ _RESEARCH = 'research only, not commercial (README)'
 def _belle(name:str, repo:str, folder:str, chapter:str, rows:str, **more:Any)->Item:
     "One of BELLE's five sets."
     columns = ('conversations',) if '3.5M' in name else ('instruction', 'output')
-    return Item(name, chapter, folder, 'hub', f'BelleGroup/{repo}', _RESEARCH, rows, '?', 'JSON Lines', columns,
-        ('*.json', '*.jsonl'), **more)
+    return Item(name, chapter, folder, 'hub', f'BelleGroup/{repo}', _RESEARCH, rows, '?',
+        'JSON Lines', columns, ('*.json', '*.jsonl'), **more)
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0014
 _BELLE = (
-    _belle('Belle_open_source_1M', 'train_1M_CN', 'belle/train_1M_CN', '00', '1M', kept='837 of a sample of 1,000'),
-    _belle('train_2M_CN', 'train_2M_CN', 'belle/train_2M_CN', '00, 06', '2M', also='sft/train_2M_CN'),
+    _belle('Belle_open_source_1M', 'train_1M_CN', 'belle/train_1M_CN', '00', '1M',
+           kept='837 of a sample of 1,000'),
+    _belle('train_2M_CN', 'train_2M_CN', 'belle/train_2M_CN', '00, 06', '2M',
+           also='sft/train_2M_CN'),
     _belle('train_3.5M_CN', 'train_3.5M_CN', 'belle/train_3.5M_CN', '00', '3.5M'),
     _belle('generated_chat_0.4M', 'generated_chat_0.4M', 'sft/generated_chat_0.4M', '06', '0.4M'),
     _belle('train_0.5M_CN', 'train_0.5M_CN', 'sft/train_0.5M_CN', '06', '0.5M'))
@@ -122,10 +129,10 @@ _ALPACA = Remote('alpaca_gpt4_data_zh.json', _GPT4 + 'data/alpaca_gpt4_data_zh.j
 # %% ../nbs/appendix/fetch.ipynb #fetch0017
 _PREFS = (
     Item('alpaca-gpt4-data-zh', '07', 'prefs/alpaca-gpt4-data-zh', 'http',
-         'https://github.com/Instruction-Tuning-with-GPT-4/GPT-4-LLM', 'CC BY-NC 4.0', '52K', '?', 'JSON list',
-         ('instruction', 'output'), (_ALPACA,)),
-    Item('huozi_rlhf', '07', 'prefs/huozi_rlhf', 'hub', 'Skepsun/huozi_rlhf_data_json', '?', '16.9K', '?', 'JSON list',
-         ('prompt', 'chosen', 'reject'), ('*.json',)),
+         'https://github.com/Instruction-Tuning-with-GPT-4/GPT-4-LLM', 'CC BY-NC 4.0', '52K', '?',
+         'JSON list', ('instruction', 'output'), (_ALPACA,)),
+    Item('huozi_rlhf', '07', 'prefs/huozi_rlhf', 'hub', 'Skepsun/huozi_rlhf_data_json', '?',
+         '16.9K', '?', 'JSON list', ('prompt', 'chosen', 'reject'), ('*.json',)),
     Item('rlhf-reward-single-round-trans_chinese', '07', 'prefs/rlhf-reward', 'hub',
          'beyond/rlhf-reward-single-round-trans_chinese', '?', '24,858', '?', 'parquet',
          ('prompt', 'chosen', 'rejected'), ('*.parquet',)))
@@ -136,14 +143,17 @@ _EXAM = 'zip of CSV files in dev/, val/ and test/'
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0019
 _TESTS = (
-    Item('DuIE1.0', '09', 'duie/duie1.0', 'hand', 'https://ai.baidu.com/broad/download?dataset=sked', '?', '?', '?',
-         'JSON Lines', _SPO, hand='log in, agree, download train_data.json and dev_data.json'),
-    Item('DuIE2.0', '09', 'duie/duie2.0', 'hand', 'https://www.luge.ai/#/luge/dataDetail?id=5', '?', '?', '?',
-         'JSON Lines', _SPO, hand='log in, agree, download duie_train.json and duie_dev.json'),
-    Item('C-Eval', 'evaluate', 'eval/C-Eval', 'hub', 'ceval/ceval-exam', 'CC BY-NC-SA 4.0', '13,948', '?', _EXAM,
-         files=('ceval-exam.zip',)),
-    Item('CMMLU', 'evaluate', 'eval/CMMLU', 'hub', 'haonan-li/cmmlu', 'CC BY-NC-SA 4.0 (GitHub), cc-by-nc-4.0 (hub)',
-         '11,917', '?', _EXAM, files=('cmmlu_v1_0_1.zip',)))
+    Item('DuIE1.0', '09', 'duie/duie1.0', 'hand',
+         'https://ai.baidu.com/broad/download?dataset=sked', '?', '?', '?', 'JSON Lines', _SPO,
+         hand='log in, agree, download train_data.json and dev_data.json'),
+    Item('DuIE2.0', '09', 'duie/duie2.0', 'hand',
+         'https://www.luge.ai/#/luge/dataDetail?id=5', '?', '?', '?', 'JSON Lines', _SPO,
+         hand='log in, agree, download duie_train.json and duie_dev.json'),
+    Item('C-Eval', 'evaluate', 'eval/C-Eval', 'hub', 'ceval/ceval-exam', 'CC BY-NC-SA 4.0',
+         '13,948', '?', _EXAM, files=('ceval-exam.zip',)),
+    Item('CMMLU', 'evaluate', 'eval/CMMLU', 'hub', 'haonan-li/cmmlu',
+         'CC BY-NC-SA 4.0 (GitHub), cc-by-nc-4.0 (hub)', '11,917', '?', _EXAM,
+         files=('cmmlu_v1_0_1.zip',)))
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0020
 ITEMS = {item.name: item for item in (*_PRETRAIN, *_BELLE, *_PREFS, *_TESTS)}
@@ -152,19 +162,20 @@ ITEMS = {item.name: item for item in (*_PRETRAIN, *_BELLE, *_PREFS, *_TESTS)}
 @dataclass(frozen=True)
 class FetchCfg:
     "What to get, from where, and how patiently."
-    names:Annotated[Positional[tuple[str, ...]], arg(metavar='[NAME ...]')]=() # sources; none: list all and their state
+    names:Annotated[Positional[tuple[str, ...]], # sources; none: list all and their state
+        arg(metavar='[NAME ...]')]=() # as the help shows them
     all:str='' # base: every source that the 0.2B model uses
     to:str='' # folder of raw files; none: SCCLM_RAW, else raw/ in the checkout
-    url:str='' # another address for the one source named, such as a copy of your own; if it is there, only with renew
+    url:str='' # another address for one source, as a copy of yours; if it is there, only with renew
     mirror:tuple[str, ...]=() # beginnings of addresses to replace, as https://OLD=https://NEW
     wiki:str='latest' # date of the zhwiki dump, such as 20260901
     workers:int=0 # processes of WikiExtractor; 0: one per core
     keep:bool=False # keep archives and dumps after unpacking, under hidden names
-    renew:bool=False # get sources again that are there, and accept that they have changed since they were recorded
+    renew:bool=False # get sources again that are there, and accept changes since they were recorded
     verify:bool=False # compare the files that are there with the recorded hashes
     tries:int=8 # in a row that bring nothing new, before giving up
     pause_s:float=1. # before the second try, seconds; doubles from one to the next
-    timeout_s:float=60. # a try ends when so long next to nothing comes, seconds; the hub reads HF_HUB_DOWNLOAD_TIMEOUT
+    timeout_s:float=60. # seconds of almost nothing end a try; the hub reads HF_HUB_DOWNLOAD_TIMEOUT
     progress:bool=True # bars, when a person is watching
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0025
@@ -183,12 +194,16 @@ def pick_items(
 )->list[Item]: # asked for, each once; none: only a list is wanted
     "The sources that are asked for. Raises ValueError for what cannot be meant."
     if cfg.all not in ('', 'base'):
-        raise ValueError(f'all={cfg.all!r}: expected base; tiny makes its own sample, mini takes any of the sources')
-    if cfg.all and cfg.names: raise ValueError(f"all={cfg.all} and {', '.join(cfg.names)}: expected one or the other")
+        raise ValueError(f'all={cfg.all!r}: expected base; '
+                         'tiny makes its own sample, mini takes any of the sources')
+    if cfg.all and cfg.names:
+        raise ValueError(f"all={cfg.all} and {', '.join(cfg.names)}: expected one or the other")
     asked = list(items.values()) if cfg.all else [_named(name, items) for name in cfg.names]
-    if cfg.url and len(asked) != 1: raise ValueError(f'url={cfg.url!r} with {len(asked)} sources: expected one source')
+    if cfg.url and len(asked) != 1:
+        raise ValueError(f'url={cfg.url!r} with {len(asked)} sources: expected one source')
     idle = [name for name in ('keep', 'renew', 'verify') if getattr(cfg, name)]
-    if idle and not asked: raise ValueError(f"{', '.join(idle)} without a source: expected names, or all=base")
+    if idle and not asked:
+        raise ValueError(f"{', '.join(idle)} without a source: expected names, or all=base")
     return list(dict.fromkeys(asked))
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0028
@@ -203,7 +218,8 @@ def _patience(cfg:FetchCfg)->Patience:
     "How long to go on trying. Raises ValueError for what makes no sense."
     if cfg.tries < 1: raise ValueError(f'tries={cfg.tries}: expected at least 1')
     for name in ('pause_s', 'timeout_s'):
-        if not getattr(cfg, name) > 0: raise ValueError(f'{name}={getattr(cfg, name)}: expected > 0')
+        if not getattr(cfg, name) > 0:
+            raise ValueError(f'{name}={getattr(cfg, name)}: expected > 0')
     return Patience(cfg.tries, cfg.pause_s, cfg.timeout_s, cfg.progress)
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0031
@@ -230,7 +246,8 @@ class Ledger:
         self.home, self.folders = home, (home, *more)
         self.path = home/'.fetched'
         found = read_json(self.path)
-        if not isinstance(found.get('files', {}), dict): raise ValueError(f'{self.path}: files: expected an object')
+        if not isinstance(found.get('files', {}), dict):
+            raise ValueError(f'{self.path}: files: expected an object')
         self.files = found.get('files', {}) # path below home -> size, sha256, url, day
         self.revision = found.get('revision', '') # commit on the hub
         self.whole = found.get('whole', False) # everything of the source is there
@@ -248,7 +265,8 @@ def _ledger_of(item:Item, root:Path)->Ledger:
 def _note(path:Path, url:str)->dict:
     "What the ledger says about a file."
     sha256 = digest_of(path).removeprefix('sha256:')
-    return dict(size=path.stat().st_size, sha256=sha256, url=url, day=f'{datetime.now(UTC):%Y-%m-%d}')
+    return dict(size=path.stat().st_size, sha256=sha256, url=url,
+        day=f'{datetime.now(UTC):%Y-%m-%d}')
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0036
 def _same_size(path:Path, note:dict|None)->bool:
@@ -265,7 +283,8 @@ def _expected(remote:Remote, note:dict|None, cfg:FetchCfg)->Remote:
 def _explain_change(e:ValueError, remote:Remote, note:dict|None)->ValueError:
     "Says so if what differs is a hash of our own."
     if remote.digest or not note: return e
-    return ValueError(f"{e}; recorded on {note['day']}: it has changed at its source; --renew accepts that")
+    return ValueError(f"{e}; recorded on {note['day']}: "
+                      "it has changed at its source; --renew accepts that")
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0040
 def _own_remote(url:str)->Remote:
@@ -298,7 +317,7 @@ def _get_file(remote:Remote, target:Path, ledger:Ledger, cfg:FetchCfg):
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0055
 def _forget(ledger:Ledger, kept:set[str]):
-    "Remove the recorded files that the source no longer has: `clean` would read them beside the new ones."
+    "Remove recorded files the source no longer has: `clean` would read them beside the new ones."
     for name in ledger.files.keys() - kept:
         for place in (inner_path(folder, name) for folder in ledger.folders):
             if place.is_file(): place.unlink()
@@ -306,9 +325,10 @@ def _forget(ledger:Ledger, kept:set[str]):
 
 # %% ../nbs/appendix/fetch.ipynb #fetchOld
 def _forget_old(item:Item, ledger:Ledger, before:dict[str, dict]):
-    "After a renewal: what was recorded before and did not come again goes. What a person put there stays."
+    "After a renewal: what was recorded and did not come again goes. What a person put there stays."
     came = {name for name, note in ledger.files.items() if note is not before.get(name)}
-    _forget(ledger, came | {name for name, note in ledger.files.items() if note['url'] == item.where})
+    _forget(ledger, came | {name for name, note in ledger.files.items()
+                            if note['url'] == item.where})
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0043
 def _get_http(item:Item, ledger:Ledger, cfg:FetchCfg):
@@ -334,7 +354,8 @@ def _unpacked(stem:str, ledger:Ledger)->bool:
 def _get_packed(remote:Remote, ledger:Ledger, cfg:FetchCfg):
     "A file under a hidden name, then what is in it; one that is no archive gets its own name."
     stem = _stem(remote.path)
-    there = _unpacked(stem, ledger) or _same_size(ledger.home/remote.path, ledger.files.get(remote.path))
+    there = (_unpacked(stem, ledger)
+             or _same_size(ledger.home/remote.path, ledger.files.get(remote.path)))
     if there and not cfg.renew: return
     hidden = ledger.home/f'.{remote.path}'
     _get_file(remote, hidden, ledger, cfg)
@@ -359,7 +380,8 @@ def _note_folder(folder:Path, url:str, ledger:Ledger):
 def _endpoint()->str:
     "Where the hub is. Raises ValueError for what is no address."
     place = (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')
-    if not place.startswith(('https://', 'http://')): raise ValueError(f'HF_ENDPOINT={place!r}: expected https://…')
+    if not place.startswith(('https://', 'http://')):
+        raise ValueError(f'HF_ENDPOINT={place!r}: expected https://…')
     return place
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0051
@@ -367,8 +389,10 @@ def _hub(call:Callable[[], Any], item:Item)->Any:
     "Ask the hub. Raises `Again` for what may pass, OSError for what will not."
     page = f'{_endpoint()}/datasets/{item.where}'
     try: return call()
-    except GatedRepoError: raise OSError(f'{page} wants a login: agree to its terms, then hf auth login') from None
-    except RevisionNotFoundError: raise OSError(f'{page} has lost the recorded commit: expected --renew') from None
+    except GatedRepoError:
+        raise OSError(f'{page} wants a login: agree to its terms, then hf auth login') from None
+    except RevisionNotFoundError:
+        raise OSError(f'{page} has lost the recorded commit: expected --renew') from None
     except (RepositoryNotFoundError, HFValidationError, EntryNotFoundError) as e:
         if isinstance(e, LocalEntryNotFoundError): raise Again(f'{page}: {first_line(e)}') from None
         raise OSError(f'{page}: {first_line(e)}: it is not there, or wants a login') from None
@@ -399,11 +423,13 @@ def hub_files(
 
     info = patiently(lambda: _hub(ask, item), patience)
     names = [s.rfilename for s in info.siblings]
-    found = [s for s in info.siblings if any(fnmatch(s.rfilename, pattern) for pattern in item.files)]
+    found = [s for s in info.siblings
+             if any(fnmatch(s.rfilename, pattern) for pattern in item.files)]
     if not found:
         has = ', '.join(names[:20]) or 'none'
         raise ValueError(f"{item.where} has no file like {', '.join(item.files)}: it has {has}")
-    return info.sha, [Remote(s.rfilename, f'{item.where}@{info.sha}', s.size or 0, _published(s)) for s in found]
+    return info.sha, [Remote(s.rfilename, f'{item.where}@{info.sha}', s.size or 0, _published(s))
+                      for s in found]
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0054
 def link_file(
@@ -433,7 +459,7 @@ def _get_hub(item:Item, ledger:Ledger, cfg:FetchCfg):
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0057
 def _from_cache(item:Item, remote:Remote, revision:str, patience:Patience)->Path:
-    "A file in the cache, downloaded if it is not there, checked. A wrong one is removed from the cache."
+    "A file in the cache, downloaded if not there, checked. A wrong one is removed from the cache."
     def get()->str:
         "Its path."
         return hf_hub_download(item.where, remote.path, repo_type='dataset', revision=revision,
@@ -469,7 +495,8 @@ def _wiki_remote(cfg:FetchCfg, home:Path)->Remote:
     sums.unlink(missing_ok=True)
     download(Remote(sums.name, f'{base}zhwiki-{cfg.wiki}-sha1sums.txt'), sums, _patience(cfg))
     digest = sum_of(sums.read_text(encoding='utf-8', errors='replace'), name)
-    if not digest: raise ValueError(f'{base} publishes no hash of {name}: expected one; try --wiki DATE')
+    if not digest:
+        raise ValueError(f'{base} publishes no hash of {name}: expected one; try --wiki DATE')
     return Remote(name, base + name, digest=digest)
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0062
@@ -478,12 +505,15 @@ def extract_wiki(
     folder:Path, # an empty one
     workers:int=0, # processes; 0: one per core
 ):
-    "Run WikiExtractor: JSON Lines of title and text. Raises RuntimeError if it fails, ValueError if nothing came out."
-    command = [sys.executable, '-m', 'wikiextractor.WikiExtractor', str(dump), '-o', str(folder), '--json',
-        '-b', '100M', '--no-templates', '--discard_empty', '-q', '--processes', str(workers or os.cpu_count() or 1)]
+    """Run WikiExtractor: JSON Lines of title and text.
+    Raises RuntimeError if it fails, ValueError if nothing came out."""
+    command = [sys.executable, '-m', 'wikiextractor.WikiExtractor', str(dump), '-o', str(folder),
+        '--json', '-b', '100M', '--no-templates', '--discard_empty', '-q',
+        '--processes', str(workers or os.cpu_count() or 1)]
     run = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said = run.stderr.decode(errors='replace').strip().splitlines()
-    if run.returncode: raise RuntimeError(f"WikiExtractor gave up: {said[-1] if said else run.returncode}")
+    if run.returncode:
+        raise RuntimeError(f"WikiExtractor gave up: {said[-1] if said else run.returncode}")
     if not any(p.stat().st_size for p in walk_files(folder)):
         raise ValueError(f'{dump.name}: WikiExtractor found no article')
 
@@ -531,14 +561,16 @@ def _look(item:Item, home:Path, cfg:FetchCfg):
         if any(sniff(p, schema, part.member) for part in file_parts(p)): return
     names = ', '.join(p.name for p in files[:5]) or 'no file'
     again = '' if item.how == 'hand' and not cfg.url else '; --renew gets it again'
-    raise ValueError(f"{home} holds {names}: expected {item.form} with {', '.join(item.columns)}{again}")
+    raise ValueError(f"{home} holds {names}: "
+                     f"expected {item.form} with {', '.join(item.columns)}{again}")
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0070
 def visible_files(
     ledger:Ledger, # of a source
 )->dict[str, dict]: # path below its folder -> note
     "The recorded files that `clean` sees; an archive that was unpacked is not one."
-    return {name: note for name, note in ledger.files.items() if not PurePosixPath(name).name.startswith('.')}
+    return {name: note for name, note in ledger.files.items()
+            if not PurePosixPath(name).name.startswith('.')}
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0071
 def is_there(
@@ -548,7 +580,8 @@ def is_there(
     "Whether a source need not be fetched."
     ledger = _ledger_of(item, root)
     seen = visible_files(ledger)
-    same = all(_same_size(folder/name, note) for folder in ledger.folders for name, note in seen.items())
+    same = all(_same_size(folder/name, note)
+               for folder in ledger.folders for name, note in seen.items())
     return bool(ledger.whole and seen and same)
 
 # %% ../nbs/appendix/fetch.ipynb #fetch0072
@@ -572,7 +605,7 @@ def fetch_item(
     root:Path, # of raw files
     cfg:FetchCfg, # how
 ):
-    "Get one source, or the rest of it. Raises OSError, ValueError or RuntimeError with one sentence."
+    "Get a source, or the rest of it. Raises OSError, ValueError or RuntimeError with one sentence."
     home = root/item.folder
     if is_there(item, root) and not cfg.renew: return
     home.mkdir(parents=True, exist_ok=True)
@@ -650,7 +683,8 @@ def _try_item(item:Item, root:Path, cfg:FetchCfg)->str:
         wrong = check_item(item, root) if cfg.verify else []
     except ModuleNotFoundError as e: return f"{item.name}: {e}: expected pip install 'scclm[fetch]'"
     except (OSError, ValueError, RuntimeError) as e: return f'{item.name}: {e}'
-    if wrong: return f"{item.name}: {', '.join(wrong[:5])}: not as recorded; remove them and fetch again"
+    if wrong:
+        return f"{item.name}: {', '.join(wrong[:5])}: not as recorded; remove them and fetch again"
     print(f'{item.name}: {state_of(item, root)}', flush=True)
     return ''
 
@@ -666,8 +700,8 @@ def fetch(
     cfg:FetchCfg|None=None, # None: list the catalogue
     items:Mapping[str, Item]=ITEMS, # the catalogue
 )->Fetched: # what was asked for
-    """Get the sources that are asked for into the raw folder. What goes wrong with one does not keep the others:
-    it is raised at the end as OSError."""
+    """Get the sources that are asked for into the raw folder.
+    What goes wrong with one does not keep the others: it is raised at the end as OSError."""
     cfg = cfg or FetchCfg()
     root = raw_root(cfg.to)
     asked = pick_items(cfg, items)

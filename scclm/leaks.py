@@ -33,11 +33,11 @@ from .triple_files import DUIE
 @dataclass(frozen=True)
 class LeakCfg:
     "What `find_leaks` compares."
-    exams:tuple[Path, ...]=() # archives or folders of C-Eval or CMMLU, DuIE files, parquet files; empty: our own
-    files:tuple[Path, ...]=() # training rows, parquet with prompt and response; empty: train and sft_train
+    exams:tuple[Path, ...]=() # C-Eval or CMMLU as archive or folder, DuIE, parquet; empty: our own
+    files:tuple[Path, ...]=() # training rows, parquet of prompt, response; empty: train, sft_train
     ngram:int=8 # characters per n-gram
     share:float=0.6 # of an exam item's n-grams that a row must hold
-    short:int=32 # shorter items leak where a row, or its question, equals them; shorter questions must be in it whole
+    short:int=32 # shorter items must equal a row or its question, shorter questions be in it whole
     workers:int=1 # processes
     remove:bool=False # take the rows out of the files
 
@@ -60,17 +60,20 @@ def _pair_items(path:Path)->Iterator[Item]:
     table = pq.read_table(path)
     for column in ('prompt', 'response'):
         if column not in table.column_names:
-            raise ValueError(f"{path} has no column {column!r}: found {', '.join(table.column_names)}")
+            raise ValueError(f"{path} has no column {column!r}: "
+                             f"found {', '.join(table.column_names)}")
     columns = (table[name].to_pylist() for name in ('prompt', 'response'))
     for k, (ask, answer) in enumerate(zip(*columns), 1):
         if ask or answer: yield Item(_exam_name(path), str(k), ask or '', answer or '')
 
 # %% ../nbs/appendix/leaks.ipynb #lks00011
 def _choice_items(path:Path)->Iterator[Item]:
-    "The questions of an archive or a folder of C-Eval or CMMLU, with their options; all splits are exam questions."
+    """The questions of an archive or a folder of C-Eval or CMMLU, with their options;
+    all splits are exam questions."""
     exam = _exam_name(path)
     for paper, file in sorted(read_members(path).items()):
-        if exam.lower() == 'ceval' and paper.split == 'test': continue # published without answers, in another form
+        if exam.lower() == 'ceval' and paper.split == 'test':
+            continue # published without answers, in another form
         for k, q in enumerate(read_questions(*file), 2):
             yield Item(exam, f'{paper.split}/{paper.subject}:{k}', q.ask, '\n'.join(q.options))
 
@@ -118,7 +121,8 @@ def index_items(
     long = ~is_short[owner]
     grams, owner = _once(grams[long], owner[long])
     sizes = np.bincount(owner, minlength=len(forms))
-    return Index(grams, owner, sizes, np.where(is_short, text_keys(forms), np.uint64(0)), list(asks), cfg)
+    return Index(grams, owner, sizes,
+        np.where(is_short, text_keys(forms), np.uint64(0)), list(asks), cfg)
 
 # %% ../nbs/appendix/leaks.ipynb #lks00015b
 def _once(grams:np.ndarray, owner:np.ndarray)->tuple[np.ndarray, np.ndarray]:
@@ -131,7 +135,8 @@ def _once(grams:np.ndarray, owner:np.ndarray)->tuple[np.ndarray, np.ndarray]:
 
 # %% ../nbs/appendix/leaks.ipynb #lks00015c
 def _matches(table:np.ndarray, wanted:np.ndarray)->tuple[np.ndarray, np.ndarray]:
-    "For every number wanted, how many are equal in a sorted table; and the places of all of them, one after the other."
+    """For every number wanted, how many are equal in a sorted table;
+    and the places of all of them, one after the other."""
     first, after = (np.searchsorted(table, wanted, side) for side in ('left', 'right'))
     n = after - first
     return n, np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
@@ -149,7 +154,8 @@ def _held_grams(index:Index, forms:Sequence[str])->Overlaps:
     grams, starts = ngram_hashes(forms, index.cfg.ngram)
     first = np.searchsorted(index.grams, grams)
     first[first == len(index.grams)] = 0
-    known = np.flatnonzero(index.grams[first] == grams) if len(index.grams) else np.zeros(0, np.int64)
+    known = (np.flatnonzero(index.grams[first] == grams) if len(index.grams)
+             else np.zeros(0, np.int64))
     row = np.repeat(np.arange(len(forms)), np.diff(starts))
     grams, row = _once(grams[known], row[known])
     n, place = _matches(index.grams, grams) # items that have this n-gram
@@ -186,10 +192,12 @@ def overlaps(
     asks:Sequence[str], # normal forms of the questions
     answers:Sequence[str], # normal forms of the answers
 )->Overlaps: # every row with every item that it holds, once
-    "Long items by their n-grams in the whole row, short ones where the question or the whole row equals them."
+    """Long items by their n-grams in the whole row,
+    short ones where the question or the whole row equals them."""
     whole = [a + b for a, b in zip(asks, answers)]
     held = _held_grams(index, whole)
-    asked = np.array([contained(index.asks[k], whole[r], index.cfg) for r, k in zip(held.rows, held.items)], bool)
+    asked = np.array([contained(index.asks[k], whole[r], index.cfg)
+                      for r, k in zip(held.rows, held.items)], bool)
     held = Overlaps(*(part[asked] for part in held))
     found = [held, _equal_items(index, asks), _equal_items(index, whole)]
     rows, items, shares = (np.concatenate(part) for part in zip(*found))
@@ -218,7 +226,8 @@ def _save_index(index:Index, folder:Path):
 PIECE = 4096 # rows in memory at a time
 
 def _pieces(file:Path, **what:object)->Iterator[tuple[int, pa.Table]]:
-    "A parquet file, or some of its row groups and columns, piece by piece; each with the number of its first row."
+    """A parquet file, or some of its row groups and columns, piece by piece;
+    each with the number of its first row."""
     start = 0
     with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(PIECE, **what):
@@ -234,7 +243,8 @@ def scan_group(
     "Look for exam items in one row group. Runs in a worker."
     found = [(np.zeros(0, np.int64),)*2 + (np.zeros(0),)]
     for start, table in _pieces(Path(file), row_groups=[group], columns=['prompt', 'response']):
-        asks, answers = (normal_forms([t or '' for t in table[name].to_pylist()]) for name in ('prompt', 'response'))
+        asks, answers = (normal_forms([t or '' for t in table[name].to_pylist()])
+                         for name in ('prompt', 'response'))
         held = overlaps(_load_index(folder), asks, answers)
         found.append((held.rows + start, held.items, held.shares))
     return Overlaps(*map(np.concatenate, zip(*found)))
@@ -262,12 +272,15 @@ def _leaks_of(file:Path, items:list[Item], folder:str, cfg:LeakCfg)->list[Leak]:
 # %% ../nbs/appendix/leaks.ipynb #lks00024
 def _own_exams()->list[Path]:
     "The exams that every course has."
-    return [p for name in ('test', 'valid', 'heldout') if (p := run_path('data', f'{name}.parquet')).exists()]
+    return [p for name in ('test', 'valid', 'heldout')
+            if (p := run_path('data', f'{name}.parquet')).exists()]
 
 # %% ../nbs/appendix/leaks.ipynb #lks00024a
 def _files(cfg:LeakCfg)->list[Path]:
-    "The files of training rows, each once whatever its name: those asked for, else the training rows of this scale."
-    own = [p for name in ('train', 'sft_train') if (p := run_path('data', f'{name}.parquet')).exists()]
+    """The files of training rows, each once whatever its name:
+    those asked for, else the training rows of this scale."""
+    own = [p for name in ('train', 'sft_train')
+           if (p := run_path('data', f'{name}.parquet')).exists()]
     first = {}
     for file in map(Path, cfg.files or own): first.setdefault(file.resolve(), file)
     return list(first.values())
@@ -276,12 +289,14 @@ def _files(cfg:LeakCfg)->list[Path]:
 def find_leaks(
     cfg:LeakCfg|None=None, # what to compare
 )->list[Leak]: # row after row
-    "Every training row that holds an exam item. Raises FileNotFoundError or ValueError for what is no exam or no file."
+    """Every training row that holds an exam item.
+    Raises FileNotFoundError or ValueError for what is no exam or no file."""
     cfg = cfg or LeakCfg()
     items = read_items(cfg.exams or _own_exams())
     files = _files(cfg)
     if not items or not files:
-        raise FileNotFoundError(f'{len(items)} exam items, {len(files)} files: expected some of each')
+        raise FileNotFoundError(f'{len(items)} exam items, {len(files)} files: '
+                                'expected some of each')
     asks, rests = (normal_forms([item[k] for item in items]) for k in (2, 3))
     index = index_items(asks, rests, cfg)
     with TemporaryDirectory() as folder:
@@ -298,8 +313,10 @@ def _reject_leaks(file:Path, leaks:list[Leak])->pa.Table:
     for start, table in _pieces(file, columns=['prompt', 'response']):
         begin, end = np.searchsorted(rows, (start, start + len(table)))
         mine = table.take(rows[begin:end] - start).to_pylist()
-        texts |= {row: f"{r['prompt'] or ''}\n{r['response'] or ''}" for row, r in zip(rows[begin:end].tolist(), mine)}
-    rejects = [Reject(file.stem, file.name, row + 1, 'exam_leak', texts[row], f'{leak.exam}/{leak.place}')
+        texts |= {row: f"{r['prompt'] or ''}\n{r['response'] or ''}"
+                  for row, r in zip(rows[begin:end].tolist(), mine)}
+    rejects = [Reject(file.stem, file.name, row + 1, 'exam_leak', texts[row],
+                      f'{leak.exam}/{leak.place}')
                for row, leak in first.items()]
     return rejects_table(rejects)
 
@@ -308,13 +325,14 @@ def drop_leaks(
     file:Path, # parquet
     leaks:list[Leak], # those of this file
 )->int: # rows that went
-    "Move the leaking rows of one file to *.leaks.parquet beside it. A crash leaves both files whole."
+    "Move the leaking rows of a file to *.leaks.parquet beside it. A crash leaves both files whole."
     if not leaks: return 0
     rejects, beside = _reject_leaks(file, leaks), file.with_suffix('.leaks.parquet')
     if beside.exists(): rejects = _joined(pq.read_table(beside, schema=REJECTS), rejects)
     with write_aside(beside) as tmp: pq.write_table(rejects, tmp, compression='zstd')
     rows = np.unique([leak.row for leak in leaks])
-    stay = (t.filter(pa.array(~np.isin(np.arange(start, start + len(t)), rows))) for start, t in _pieces(file))
+    stay = (t.filter(pa.array(~np.isin(np.arange(start, start + len(t)), rows)))
+            for start, t in _pieces(file))
     with write_aside(file) as tmp: write_groups(tmp, stay, pq.read_schema(file))
     return len(rows)
 
@@ -331,7 +349,8 @@ def leak_table(
 )->pd.DataFrame: # a row per file and exam: rows that leak, items that are held
     "The report, counted."
     table = pd.DataFrame(leaks, columns=Leak._fields)
-    return table.groupby(['file', 'exam']).agg(rows=('row', 'nunique'), items=('place', 'nunique')).reset_index()
+    return table.groupby(['file', 'exam']).agg(
+        rows=('row', 'nunique'), items=('place', 'nunique')).reset_index()
 
 # %% ../nbs/appendix/leaks.ipynb #lks00027a
 def check_leaks(
@@ -341,9 +360,11 @@ def check_leaks(
     cfg = cfg or LeakCfg()
     leaks = find_leaks(cfg)
     files = _files(cfg)
-    gone = {str(f): drop_leaks(f, [x for x in leaks if x.file == str(f)]) for f in files if cfg.remove}
+    gone = {str(f): drop_leaks(f, [x for x in leaks if x.file == str(f)])
+            for f in files if cfg.remove}
     counts = leak_table(leaks).to_dict('records')
-    write_json(files[0].with_name('leaks.json'), dict(counts=counts, removed=gone, leaks=[x._asdict() for x in leaks]))
+    write_json(files[0].with_name('leaks.json'),
+        dict(counts=counts, removed=gone, leaks=[x._asdict() for x in leaks]))
     return leaks
 
 # %% ../nbs/appendix/leaks.ipynb #lks00033

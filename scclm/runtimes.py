@@ -33,7 +33,8 @@ class Step(NamedTuple):
     past_key_values:object # hand it back with the next token
 
 # %% ../nbs/appendix/runtimes.ipynb #501514a2
-_ONLY = 'an exported model gives scores and nothing else: expected strategy greedy or sampling, or the PyTorch folder'
+_ONLY = ('an exported model gives scores and nothing else: '
+         'expected strategy greedy or sampling, or the PyTorch folder')
 _NOTE = '导出的模型只会贪心和采样：请把策略换成这两种，或者打开原来的 PyTorch 文件夹。'
 
 def only()->ValueError: # to be raised, with a note for the person who asked
@@ -44,8 +45,8 @@ def only()->ValueError: # to be raised, with a note for the person who asked
 
 # %% ../nbs/appendix/runtimes.ipynb #c1040ebd
 class Runtime:
-    """A model that another program computes, as `write_tokens` wants it. On the CPU, in float32 or narrower.
-    Not a PyTorch module: what needs hidden states or gradients is refused."""
+    """A model that another program computes, as `write_tokens` wants it. On the CPU, in float32
+    or narrower. Not a PyTorch module: what needs hidden states or gradients is refused."""
     device = torch.device('cpu')
     dtype = torch.float32
     training = False
@@ -147,14 +148,15 @@ def step(self:OnnxModel,
     mask:Tensor, # (B, S), of the questions
     new:list[int], # B ids just written
     past:dict[str, np.ndarray]|None, # keys and values of what was written; None: nothing was
-)->tuple[np.ndarray, dict[str, np.ndarray]]: # (B, V) scores, and keys and values that are one token longer
+)->tuple[np.ndarray, dict[str, np.ndarray]]: # (B, V) scores, and keys and values one token longer
     "One token more."
     cfg = self.config
     if past is None:
         nothing = np.zeros((len(new), cfg.num_heads, 0, cfg.d_kv), np.float32)
         past = {name: nothing for name in self.past}
     token = np.array(new, np.int64)[:, None]
-    scores, *longer = self.writer.run(None, dict(token=token, attention_mask=mask.numpy()) | asked | past)
+    scores, *longer = self.writer.run(None,
+        dict(token=token, attention_mask=mask.numpy()) | asked | past)
     return scores, dict(zip(self.past, longer))
 
 # %% ../nbs/appendix/runtimes.ipynb #364ef9f1
@@ -167,8 +169,8 @@ _OPEN = weakref.WeakSet() # models that hold an engine
 
 @atexit.register
 def _close_engines():
-    """Stop the drafts and wait for the engines' threads: one that reports to a Python that has ended takes the process
-    down with it."""
+    """Stop the drafts and wait for the engines' threads: one that reports to a Python
+    that has ended takes the process down with it."""
     for stop in list(_STOPS): stop.set()
     for model in list(_OPEN): del model.engine
 
@@ -192,7 +194,8 @@ def _heard(
 
 # %% ../nbs/appendix/runtimes.ipynb #055324c8
 class Draft:
-    "What CTranslate2 writes on its own after what was said, in its own thread, until nobody holds the draft."
+    """What CTranslate2 writes on its own after what was said, in its own thread,
+    until nobody holds the draft."""
     def __init__(self,
         engine:object, # ctranslate2 Translator
         asked:list[list[str]], # questions, tokens
@@ -209,9 +212,9 @@ class Draft:
             heard.put(_heard(step))
             return unwanted.is_set()
         written = len(said[0])
-        self.jobs = engine.translate_batch(asked, target_prefix=said, beam_size=1, asynchronous=True, end_token=ends,
-            max_input_length=0, min_decoding_length=0, max_decoding_length=written + AHEAD,
-            return_logits_vocab=True, callback=hear)
+        self.jobs = engine.translate_batch(asked, target_prefix=said, beam_size=1,
+            asynchronous=True, end_token=ends, max_input_length=0, min_decoding_length=0,
+            max_decoding_length=written + AHEAD, return_logits_vocab=True, callback=hear)
         for _ in range(written): self.next() # it spells out what it was given
 
 # %% ../nbs/appendix/runtimes.ipynb #24cd0e14
@@ -234,7 +237,7 @@ def _wait(self:Draft)->Written:
 
 # %% ../nbs/appendix/runtimes.ipynb #3ad4ca98
 @patch
-def next(self:Draft)->tuple[dict[int, int], np.ndarray]: # its choice by row, and the scores of these rows
+def next(self:Draft)->tuple[dict[int, int], np.ndarray]: # its choice by row, and these rows' scores
     "One step of all rows that go on."
     first = self._wait()
     rows = [first]
@@ -285,9 +288,11 @@ def scores(self:Answers)->np.ndarray: # (B, V); 0 for rows that are done
 # %% ../nbs/appendix/runtimes.ipynb #wideisa1
 #| code-fold: true
 def use_wide_units():
-    """Let CTranslate2 use AVX-512 where the processor has it: on some that have it, it takes AVX2 unless it is told.
-    Before it is used for the first time in a process; what the user has set in CT2_FORCE_CPU_ISA stays."""
-    if torch.backends.cpu.get_cpu_capability() == 'AVX512': os.environ.setdefault('CT2_FORCE_CPU_ISA', 'AVX512')
+    """Let CTranslate2 use AVX-512 where the processor has it: on some that have it, it takes AVX2
+    unless it is told. Before it is used for the first time in a process; what the user has set
+    in CT2_FORCE_CPU_ISA stays."""
+    if torch.backends.cpu.get_cpu_capability() == 'AVX512':
+        os.environ.setdefault('CT2_FORCE_CPU_ISA', 'AVX512')
 
 # %% ../nbs/appendix/runtimes.ipynb #5e6b3832
 class Ct2Model(Runtime):
@@ -296,16 +301,20 @@ class Ct2Model(Runtime):
         folder:Path, # exported folder
         config:T5Config, # of the model that was exported
     ):
-        "Open the folder with as many threads as PyTorch has. Raises ValueError for one that cannot be read."
+        """Open the folder with as many threads as PyTorch has.
+        Raises ValueError for one that cannot be read."""
         super().__init__(config)
         use_wide_units()
         from ctranslate2 import Translator
-        try: self.engine = Translator(str(folder), intra_threads=torch.get_num_threads(), compute_type='int8')
-        except RuntimeError as e: raise ValueError(f'{folder} cannot be opened: {first_line(e)}') from None
+        try:
+            self.engine = Translator(str(folder), intra_threads=torch.get_num_threads(),
+                compute_type='int8')
+        except RuntimeError as e:
+            raise ValueError(f'{folder} cannot be opened: {first_line(e)}') from None
         _OPEN.add(self)
         self.vocab = json.loads((folder/'shared_vocabulary.json').read_text(encoding='utf-8'))
         self.ends = end_ids(self)
-        self.n_drafts = 0 # how many were begun: more than answers if `choose` often wanted another token
+        self.n_drafts = 0 # drafts begun: more than answers if `choose` often wanted another token
 
     def step(self,
         asked:list[list[str]], # questions, tokens
@@ -358,19 +367,23 @@ def is_export(
 def read_record(
     folder:Path, # exported folder
 )->dict: # format, config, files, weights, source, date, versions
-    "What an exported folder says of itself. Raises ValueError for a file that is missing or is not the one exported."
+    """What an exported folder says of itself.
+    Raises ValueError for a file that is missing or is not the one exported."""
     record = read_json(folder/RECORD)
     for key, kind in dict(format=str, config=dict, files=dict).items():
         if isinstance(record.get(key), kind): continue
-        raise ValueError(f"{folder/RECORD}: {key} is {record.get(key)!r}, expected a {kind.__name__}: export again")
+        raise ValueError(f"{folder/RECORD}: {key} is {record.get(key)!r}, "
+                         f"expected a {kind.__name__}: export again")
     for name, mark in record['files'].items():
         file = folder/name
         if not file.is_file(): raise ValueError(f'{file} is missing: export the model again')
-        if fingerprint(file) != mark: raise ValueError(f'{file} is not the file that was exported: export it again')
+        if fingerprint(file) != mark:
+            raise ValueError(f'{file} is not the file that was exported: export it again')
     return record
 
 # %% ../nbs/appendix/runtimes.ipynb #1b958847
-ENGINES = dict(ct2=(Ct2Model, 'ctranslate2'), onnx=(OnnxModel, 'onnxruntime')) # format -> model, package it needs
+ENGINES = dict( # format -> model, package it needs
+    ct2=(Ct2Model, 'ctranslate2'), onnx=(OnnxModel, 'onnxruntime'))
 
 # %% ../nbs/appendix/runtimes.ipynb #bc20bf9c
 #| code-fold: true
@@ -378,16 +391,20 @@ def open_export(
     path:Path, # exported folder
     dtype:torch.dtype=torch.float32, # what was exported has its own: only float32 is taken
 )->tuple[Runtime, PreTrainedTokenizerFast]: # model, tokenizer
-    """Open what `scclm export` wrote; it runs on the CPU. Raises ValueError for a damaged folder, another dtype or
-    a format that is not known, ModuleNotFoundError that names the package to install."""
+    """Open what `scclm export` wrote; it runs on the CPU.
+    Raises ValueError for a damaged folder, another dtype or a format that is not known,
+    ModuleNotFoundError that names the package to install."""
     folder = recover_folder(path)
     if dtype != torch.float32:
-        raise ValueError(f'{folder} was exported, its numbers are what they are: expected dtype float32, got {dtype}')
+        raise ValueError(f'{folder} was exported, its numbers are what they are: '
+                         f'expected dtype float32, got {dtype}')
     record = read_record(folder)
     if record['format'] not in ENGINES:
-        raise ValueError(f"{folder/RECORD}: format={record['format']!r}: expected one of {', '.join(ENGINES)}")
+        raise ValueError(f"{folder/RECORD}: format={record['format']!r}: "
+                         f"expected one of {', '.join(ENGINES)}")
     kind, package = ENGINES[record['format']]
     try: model = kind(folder, T5Config.from_dict(record['config']))
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{folder} needs {package}: run pip install 'scclm[export]'") from None
+        raise ModuleNotFoundError(f"{folder} needs {package}: "
+                                  "run pip install 'scclm[export]'") from None
     return model, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

@@ -18,8 +18,9 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer,
-    GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5ForConditionalGeneration)
+from transformers import (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForSeq2SeqLM,
+    AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast, T5ForConditionalGeneration)
 from transformers.utils import logging
 
 from .runs import RECORD, first_line, folder_aside, recover_folder, require, stage_of
@@ -56,7 +57,8 @@ def save_model(
     path:Path, # folder, plain Hugging Face layout
     card:str='', # README.md beside them, such as `model_card` gives; none: no such file
 ):
-    "A crash at any instant leaves the old folder or the new one. Raises ValueError if `tok` is not the model's."
+    """A crash at any instant leaves the old folder or the new one.
+    Raises ValueError if `tok` is not the model's."""
     check_vocab(model, tok)
     with folder_aside(path) as tmp, _quiet():
         model.save_pretrained(tmp)
@@ -67,7 +69,8 @@ def save_model(
 def _find_folder(
     path:Path, # folder named by the user
 )->Path: # the folder to read
-    "The folder, put back first if a crash hid it. Raises FileNotFoundError that names the stage that makes it."
+    """The folder, put back first if a crash hid it.
+    Raises FileNotFoundError that names the stage that makes it."""
     path = recover_folder(path)
     stage = stage_of(path)
     return require(path, stage.name) if stage else path
@@ -78,9 +81,11 @@ def _read_object(
 )->dict: # what it says
     "Raise ValueError unless the file is a JSON object."
     try: found = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not readable JSON: {e}") from None
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is not readable JSON: {e}") from None
     if isinstance(found, dict): return found
-    raise ValueError(f"{path} is not readable JSON: expected an object, found {type(found).__name__}")
+    raise ValueError(f"{path} is not readable JSON: "
+                     f"expected an object, found {type(found).__name__}")
 
 # %% ../nbs/appendix/weights.ipynb #09f3795e
 _SHARDS = '.index.json' # ends the name of a list of files that hold the weights together
@@ -105,15 +110,17 @@ def _check_files(
 def _check_not_exported(
     path:Path, # folder
 ):
-    "Raise ValueError for a folder of `scclm export`: its weights are for other engines, and no model is made of them."
+    """Raise ValueError for a folder of `scclm export`: its weights are for other engines,
+    and no model is made of them."""
     if not (path/RECORD).is_file(): return
-    raise ValueError(f"{path} is an export already, it has {RECORD}: expected the model folder it was made from")
+    raise ValueError(f"{path} is an export already, it has {RECORD}: "
+                     "expected the model folder it was made from")
 
 # %% ../nbs/appendix/weights.ipynb #wgtbin02
 def _names_in_bin(
     file:Path, # a pytorch_model.bin
 )->set[str]: # names of its tensors
-    "Raise ValueError for a file that is torn, or that holds anything but tensors: no code in it is run."
+    "Raise ValueError for a file that is torn or holds anything but tensors: no code in it is run."
     try: found = torch.load(file, map_location='meta', weights_only=True)
     except UnpicklingError:
         why = 'it is not a file of tensors only, and reading it could run code'
@@ -121,8 +128,10 @@ def _names_in_bin(
     except Exception as e: # a torn archive has many: RuntimeError, EOFError, KeyError
         why = first_line(e).split('. ')[0]
         raise ValueError(f"{file} is not a readable checkpoint: {why}") from None
-    if isinstance(found, dict) and all(isinstance(t, Tensor) for t in found.values()): return set(found)
-    raise ValueError(f"{file} is not a model: expected tensors by name, found {type(found).__name__} of other things")
+    if isinstance(found, dict) and all(isinstance(t, Tensor) for t in found.values()):
+        return set(found)
+    raise ValueError(f"{file} is not a model: "
+                     f"expected tensors by name, found {type(found).__name__} of other things")
 
 # %% ../nbs/appendix/weights.ipynb #wgtshd02
 def _shards(
@@ -132,12 +141,16 @@ def _shards(
     said = _read_object(index)
     places = said.get('weight_map')
     good = isinstance(places, dict) and places and all(map(_is_name, places.values()))
-    if not good: raise ValueError(f"{index}: expected weight_map, the name of a file of this folder for every tensor")
-    if not isinstance(said.get('metadata'), dict): raise ValueError(f"{index} has no metadata: expected an object")
+    if not good:
+        raise ValueError(f"{index}: expected weight_map, "
+                         "the name of a file of this folder for every tensor")
+    if not isinstance(said.get('metadata'), dict):
+        raise ValueError(f"{index} has no metadata: expected an object")
     names = set(places.values())
     files = [index.parent/name for name in sorted(names)]
     for file in files:
-        if not file.is_file(): raise FileNotFoundError(f"{file} is missing: {index.name} says that it holds weights")
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: {index.name} says that it holds weights")
     return files
 
 def _is_name(x:object)->bool:
@@ -148,7 +161,8 @@ def _is_name(x:object)->bool:
 def weight_files(
     path:Path, # a model folder
 )->list[Path]: # one file, or all shards
-    "Where a model's weights are, as they will be read. Raises FileNotFoundError or ValueError with the file at fault."
+    """Where a model's weights are, as they will be read.
+    Raises FileNotFoundError or ValueError with the file at fault."""
     weights = _check_files(path)
     return _shards(weights) if weights.name.endswith(_SHARDS) else [weights]
 
@@ -157,7 +171,8 @@ def _tensor_names(
     file:Path, # weights
 )->set[str]: # names of its tensors
     "What the file holds, or all shards that it lists. Raises ValueError if one cannot be read."
-    if file.name.endswith(_SHARDS): return {name for shard in _shards(file) for name in _tensor_names(shard)}
+    if file.name.endswith(_SHARDS):
+        return {name for shard in _shards(file) for name in _tensor_names(shard)}
     if file.suffix == '.bin': return _names_in_bin(file)
     try:
         with safe_open(file, 'pt') as f: return set(f.keys())
@@ -165,20 +180,20 @@ def _tensor_names(
         raise ValueError(f"{file} is not a readable safetensors file: {e}") from None
 
 # %% ../nbs/appendix/weights.ipynb #936104e8
-_TOK_FILES = ('tokenizer.json', 'spiece.model', 'sentencepiece.bpe.model', 'tokenizer.model', 'source.spm',
-              'vocab.txt', 'vocab.json')
+_TOK_FILES = ('tokenizer.json', 'spiece.model', 'sentencepiece.bpe.model', 'tokenizer.model',
+              'source.spm', 'vocab.txt', 'vocab.json')
 
 def _check_foreign(
     path:Path, # any Hugging Face folder
 ):
-    "Raise FileNotFoundError or ValueError that names what is missing: config, tokenizer, or the encoder."
+    "Raise FileNotFoundError or ValueError naming what is missing: config, tokenizer or encoder."
     config = path/'config.json'
     if not config.is_file():
         raise FileNotFoundError(f'{config} is missing: expected a Hugging Face model folder')
     if not any((path/f).is_file() for f in _TOK_FILES):
         raise FileNotFoundError(f"{path} has no tokenizer: expected one of {', '.join(_TOK_FILES)}")
     try: cfg = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as e: # a wrong value has many: OSError, KeyError, RecursionError, the library's own
+    except Exception as e: # a bad value has many: OSError, KeyError, RecursionError, the library's
         raise ValueError(f'{config} cannot be read: {first_line(e)}') from None
     if cfg.is_encoder_decoder: return
     raise ValueError(f"{config}: model_type {cfg.model_type!r} has no encoder: "
@@ -190,7 +205,7 @@ def first_not_finite(
     tensors:Iterable[tuple[str, Tensor]], # (name, tensor), as `named_parameters` gives them
 )->str|None: # the first name with a NaN or an infinity; None: there is none
     """Find broken weights. A sum is one pass and finite unless something is broken or it overflows;
-    only then every number is looked at. In parts: of half precision the sum makes a float32 copy."""
+    only then each number is looked at. In parts: of half precision the sum makes a float32 copy."""
     for name, t in tensors:
         parts = t.flatten().split(1 << 20) if t.is_floating_point() else ()
         if all(part.sum(dtype=torch.float32).isfinite() for part in parts): continue
@@ -202,10 +217,12 @@ def _check_finite(
     path:Path, # its folder
     dtype:torch.dtype, # of the weights
 ):
-    "Raise ValueError that names the first tensor with a NaN or an infinity: such a model writes nonsense, silently."
+    """Raise ValueError that names the first tensor with a NaN or an infinity:
+    such a model writes nonsense, silently."""
     name = first_not_finite([*model.named_parameters(), *model.named_buffers()])
     if name is None: return
-    raise ValueError(f"{path}: tensor {name} holds numbers that are not finite as {str(dtype).removeprefix('torch.')}: "
+    raise ValueError(f"{path}: tensor {name} holds numbers that are not finite as "
+                     f"{str(dtype).removeprefix('torch.')}: "
                      "the file is damaged, the training went wrong, or the dtype is too narrow")
 
 # %% ../nbs/appendix/weights.ipynb #142f2fc9
@@ -213,8 +230,10 @@ def _check_loaded(
     info:dict, # what `from_pretrained` reports
     weights:Path, # the file
 ):
-    "Raise ValueError if a tensor is absent or has another shape; the library would fill it with random numbers."
-    shapes = [f'{name}, {tuple(has)} for {tuple(want)}' for name, has, want in info['mismatched_keys']]
+    """Raise ValueError if a tensor is absent or has another shape;
+    the library would fill it with random numbers."""
+    shapes = [f'{name}, {tuple(has)} for {tuple(want)}'
+              for name, has, want in info['mismatched_keys']]
     bad = [*sorted(info['missing_keys']), *shapes]
     if not bad: return
     what = f"{len(bad)} tensors are missing or have another shape, such as {bad[0]}"
@@ -225,7 +244,8 @@ def _check_spare(
     info:dict, # what `from_pretrained` reports
     weights:Path, # the file
 ):
-    "Raise ValueError if the file has a tensor that the model has no place for: it would be left out, silently."
+    """Raise ValueError if the file has a tensor that the model has no place for:
+    it would be left out, silently."""
     spare = sorted(info['unexpected_keys'])
     if not spare: return
     what = f"it has {len(spare)} tensors that the model has no place for, such as {spare[0]}"
@@ -241,10 +261,13 @@ def _check_tied(
     "Raise ValueError if a T5's config and weights disagree about one table of embeddings or two."
     if not isinstance(model, T5ForConditionalGeneration): return
     if config.get('tie_word_embeddings') is False and 'lm_head.weight' not in names:
-        raise ValueError(f"{weights} has no lm_head.weight: config.json says tie_word_embeddings=false")
-    scaled = config.get('tie_word_embeddings') is not False and config.get('scale_decoder_outputs') is not False
+        raise ValueError(f"{weights} has no lm_head.weight: "
+                         "config.json says tie_word_embeddings=false")
+    scaled = (config.get('tie_word_embeddings') is not False
+              and config.get('scale_decoder_outputs') is not False)
     if not scaled or model.lm_head.weight.data_ptr() == model.shared.weight.data_ptr(): return
-    raise ValueError(f"{weights}: lm_head.weight is not shared.weight, though config.json says they are tied: "
+    raise ValueError(f"{weights}: lm_head.weight is not shared.weight, "
+                     "though config.json says they are tied: "
                      "expected tie_word_embeddings=false, or one table")
 
 # %% ../nbs/appendix/weights.ipynb #wgtmrk01
@@ -271,7 +294,7 @@ def _check_ours(
     _check_marks(model, weights.parent)
 
 # %% ../nbs/appendix/weights.ipynb #wgtcls02
-CLASSES = dict(TextToTextModel='scclm.ancestor') # a class that config.json may name -> the module it is in
+CLASSES = dict(TextToTextModel='scclm.ancestor') # a class that config.json may name -> its module
 
 def model_class(
     config:dict, # as config.json says
@@ -288,11 +311,14 @@ def _check_type(
     config:dict, # as its config.json says
     kind:type, # from `model_class`
 ):
-    "Raise ValueError if our own class is named by the config of another architecture, or of half a model."
+    "Raise ValueError if our class is named by the config of another architecture or half a model."
     if config.get('is_encoder_decoder') is False:
-        raise ValueError(f"{path/'config.json'} says is_encoder_decoder=false: expected true, an encoder and a decoder")
-    if kind is AutoModelForSeq2SeqLM or config.get('model_type') == kind.config_class.model_type: return
-    raise ValueError(f"{path/'config.json'}: {kind.__name__} is a {kind.config_class.model_type!r}, "
+        raise ValueError(f"{path/'config.json'} says is_encoder_decoder=false: "
+                         "expected true, an encoder and a decoder")
+    if kind is AutoModelForSeq2SeqLM or config.get('model_type') == kind.config_class.model_type:
+        return
+    raise ValueError(f"{path/'config.json'}: "
+                     f"{kind.__name__} is a {kind.config_class.model_type!r}, "
                      f"but model_type is {config.get('model_type')!r}")
 
 # %% ../nbs/appendix/weights.ipynb #wgtnar02
@@ -301,14 +327,16 @@ def _narrow_tensors(
     dtype:torch.dtype, # bfloat16 or float16
     kind:type, # the model's class
 )->dict[str, Tensor]: # by name
-    """The tensors of a file in a narrower dtype, read one by one, the largest first: the file is never in memory as a
-    whole. What the class keeps in float32 beside float16 (T5's `wo`, which could overflow) stays."""
+    """The tensors of a file in a narrower dtype, read one by one, the largest first:
+    the file is never in memory as a whole. What the class keeps in float32 beside float16
+    (T5's `wo`, which could overflow) stays."""
     with safe_open(file, 'pt', backend='pread') as f:
         cells = {name: math.prod(f.get_slice(name).get_shape()) for name in f.keys()}
         names = sorted(cells, key=cells.get, reverse=True)
         kept = set(kind._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
         wide = {name for name in names if kept & set(name.split('.'))}
-        return {name: f.get_tensor(name).to(torch.float32 if name in wide else dtype) for name in names}
+        return {name: f.get_tensor(name).to(torch.float32 if name in wide else dtype)
+                for name in names}
 
 # %% ../nbs/appendix/weights.ipynb #wgtnar03
 def _from_folder(
@@ -317,10 +345,11 @@ def _from_folder(
     dtype:torch.dtype, # of the weights
     how:dict, # for `from_pretrained`
 )->tuple[PreTrainedModel, dict]: # model, what the library reports
-    """`from_pretrained`. On its own the library maps a float32 model.safetensors into memory to make half of it; given
-    the tensors, it needs half from the start."""
+    """`from_pretrained`. On its own the library maps a float32 model.safetensors into memory
+    to make half of it; given the tensors, it needs half from the start."""
     file = path/'model.safetensors'
-    if dtype == torch.float32 or not file.is_file(): return kind.from_pretrained(path, dtype=dtype, **how)
+    if dtype == torch.float32 or not file.is_file():
+        return kind.from_pretrained(path, dtype=dtype, **how)
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if kind is AutoModelForSeq2SeqLM: kind = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
     tensors = _narrow_tensors(file, dtype, kind)
@@ -373,17 +402,19 @@ def _read_folder(
     path:Path, # any Hugging Face folder
     dtype:torch.dtype, # of the weights
     kind:type, # who reads the weights, from `model_class`
-)->tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]: # model, tokenizer, what the library reports
-    "Model and tokenizer, quietly; no remote code. Raises ValueError: whatever is wrong, in one sentence."
+)->tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]: # model, tokenizer, what the library says
+    """Model and tokenizer, quietly; no remote code.
+    Raises ValueError: whatever is wrong, in one sentence."""
     how = dict(output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True)
     read_tok = PreTrainedTokenizerFast # takes tokenizer.json as it is
-    if kind is AutoModelForSeq2SeqLM: how, read_tok = how | dict(trust_remote_code=False), AutoTokenizer
+    if kind is AutoModelForSeq2SeqLM:
+        how, read_tok = how | dict(trust_remote_code=False), AutoTokenizer
     try:
         with _quiet():
             model, info = _from_folder(kind, path, dtype, how)
             tok = read_tok.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             _name_marks_(tok, model, path)
-    except Exception as e: # a wrong value in a file of others has many: OSError, KeyError, TypeError, its own
+    except Exception as e: # a wrong value of others has many: OSError, KeyError, TypeError, its own
         raise ValueError(f'{path} cannot be loaded: {first_line(e)}') from None
     if hasattr(model.config, 'auto_map'): del model.config.auto_map # of code that nobody may run
     return model, tok, info
@@ -399,7 +430,8 @@ def _check_ids(
     if strict: check_vocab(model, tok)
     rows = model.get_input_embeddings().num_embeddings
     if len(tok) <= rows: return
-    raise ValueError(f'{path}: the tokenizer has {len(tok)} ids but the model has {rows} embedding rows')
+    raise ValueError(f'{path}: the tokenizer has {len(tok)} ids '
+                     f'but the model has {rows} embedding rows')
 
 # %% ../nbs/appendix/weights.ipynb #wgtdty01
 #| code-fold: true
@@ -408,16 +440,18 @@ def _check_dtype(
 ):
     "Raise TypeError for its name: what is meant is the type itself."
     if isinstance(dtype, torch.dtype): return
-    raise TypeError(f"dtype={dtype!r} is not a torch.dtype: expected torch.float32, torch.bfloat16 or torch.float16")
+    raise TypeError(f"dtype={dtype!r} is not a torch.dtype: "
+                    "expected torch.float32, torch.bfloat16 or torch.float16")
 
 # %% ../nbs/appendix/weights.ipynb #b09b187e
 def load_model(
-    path:Path, # folder written by `save_model`, a T5 folder with its tokenizer, or ChatLM-mini-Chinese's
+    path:Path, # folder of `save_model`, a T5 folder with its tokenizer, or ChatLM-mini-Chinese's
     dtype:torch.dtype=torch.float32, # float32, bfloat16 or float16
     device:str|torch.device|None=None, # None: CPU
-    foreign:bool=False, # True: any sequence-to-sequence folder, whose tokenizer may have fewer ids than rows
+    foreign:bool=False, # True: any sequence-to-sequence folder; token ids may be fewer than rows
 )->tuple[PreTrainedModel, PreTrainedTokenizerBase]: # model in evaluation mode, tokenizer
-    "Open a saved model. Raises FileNotFoundError or ValueError naming the file at fault, or both vocabulary sizes."
+    """Open a saved model.
+    Raises FileNotFoundError or ValueError naming the file at fault, or both vocabulary sizes."""
     _check_dtype(dtype)
     path = _find_folder(path)
     _check_not_exported(path)
