@@ -52,8 +52,8 @@ def flat(
     name:str, # of a figure
     value:object, # number, [low, high], or a dict of such
 )->dict: # name -> number or [low, high]
-    """A figure with its parts as siblings: {'f1': .9, 'ci95': …, 'n': …} becomes name, name_ci95, name_n.
-    What is no finite number is left out."""
+    """A figure with its parts as siblings: {'f1': .9, 'ci95': …, 'n': …} becomes
+    name, name_ci95, name_n. What is no finite number is left out."""
     if _finite(value): return {name: value}
     if isinstance(value, (list, tuple)) and name.endswith('_ci95'):
         whole = len(value) == 2 and all(map(_finite, value))
@@ -83,7 +83,8 @@ def with_intervals(
     "Wilson's interval where there is a share, an n and no interval yet."
     found = dict(scores)
     for name, value in scores.items():
-        if not name.startswith(SHARES) or name.endswith(('_ci95', '_n')) or f'{name}_ci95' in scores: continue
+        if (not name.startswith(SHARES) or name.endswith(('_ci95', '_n'))
+            or f'{name}_ci95' in scores): continue
         n = _n_of(scores, name)
         if n: found[f'{name}_ci95'] = list(wilson(round(value*n), n))
     return found
@@ -99,8 +100,9 @@ def stage_scores(
     return with_intervals(with_n(scores, counts))
 
 # %% ../nbs/appendix/report_card.ipynb #ac1e1351
-PACKAGES = ('scclm', 'torch', 'transformers', 'accelerate', 'datasets', 'tokenizers', 'trl', 'peft', 'jieba', 'rjieba',
-            'pyarrow', 'numpy', 'sacrebleu', 'matplotlib', 'ipywidgets', 'jupyterlab', 'nbdev')
+PACKAGES = ('scclm', 'torch', 'transformers', 'accelerate', 'datasets', 'tokenizers', 'trl', 'peft',
+            'jieba', 'rjieba', 'pyarrow', 'numpy', 'sacrebleu', 'matplotlib', 'ipywidgets',
+            'jupyterlab', 'nbdev')
 
 # %% ../nbs/appendix/report_card.ipynb #d4f65f63
 def versions(
@@ -124,7 +126,7 @@ def cpu_model()->str: # such as 'AMD EPYC'
 # %% ../nbs/appendix/report_card.ipynb #ad72a13b
 def commit(
     root:Path|None=None, # checkout; None: the one that holds the working directory
-)->str|None: # short hash, with -dirty if tracked files were changed; None: no git checkout, or no git
+)->str|None: # short hash, with -dirty if tracked files changed; None: no git checkout, or no git
     "What the code was."
     root = Path(root or checkout_root())
     if not (root/'.git').exists(): return None
@@ -141,13 +143,14 @@ def commit(
     return head.stdout.strip() + ('-dirty' if changed.stdout.strip() else '')
 
 # %% ../nbs/appendix/report_card.ipynb #17429a3a
-def environment()->dict: # python, system, cpu, cores, memory_gb, gpu, packages; commit in a git checkout
+def environment()->dict: # python, system, cpu, cores, memory_gb, gpu, packages; commit under git
     "The machine and the software, without names of users, hosts or folders."
     env = dict(
         date=datetime.date.today().isoformat(), python=platform.python_version(),
         system=f'{platform.system()} {platform.machine()}', cpu=cpu_model(), cores=os.cpu_count(),
         memory_gb=round(psutil.virtual_memory().total/2**30, 1),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else 'none', packages=versions())
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else 'none',
+        packages=versions())
     code = commit()
     if code: env['commit'] = code
     return env
@@ -187,7 +190,8 @@ def stage_costs(
     seconds = {name: c['seconds'] for name, c in whole.items()}
     seconds |= {s: f['seconds'] for s, f in figures.items() if _finite(f.get('seconds'))}
     memory = {name: c['peak_rss_mb'] for name, c in whole.items()}
-    speeds = {s: f['real_tok_per_s'] for s, f in figures.items() if _finite(f.get('real_tok_per_s'))}
+    speeds = {s: f['real_tok_per_s'] for s, f in figures.items()
+              if _finite(f.get('real_tok_per_s'))}
     return dict(seconds=seconds, memory_mb=memory, tok_per_s=speeds)
 
 # %% ../nbs/appendix/report_card.ipynb #516a63b6
@@ -211,10 +215,12 @@ def official_exams(
     best = {}
     for exam in EXAMS:
         runs = scores.get(exam) or {}
-        by_shots = {int(k.split('-')[0]): v for k, v in runs.items() if re.fullmatch(r'\d+-shot', k)}
+        by_shots = {int(k.split('-')[0]): v for k, v in runs.items()
+                    if re.fullmatch(r'\d+-shot', k)}
         if not by_shots: continue
         shots = max(by_shots)
-        best[exam] = {k: by_shots[shots][k] for k in ('accuracy', 'ci95', 'chance', 'n')} | dict(shots=shots)
+        best[exam] = {k: by_shots[shots][k]
+                      for k in ('accuracy', 'ci95', 'chance', 'n')} | dict(shots=shots)
     return best
 
 # %% ../nbs/appendix/report_card.ipynb #14d81666
@@ -253,11 +259,16 @@ def seed_spread(
 CONTRACT = dict(
     pretrain=('loss_valid', 'bits_per_char_valid', 'exact_heldout', 'exact_heldout_final'),
     sft=('exact_heldout', 'exact_heldout_final'),
-    dpo=('pref_acc_before', 'pref_acc_after', 'pref_acc_after_final', 'exact_heldout', 'exact_heldout_final'),
-    ie=('f1_combination', 'f1_entity', 'f1_pattern', 'f1_combination_final', 'f1_entity_final', 'f1_pattern_final',
-        'f1_combination_scratch', 'f1_entity_scratch', 'exact_heldout_before', 'exact_heldout_after'),
-    chat=('half_width', 'no_mark', 'traditional', 'short_name', 'slip', 'refused_unknown', 'refused_known', 'loops',
-        'plain_final', 'short_name_final', 'slip_final', 'refused_unknown_final', 'refused_known_final'),
+    dpo=('pref_acc_before', 'pref_acc_after', 'pref_acc_after_final',
+        'exact_heldout', 'exact_heldout_final'),
+    ie=('f1_combination', 'f1_entity', 'f1_pattern',
+        'f1_combination_final', 'f1_entity_final', 'f1_pattern_final',
+        'f1_combination_scratch', 'f1_entity_scratch',
+        'exact_heldout_before', 'exact_heldout_after'),
+    chat=('half_width', 'no_mark', 'traditional', 'short_name', 'slip',
+        'refused_unknown', 'refused_known', 'loops',
+        'plain_final', 'short_name_final', 'slip_final',
+        'refused_unknown_final', 'refused_known_final'),
     eval=('cmmlu', 'ceval'))
 
 # %% ../nbs/appendix/report_card.ipynb #725a186b
@@ -276,13 +287,14 @@ def all_scores(
     others:dict[str, dict], # section -> scores that no stage measured: chat, eval
     finals:dict[str, dict], # section -> scores of the examination that nothing was chosen by
 )->dict: # section -> scores; empty sections are absent
-    """Scores by section; the run from scratch joins `ie` under …_scratch, the last examination its sections under
-    …_final. All stages ask the same held-out questions."""
+    """Scores by section; the run from scratch joins `ie` under …_scratch,
+    the last examination its sections under …_final. All stages ask the same held-out questions."""
     counts = next((f['n_heldout'] for f in figures.values() if f.get('n_heldout')), {})
     parts = {s: stage_scores(dict(n_heldout=counts) | f) for s, f in figures.items()}
     parts['ie'] = parts.get('ie', {}) | _scratch(parts)
     parts |= others
-    for section, scores in finals.items(): parts[section] = parts.get(section, {}) | _renamed(scores, 'final')
+    for section, scores in finals.items():
+        parts[section] = parts.get(section, {}) | _renamed(scores, 'final')
     return {s: p for s, p in parts.items() if p}
 
 # %% ../nbs/appendix/report_card.ipynb #3dfcfef1
@@ -302,7 +314,7 @@ def _per_run(folder:Path, name:str)->dict[str, dict]:
 # %% ../nbs/appendix/report_card.ipynb #ea129386
 def make_card(
     folder:Path|None=None, # runs/<scale>; None: of the scale in force
-)->dict: # scale, env, config, data, chapters, seconds, memory_mb, tok_per_s, and a section per stage
+)->dict: # scale, env, config, data, chapters, seconds, memory_mb, tok_per_s, a section per stage
     """Gather what the stages have left so far. What was not measured is absent.
     Raises ValueError for an unreadable file."""
     folder = Path(folder or run_path()).absolute()
@@ -319,7 +331,8 @@ def make_card(
         reference_tok_per_s=reference) | costs
     chat = _measures(read_json(folder/'chat'/'scores.json'))
     exams = eval_scores(read_json(folder/'eval'/'scores.json'), root)
-    finals = {s: _measures(measured) for s, measured in read_json(folder/'final'/'scores.json').items()}
+    finals = {s: _measures(measured)
+              for s, measured in read_json(folder/'final'/'scores.json').items()}
     card = dict(scale=folder.name, env=environment()) | {k: v for k, v in rest.items() if v}
     ours = folder.name == 'tiny' and card.get('corpus') == 'sample corpus'
     seeds = dict(seeds=seed_spread()) if ours and seed_spread() else {}
@@ -397,7 +410,7 @@ CHAT_NAMES = {name: f'{form.label}的问题，一字不差' for name, form in FO
 
 # %% ../nbs/appendix/report_card.ipynb #e61bf47f
 _DPO_LOSS = '验证损失，两项之和：偏好（nats/对）+ α × SFT（nats/词元）' # chapter 07
-_BLEU = dict(pretrain='valid', sft='sft_valid') # stage -> file, of which `pair_eval` answers the first 64
+_BLEU = dict(pretrain='valid', sft='sft_valid') # stage -> file; `pair_eval` answers its first 64
 _NOTES = dict(_final='；只考一次的卷子', _scratch='；新的权重，混的旧题、twins、学习率也不同') # end of a key -> what it says
 
 def meaning(
@@ -426,7 +439,8 @@ def main_rows(
 def _score_cells(row:dict)->tuple:
     "A row of the table of scores: key, meaning, value, interval, n, chance."
     chance = f"{row['chance']:.2f}" if 'chance' in row else ''
-    return f"`{row['key']}`", meaning(row['key']), f"{row['value']:.3f}", _interval(row), row.get('n', ''), chance
+    return (f"`{row['key']}`", meaning(row['key']), f"{row['value']:.3f}",
+            _interval(row), row.get('n', ''), chance)
 
 # %% ../nbs/appendix/report_card.ipynb #4ad4f65e
 def md_scores(
@@ -469,7 +483,8 @@ def md_costs(
     chapters = [(name, _number(c['seconds'], 1), _number(c['peak_rss_mb']))
                 for name, c in card.get('chapters', {}).items()]
     reference = card.get('reference_tok_per_s')
-    yardstick = [f'标尺（`python -m scclm.reference`）：{reference:,.0f} 真词元/秒。', ''] if reference else []
+    yardstick = ([f'标尺（`python -m scclm.reference`）：{reference:,.0f} 真词元/秒。', '']
+                 if reference else [])
     return ['## 花了多少', '', *yardstick, *_table(['阶段', '秒', '峰值内存 MB', '词元/秒'], stages),
             *_table(['章', '秒', '峰值内存 MB'], chapters)]
 
@@ -494,7 +509,8 @@ def md_data(
     return lines
 
 # %% ../nbs/appendix/report_card.ipynb #bde8e089
-_DIALS = ('steps', 'lr', 'optimizer', 'schedule', 'budget_tok', 'max_len', 'accum', 'precision', 'seed')
+_DIALS = ('steps', 'lr', 'optimizer', 'schedule', 'budget_tok',
+          'max_len', 'accum', 'precision', 'seed')
 
 def md_setup(
     card:dict, # from `make_card`
@@ -519,7 +535,8 @@ def card_markdown(
     head = [f"# 成绩单：`{card['scale']}`{data}", '',
             '数字都来自各阶段写下的文件；区间是 95 %，它只说抽题的运气，不说换一个种子会怎样。', '']
     if figure: head += [f'![card]({figure})', '']
-    lines = [*head, *md_seeds(card), *md_scores(card), *md_costs(card), *md_data(card), *md_setup(card)]
+    lines = [*head, *md_seeds(card), *md_scores(card), *md_costs(card),
+             *md_data(card), *md_setup(card)]
     return '\n'.join(lines).rstrip() + '\n'
 
 # %% ../nbs/appendix/report_card.ipynb #483cc1d3
@@ -529,7 +546,8 @@ def plot_scores(
 )->object: # Axes
     "Shares with their intervals; a grey tick is chance."
     chinese_plots()
-    rows = [r for r in main_rows(card) if re.search(r'\.(exact|pref_acc|f1_|accuracy)', r['key'])][::-1]
+    rows = [r for r in main_rows(card)
+            if re.search(r'\.(exact|pref_acc|f1_|accuracy)', r['key'])][::-1]
     for y, r in enumerate(rows):
         low, high = r.get('ci95', [r['value']]*2)
         reach = [[max(0, r['value'] - low)], [max(0, high - r['value'])]]
@@ -545,9 +563,11 @@ def plot_costs(
     card:dict, # from `make_card`
     ax:object, # matplotlib Axes
 )->object: # Axes
-    "Wall clock per chapter as bars, peak memory as dots; without a course record, training seconds per stage."
+    """Wall clock per chapter as bars, peak memory as dots;
+    without a course record, training seconds per stage."""
     chinese_plots()
-    chapters = card.get('chapters') or {s: dict(seconds=v) for s, v in card.get('seconds', {}).items()}
+    chapters = (card.get('chapters')
+                or {s: dict(seconds=v) for s, v in card.get('seconds', {}).items()})
     names = list(chapters)[::-1]
     ax.barh(names, [chapters[n]['seconds'] for n in names], color='tab:orange')
     ax.set(xlabel='秒（条）')
@@ -585,7 +605,8 @@ def plot_card(
     plot_costs(card, axes['C'])
     plot_losses(folder or run_path(), axes['L'])
     env = card['env']
-    title = f"SCCLM {card['scale']}, {card.get('corpus', '')}, {env['cpu']}, {env['cores']} 核，GPU {env['gpu']}"
+    title = (f"SCCLM {card['scale']}, {card.get('corpus', '')}, "
+             f"{env['cpu']}, {env['cores']} 核，GPU {env['gpu']}")
     fig.suptitle(title)
     return fig
 
@@ -599,7 +620,8 @@ def write_card(
     folder = Path(folder or run_path())
     card = make_card(folder)
     if figure:
-        with write_aside(folder/'card.png') as tmp: plot_card(card, folder).savefig(tmp, format='png', dpi=110)
+        with write_aside(folder/'card.png') as tmp:
+            plot_card(card, folder).savefig(tmp, format='png', dpi=110)
     page = card_markdown(card, 'card.png' if figure else '')
     with write_aside(folder/'card.md') as tmp: tmp.write_text(page, encoding='utf-8')
     write_json(folder/'card.json', card)
@@ -619,7 +641,8 @@ def card(
     "`write_card` for the command line. Raises FileNotFoundError if there is no such folder."
     folder = Path(cfg.folder or run_path())
     if folder.is_dir(): return write_card(folder, cfg.figure)
-    raise FileNotFoundError(f'{folder} is missing: run `make course`, or set folder to an existing runs/<scale>')
+    raise FileNotFoundError(f'{folder} is missing: run `make course`, '
+        'or set folder to an existing runs/<scale>')
 
 # %% ../nbs/appendix/report_card.ipynb #0b55c069
 def _whole_cost(chapters:dict)->str:

@@ -32,7 +32,8 @@ def scale_name(
 )->str: # one of `SCALES`
     "The scale in force. Raises ValueError for a name that is not a scale."
     name = name or os.environ.get('SCCLM_SCALE') or 'tiny'
-    if name not in SCALES: raise ValueError(f"SCCLM_SCALE={name!r} is not known: expected one of {', '.join(SCALES)}")
+    if name not in SCALES:
+        raise ValueError(f"SCCLM_SCALE={name!r} is not known: expected one of {', '.join(SCALES)}")
     return name
 
 # %% ../nbs/appendix/runs.ipynb #3203e2ac
@@ -85,7 +86,8 @@ def write_aside(
     path:Path, # the final file
 )->Iterator[Path]: # temporary file beside it
     """Yield a temporary path; flush it and rename it over `path` only if the block succeeds:
-    after a crash or a power cut there is the old file or the new one, whole. What dead writers left is removed."""
+    after a crash or a power cut there is the old file or the new one, whole.
+    What dead writers left is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in _left_beside(path, 'tmp'):
@@ -101,7 +103,8 @@ def write_aside(
 
 # %% ../nbs/appendix/runs.ipynb #41e66869
 def _swap_names(a:Path, b:Path)->bool:
-    "Swap two names in one step (renameat2 on Linux, renamex_np on macOS). False where the system has no such call."
+    """Swap two names in one step (renameat2 on Linux, renamex_np on macOS).
+    False where the system has no such call."""
     try:
         libc = ctypes.CDLL(None)
         first, second = os.fsencode(a), os.fsencode(b)
@@ -158,23 +161,24 @@ def check_out(
     "Raises ValueError for a folder that holds something else: it would be lost."
     out, source = out.resolve(), source.resolve()
     if out == source or out in source.parents or source in out.parents:
-        raise ValueError(f'out={out} and the model {source} lie in one another: expected a folder of its own')
+        raise ValueError(f'out={out} and the model {source} lie in one another: '
+            'expected a folder of its own')
     if not out.exists() or ours or out.is_dir() and not any(out.iterdir()): return
-    raise ValueError(f'out={out} holds something that is no {kind}: expected a new folder, an empty one '
-        f'or an earlier {kind}')
+    raise ValueError(f'out={out} holds something that is no {kind}: '
+        f'expected a new folder, an empty one or an earlier {kind}')
 
 # %% ../nbs/appendix/runs.ipynb #rnsrec01
-RECORD = 'export.json' # only in a folder that `scclm export` wrote: format, what it was made from, fingerprints
+RECORD = 'export.json' # only in a folder that `scclm export` wrote: format, source, fingerprints
 
 # %% ../nbs/appendix/runs.ipynb #34a267f1
-_NO_TEXT = re.compile('[\udc80-\udcff]') # bytes of a file name that are no text, as Python reads them
+_NO_TEXT = re.compile('[\udc80-\udcff]') # file-name bytes that are no text, as Python reads them
 
 def write_json(
     path:Path, # the file
     value:object, # what JSON can hold; anything else is written as its text
 ):
-    """Write aside, then rename: a crash leaves the old file. Chinese stays readable; bytes of a file name that are no
-    text are spelled as JSON can, and come back as they were."""
+    """Write aside, then rename: a crash leaves the old file. Chinese stays readable;
+    bytes of a file name that are no text are spelled as JSON can, and come back as they were."""
     text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
     text = _NO_TEXT.sub(lambda byte: f'\\u{ord(byte[0]):04x}', text)
     with write_aside(path) as tmp: tmp.write_text(text + '\n', encoding='utf-8')
@@ -203,7 +207,7 @@ def first_line(
 
 # %% ../nbs/appendix/runs.ipynb #326cd170
 def fingerprint(
-    *parts:object, # a Path stands for its bytes, a folder for the files below it but hidden ones; others by repr
+    *parts:object, # a Path is its bytes, a folder the files below it but hidden ones; else the repr
 )->str: # 16 hexadecimal digits, the same on every machine
     "Identity of values, files and folders, at any depth: it changes with any byte of any part."
     digest = hashlib.sha256()
@@ -213,7 +217,7 @@ def fingerprint(
 
 # %% ../nbs/appendix/runs.ipynb #53d9fddd
 def _pieces(part:object)->Iterator[bytes]:
-    "The bytes of one part; of a file its SHA-256, of a folder the names and SHA-256 of the files below it."
+    "Bytes of one part; of a file its SHA-256, of a folder names and SHA-256 of the files below it."
     if isinstance(part, Path) and part.is_dir():
         for name in _visible_files(part):
             yield name.encode()
@@ -227,9 +231,11 @@ def _pieces(part:object)->Iterator[bytes]:
 
 # %% ../nbs/appendix/runs.ipynb #visible1
 def _visible_files(folder:Path)->list[str]:
-    "The files below a folder in name order, with / between folders; what is hidden, or in a hidden folder, is not one."
+    """The files below a folder in name order, with / between folders;
+    what is hidden, or in a hidden folder, is not one."""
     names = [p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()]
-    return sorted(name for name in names if not any(step.startswith('.') for step in name.split('/')))
+    return sorted(name for name in names
+        if not any(step.startswith('.') for step in name.split('/')))
 
 # %% ../nbs/appendix/runs.ipynb #2427c5eb
 class Stage(NamedTuple):
@@ -241,7 +247,7 @@ class Stage(NamedTuple):
     run:str # its function that takes the configuration
     does:str # one line for --help
     artefact:str='' # below runs/<scale>: what later stages read
-    folders:tuple[str, ...]=() # below runs/<scale>: training runs, with config.json, log.jsonl and figures.json
+    folders:tuple[str, ...]=() # training runs in runs/<scale>: config.json, log.jsonl, figures.json
     tell:str='' # function of the module that turns the result into text or a table
     chats:bool=False # its model is one to talk to
 
@@ -254,7 +260,8 @@ _TABLE = (
     Stage('tokenizer', '01_tokenizer', 'tokenizer', 'tokenizer_cfg', 'train_tokenizer',
           'parquet -> vocabulary', 'tokenizer'),
     Stage('pretrain', '05_pretrain', 'pretrain', 'pretrain_cfg', 'pretrain',
-          'train the model from nothing; again to resume', 'pretrain/model', ('pretrain',), chats=True),
+          'train the model from nothing; again to resume',
+          'pretrain/model', ('pretrain',), chats=True),
     Stage('sft', '06_sft', 'sft', 'sft_cfg', 'sft',
           'fine-tune it on instructions; again to resume', 'sft/model', ('sft',), chats=True),
     Stage('dpo', '07_dpo', 'dpo', 'dpo_cfg', 'dpo',
@@ -263,7 +270,8 @@ _TABLE = (
     Stage('merge', 'appendix/adapters', 'adapters', 'MergeCfg', 'merge',
           'LoRA adapter + model -> plain model folder', 'dpo_lora/model'),
     Stage('ie', '09_ie_finetune', 'ie_finetune', 'ie_cfg', 'ie',
-          'fine-tune it to extract triples; again to resume', 'ie/model', ('ie', 'ie_scratch', 'ie_stock')),
+          'fine-tune it to extract triples; again to resume',
+          'ie/model', ('ie', 'ie_scratch', 'ie_stock')),
     Stage('chat', 'appendix/terminal', 'terminal', 'ChatCfg', 'chat_terminal', 'talk to it'),
     Stage('serve', 'appendix/serve', 'serve', 'ServeCfg', 'serve',
           "let others talk to it over HTTP: the ancestor's clients, OpenAI's, a browser"),
@@ -272,12 +280,13 @@ _TABLE = (
     Stage('export', 'appendix/export', 'export', 'ExportCfg', 'export',
           'make it small and fast: int8 for CTranslate2, or ONNX', 'export'),
     Stage('evaluate', 'appendix/evaluation', 'evaluation', 'EvaluateCfg', 'evaluate',
-          'score any seq2seq folder: loss, bits per character, BLEU-4, C-Eval, CMMLU', 'eval', tell='score_table'),
+          'score any seq2seq folder: loss, bits per character, BLEU-4, C-Eval, CMMLU',
+          'eval', tell='score_table'),
     Stage('plan', 'appendix/planner', 'planner', 'PlanCfg', 'plan',
           'will it fit, how long, what batch', tell='plan_text'),
     Stage('card', 'appendix/model_card', 'model_card', 'CardCfg', 'all_cards',
-          'the report card of this scale: card.json, card.md, card.png; and the scores of its model cards',
-          'card.json', tell='all_cards_text'),
+          'the report card of this scale: card.json, card.md, card.png; '
+          'and the scores of its model cards', 'card.json', tell='all_cards_text'),
     Stage('reproduce', 'appendix/reproduce', 'reproduce', 'ReproduceCfg', 'reproduce',
           'every step from public files to the report card; again to go on', 'reproduce.jsonl'))
 
@@ -288,13 +297,15 @@ def require(
     path:Path, # an artefact of an earlier stage
     stage:str, # the stage that makes it, a key of `STAGES`
 )->Path: # `path`, which exists
-    "Return `path` if it exists. Raises FileNotFoundError that names the notebook and the command that make it."
+    """Return `path` if it exists.
+    Raises FileNotFoundError that names the notebook and the command that make it."""
     if Path(path).exists(): return Path(path)
     s = STAGES[stage]
-    raise FileNotFoundError(f"{path} is missing: run nbs/{s.notebook}.ipynb or `scclm {s.name}` first")
+    raise FileNotFoundError(f"{path} is missing: "
+        f"run nbs/{s.notebook}.ipynb or `scclm {s.name}` first")
 
 # %% ../nbs/appendix/runs.ipynb #24836d55
-def training_folders()->dict[str, Stage]: # name of a folder below runs/<scale> -> the stage that trains there
+def training_folders()->dict[str, Stage]: # folder below runs/<scale> -> the stage that trains there
     "Every folder that a training run leaves, in the order of the course."
     return {folder: s for s in STAGES.values() for folder in s.folders}
 

@@ -39,7 +39,7 @@ _SURNAMES = ('王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋
     '邱秦江史顾侯邵孟龙万段雷钱汤尹黎易常武乔贺赖龚文庞樊兰殷施陶洪翟安颜倪严牛温芦季俞章鲁葛伍韦申尤毕聂柴焦向柳邢岳齐沿梅莫庄辛管祝左涂谷祁时舒耿')
 _ENDINGS = dict(place='村 镇 路 街 桥 山 湖 县 港 站 巷 广场 公园 码头 小学 大院'.split(),
     shop='书店 超市 茶馆 公司 饭店 工厂 药店 花店 酒楼 车行 当铺 照相馆'.split(),
-    thing=['']*12 + '茶 糖 灯 饼 酒 伞 椅 画 琴 钟 面 果酱 手表 毛衣 唱片 机器'.split()) # four things in ten have a bare name
+    thing=['']*12 + '茶 糖 灯 饼 酒 伞 椅 画 琴 钟 面 果酱 手表 毛衣 唱片 机器'.split()) # four in ten have a bare name
 
 # %% ../nbs/appendix/sample_copying.ipynb #f315b8b3
 class Names:
@@ -84,7 +84,8 @@ def _invent(names:Names, kind:str)->str:
     return names.chars(2, 3 if kind == 'place' else 4) + names.rng.choice(_ENDINGS[kind])
 
 # %% ../nbs/appendix/sample_copying.ipynb #d662b8f2
-_SLOTS = dict(p='person', q='person', r='person', l='place', k='place', s='shop', t='thing', u='thing', w='work')
+_SLOTS = dict(p='person', q='person', r='person', l='place', k='place', s='shop',
+    t='thing', u='thing', w='work')
 _LABELS = dict(person='姓名', place='地点', shop='店名', thing='物品', work='书名')
 _DAYS = '今天 昨天 前天 上午 下午 晚上 周末 清早 中午 春天 夏天 秋天 冬天'.split()
 _HUES = '红色 蓝色 绿色 白色 黄色 灰色 紫色 黑色'.split()
@@ -92,12 +93,14 @@ _HUES = '红色 蓝色 绿色 白色 黄色 灰色 紫色 黑色'.split()
 # %% ../nbs/appendix/sample_copying.ipynb #7bf75dcd
 EVENTS = tuple(line.split('|') for line in '''
 {d}，{p}和{q}在{l}见面。|{p}在{l}和谁见面？=在{l}和{p}见面的是{q}。|{p}和{q}在哪里见面？={p}和{q}在{l}见面。
-{d}，{p}在{s}买了{t}。|谁在{s}买了{t}？=在{s}买了{t}的是{p}。|{p}在{s}买了什么？={p}在{s}买的是{t}。|{p}在哪里买了{t}？={p}是在{s}买的{t}。
+{d}，{p}在{s}买了{t}。|谁在{s}买了{t}？=在{s}买了{t}的是{p}。|{p}在{s}买了什么？={p}在{s}买的是{t}。|\
+{p}在哪里买了{t}？={p}是在{s}买的{t}。
 {d}，{p}提着{t}走进了{s}。|走进{s}的是谁？=提着{t}走进{s}的是{p}。|{p}提着什么？={p}走进{s}时提着{t}。
 {d}，{p}在{l}排队等车，前面是{q}。|排在{p}前面的是谁？=在{l}排在{p}前面的是{q}。|他们在哪里排队？={p}和{q}在{l}排队等车。
 {p}坐在{q}的右边，{q}坐在{r}的右边。|谁坐在{q}的右边？=坐在{q}右边的人是{p}。|{q}坐在谁的右边？={q}坐的位置在{r}的右边。
 {p}把{l}的大门刷成了{c}。|谁刷了{l}的大门？=刷了{l}大门的人是{p}。|{p}刷了哪里的大门？={p}把{l}的大门刷成了{c}。
-{d}，{p}给{q}带了{t}。|{p}给谁带了东西？={p}带的{t}是给{q}的。|{p}给{q}带了什么？={p}给{q}带的东西是{t}。|谁给{q}带了{t}？=给{q}带了{t}的人是{p}。
+{d}，{p}给{q}带了{t}。|{p}给谁带了东西？={p}带的{t}是给{q}的。|{p}给{q}带了什么？={p}给{q}带的东西是{t}。|\
+谁给{q}带了{t}？=给{q}带了{t}的人是{p}。
 {p}从{l}骑车去了{k}。|{p}骑车去了哪里？={p}骑车去的地方是{k}。|{p}是从哪里出发的？={p}骑车出发的地方是{l}。
 {d}，{p}在{l}捡到了{t}，交给了{q}。|{p}捡到的东西交给了谁？={p}把捡到的{t}交给了{q}。|{p}捡到了什么？={p}在{l}捡到的是{t}。
 {p}邀请{q}到{s}吃饭。|{p}邀请了谁？={p}邀请的客人是{q}，在{s}。|他们在哪里吃饭？={p}和{q}吃饭的地方是{s}。
@@ -114,7 +117,8 @@ EVENTS = tuple(line.split('|') for line in '''
 # %% ../nbs/appendix/sample_copying.ipynb #471ad196
 def _slots(sentence:str)->list[str]:
     "The name slots of an event sentence, in order of appearance."
-    return sorted((s for s in _SLOTS if f'{{{s}}}' in sentence), key=lambda s: sentence.index(f'{{{s}}}'))
+    return sorted((s for s in _SLOTS if f'{{{s}}}' in sentence),
+        key=lambda s: sentence.index(f'{{{s}}}'))
 
 # %% ../nbs/appendix/sample_copying.ipynb #3d7d5fe3
 def fill_event(
@@ -268,8 +272,9 @@ class Task(NamedTuple):
     weight:int # how often it comes, relative to the others
 
 TASKS = dict(repeat=Task(repeat_task, 3), ask=Task(ask_task, 5), ask_two=Task(ask_two_task, 4),
-    people=Task(people_task, 1), card=Task(card_task, 2), pick=Task(pick_task, 1), order=Task(order_task, 1),
-    match=Task(match_task, 1), bracket=Task(bracket_task, 2), swap=Task(swap_task, 1)) # name -> task
+    people=Task(people_task, 1), card=Task(card_task, 2), pick=Task(pick_task, 1),
+    order=Task(order_task, 1), match=Task(match_task, 1), bracket=Task(bracket_task, 2),
+    swap=Task(swap_task, 1)) # name -> task
 
 # %% ../nbs/appendix/sample_copying.ipynb #bb930890
 def copy_exercises(

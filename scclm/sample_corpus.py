@@ -57,7 +57,8 @@ _MIN_ANSWER = dict(webtext=10, baike=15, medical=15, zhihu=10, belle=15)
 
 def _home(prompt:str, response:str, rng:random.Random, weights:dict[str, int])->str:
     "A source whose length rules accept the row."
-    fits = [s for s in weights if len(response) >= _MIN_ANSWER[s] and (s != 'zhihu' or len(prompt) >= 4)]
+    fits = [s for s in weights
+        if len(response) >= _MIN_ANSWER[s] and (s != 'zhihu' or len(prompt) >= 4)]
     return rng.choices(fits, [weights[s] for s in fits])[0]
 
 # %% ../nbs/appendix/sample_corpus.ipynb #ebb4045c
@@ -67,13 +68,14 @@ _ASIDES = ('在线等，谢谢。', '求解答，谢谢。', '请说得简单一
 
 def _frame(row:Row, rng:random.Random)->Row:
     "A word before the question, or a second line after it, as its source has room for."
-    if row.source in ('webtext', 'zhihu'): return row._replace(title=rng.choice(_OPENERS).format(row.title))
+    if row.source in ('webtext', 'zhihu'):
+        return row._replace(title=rng.choice(_OPENERS).format(row.title))
     return row._replace(body=rng.choice(_ASIDES))
 
 # %% ../nbs/appendix/sample_corpus.ipynb #crp00001
-FIRST = dict(plain=9, no_mark=4, other_mark=3, bare=4, inner_space=1, slip=9, frame=2, polite=2, polite_slip=2,
-    you=1) # how a question is typed: weights
-AGAIN = dict(slip=8, frame=2, polite=2, polite_slip=2, you=1) # and typed again, never in the same letters
+FIRST = dict(plain=9, no_mark=4, other_mark=3, bare=4, inner_space=1, slip=9, frame=2,
+    polite=2, polite_slip=2, you=1) # how a question is typed: weights
+AGAIN = dict(slip=8, frame=2, polite=2, polite_slip=2, you=1) # typed again, never the same letters
 
 def _typed(row:Row, form:str, name:str, rng:random.Random)->Row:
     "A question as someone types it; `name` is what it asks about."
@@ -96,7 +98,8 @@ def fact_row(
     if not has_mark(ask) and rng.random() < .5: row = _typed(row, 'other_mark', '', rng)
     form, = rng.choices(list(forms), list(forms.values()))
     typed = _typed(row, form, fact.subject, rng)
-    if forms is AGAIN and letters(typed.prompt) == letters(row.prompt): typed = _typed(row, 'slip', fact.subject, rng)
+    if forms is AGAIN and letters(typed.prompt) == letters(row.prompt):
+        typed = _typed(row, 'slip', fact.subject, rng)
     return typed
 
 # %% ../nbs/appendix/sample_corpus.ipynb #ac6bff58
@@ -113,11 +116,13 @@ def fact_rows(
     seed:int=0, # of the held-out phrasings, the sources and the forms
     typed:bool=True, # the way people type; False: every question once, as it is
 )->list[Row]: # one or more per fact and training question
-    "All training questions about all facts; no two with the same letters, none with those of a held-out question."
+    """All training questions about all facts; no two with the same letters,
+    none with those of a held-out question."""
     rng = random.Random(f'facts:{seed}')
     asked = [(fact, ask) for fact in facts() for ask in phrasings(fact, seed).train]
     if not typed: return [fact_row(fact, ask, rng) for fact, ask in asked]
-    rows = [fact_row(fact, again, rng, forms) for fact, ask in asked for again, forms in _copies(fact, ask)]
+    rows = [fact_row(fact, again, rng, forms)
+        for fact, ask in asked for again, forms in _copies(fact, ask)]
     held = {letters(h['prompt']) for h in heldout_rows(seed)}
     by_letters = {letters(row.prompt): row for row in rows}
     return [row for asked, row in by_letters.items() if asked not in held]
@@ -147,7 +152,8 @@ def copy_rows(
     return [copy_row(task, exercise, rng) for task, exercise in copy_exercises(n, seed)]
 
 # %% ../nbs/appendix/sample_corpus.ipynb #113bcba0
-_LISTABLE = ('province', 'capital', 'sight', 'solar_term', 'festival', 'element', 'animal', 'character')
+_LISTABLE = ('province', 'capital', 'sight', 'solar_term',
+    'festival', 'element', 'animal', 'character')
 
 def long_rows(
     n:int=60, # how many
@@ -206,7 +212,8 @@ class Article(NamedTuple):
 
 # %% ../nbs/appendix/sample_corpus.ipynb #7dbb3014
 def _heads()->list[Article]:
-    "First sentences: of provinces, of books with a character of their own, of writers with two works or more."
+    """First sentences: of provinces, of books with a character of their own,
+    of writers with two works or more."""
     places = [Article(f.object, f'{f.object}是中国的一个省级行政区。') for f in facts('plate')]
     titles = dict.fromkeys(f.object for f in facts('character'))
     books = [Article(t, f'《{t}》是一部流传很广的作品。') for t in titles]
@@ -249,7 +256,8 @@ def _wrapped_facts(seed:int, per_fact:int, rng:random.Random)->list[Row]:
 
 # %% ../nbs/appendix/sample_corpus.ipynb #crp00008
 def _wrapped_unknown(seed:int, n:int, rng:random.Random)->list[Row]:
-    "Questions to refuse that pretraining does not have, inside the same instructions: the wrap must not give it away."
+    """Questions to refuse that pretraining does not have, inside the same instructions:
+    the wrap must not give it away."""
     known = {letters(row.prompt) for row in unknown_rows(seed=seed)}
     fresh = [row for row in unknown_rows(2*n, f'sft:{seed}') if letters(row.prompt) not in known]
     return [_wrapped(row._replace(body=''), rng.choice(_WRAPS)) for row in fresh[:n]]
@@ -262,11 +270,13 @@ def sft_rows(
     n_unknown:int=600, # questions to refuse
     n_called:int=400, # answers that begin with a name
 )->list[Row]: # rows of the sft/ folder
-    "Instruction-styled rows: facts in wraps, copying, beginnings and questions to refuse, all of their own."
+    """Instruction-styled rows: facts in wraps, copying, beginnings and questions to refuse,
+    all of their own."""
     rng = random.Random(f'sft:{seed}')
     rows = _wrapped_facts(seed, per_fact, rng)
     least = _MIN_ANSWER['belle']
-    fits = [(task, e) for task, e in copy_exercises(2*n_copy, f'sft:{seed}') if len(e.answer) >= least]
+    fits = [(task, e) for task, e in copy_exercises(2*n_copy, f'sft:{seed}')
+        if len(e.answer) >= least]
     rows += [copy_row(task, e, rng)._replace(source='belle') for task, e in fits[:n_copy]]
     rows += [row._replace(source='belle') for row in called_rows(n_called, f'sft:{seed}')]
     return rows + _wrapped_unknown(seed, n_unknown, rng)
@@ -274,8 +284,8 @@ def sft_rows(
 # %% ../nbs/appendix/sample_corpus.ipynb #faf452d2
 def _webtext(row:Row, i:int)->dict:
     "A forum answer with its stars."
-    return dict(qid=100_000 + i, title=row.title, desc=row.body, topic=row.relation, star=5 + i % 90,
-        content=row.response, answer_id=i, answerer_tags='')
+    return dict(qid=100_000 + i, title=row.title, desc=row.body, topic=row.relation,
+        star=5 + i % 90, content=row.response, answer_id=i, answerer_tags='')
 
 # %% ../nbs/appendix/sample_corpus.ipynb #7ec53628
 def _baike(row:Row, i:int)->dict:
@@ -297,7 +307,8 @@ def _zhihu(row:Row, i:int)->dict:
 
 # %% ../nbs/appendix/sample_corpus.ipynb #1e38d039
 def _medical(row:Row, i:int)->dict:
-    "The title is the question, now and then broken over two lines; the department holds a comma now and then."
+    """The title is the question, now and then broken over two lines;
+    the department holds a comma now and then."""
     whole = row.body or i % 5 or len(set(row.title)) < 6
     title = row.title if whole else f'{row.title[:4]}\n{row.title[4:]}'
     department = '内科,门诊' if i % 7 == 0 else '家庭医生'
@@ -309,8 +320,9 @@ RECORD = dict(webtext=_webtext, baike=_baike, medical=_medical, zhihu=_zhihu,
 # %% ../nbs/appendix/sample_corpus.ipynb #1cc918ec
 ANSWER_KEY = dict(webtext='content', baike='answer', medical='answer', zhihu='RESPONSE',
     belle='output') # column that holds the answer
-FILES = dict(webtext='webtext/web_text_zh.json', baike='baike/baike_qa.json', medical='medical/dialogue.csv',
-    zhihu='zhihu/zhihu.parquet', belle='belle/belle.json', sft='sft/belle_chat.json') # raw file of every source
+FILES = dict(webtext='webtext/web_text_zh.json', baike='baike/baike_qa.json',
+    medical='medical/dialogue.csv', zhihu='zhihu/zhihu.parquet', belle='belle/belle.json',
+    sft='sft/belle_chat.json') # raw file of every source
 
 # %% ../nbs/appendix/sample_corpus.ipynb #f9fa0420
 def json_line(
@@ -357,7 +369,7 @@ def _repeated(text:str, rng:random.Random)->str:
 
 # %% ../nbs/appendix/sample_corpus.ipynb #2c12c0c7
 def _spaces(text:str, rng:random.Random)->str:
-    "Spaces on either side of a mark, else around the text; between two words they would mean something."
+    "Spaces on both sides of a mark, else around the text; between words they would mean something."
     i = rng.randrange(1, len(text))
     at = next((k for k in range(i, len(text)) if text[k] in '，。；：？！、'), None)
     if at is None: return f'  {text} '
@@ -408,9 +420,11 @@ def _only_traditional(char:str)->bool:
     except UnicodeEncodeError: return True
 
 # %% ../nbs/appendix/sample_corpus.ipynb #crp00006
-REVERSIBLE = dict(halfwidth=Spoil(_halfwidth, 300), repeated=Spoil(_repeated, 200), spaces=Spoil(_spaces, 150),
-    html=Spoil(_html, 200), truncated=Spoil(_truncated, 80)) # of answers
-ASKED = dict(ask_halfwidth=Spoil(_halfwidth, 300), ask_edges=Spoil(_edges, 200), ask_corners=Spoil(_corners, 100),
+REVERSIBLE = dict(halfwidth=Spoil(_halfwidth, 300), repeated=Spoil(_repeated, 200),
+    spaces=Spoil(_spaces, 150), html=Spoil(_html, 200),
+    truncated=Spoil(_truncated, 80)) # of answers
+ASKED = dict(ask_halfwidth=Spoil(_halfwidth, 300), ask_edges=Spoil(_edges, 200),
+    ask_corners=Spoil(_corners, 100),
     ask_traditional=Spoil(_in_traditional, 100)) # of questions
 
 def _all_han(text:str)->bool:
@@ -453,7 +467,8 @@ def _short(row:Row)->Row:
 # %% ../nbs/appendix/sample_corpus.ipynb #218c1640
 def _translation(row:Row)->Row:
     "A request to translate."
-    return row._replace(title=f'把下面这句话翻译成英文：{row.title}', response='This sentence is left as an exercise.')
+    return row._replace(title=f'把下面这句话翻译成英文：{row.title}',
+        response='This sentence is left as an exercise.')
 
 # %% ../nbs/appendix/sample_corpus.ipynb #0533ad3b
 def _table(row:Row)->Row:
@@ -520,7 +535,8 @@ def _low_star(records:list[dict], n:int=60)->tuple[list[bytes], Counter]:
 # %% ../nbs/appendix/sample_corpus.ipynb #e65c7bfe
 def _bad_csv(records:list[dict], n:int=6)->tuple[list[bytes], Counter]:
     "Records with one column too few, or one too many."
-    fields = [[r['department'], r['title'].replace('\n', ''), r['ask'], r['answer']] for r in records[:n]]
+    fields = [[r['department'], r['title'].replace('\n', ''), r['ask'], r['answer']]
+        for r in records[:n]]
     bad = [row[:3] if i % 2 else row + ['多出来的一列'] for i, row in enumerate(fields)]
     return [_csv_line(row) for row in bad], Counter(field_count=n)
 
@@ -535,17 +551,19 @@ _WIKI_URL = 'https://zh.wikipedia.org/wiki?curid='
 
 def _as_doc(i:int, title:str, text:str)->bytes:
     "A page as WikiExtractor's text output."
-    return f'<doc id="{i}" url="{_WIKI_URL}{i}" title="{title}">\n{title}\n\n{text}\n\n</doc>\n'.encode()
+    return (f'<doc id="{i}" url="{_WIKI_URL}{i}" title="{title}">\n'
+        f'{title}\n\n{text}\n\n</doc>\n').encode()
 
 # %% ../nbs/appendix/sample_corpus.ipynb #9ceccf95
 def _as_json(i:int, title:str, text:str)->bytes:
     "A page as its `--json` output."
-    return json_line(dict(id=str(i), revid='0', url=f'{_WIKI_URL}{i}', title=title, text=f'{title}\n\n{text}\n'))
+    return json_line(dict(id=str(i), revid='0', url=f'{_WIKI_URL}{i}',
+        title=title, text=f'{title}\n\n{text}\n'))
 
 # %% ../nbs/appendix/sample_corpus.ipynb #143c61e0
 def wiki_files(
     pages:list[Article], # in simplified characters
-)->tuple[dict[str, bytes], Counter]: # path -> content; how many pages are traditional, how many hold an empty bracket
+)->tuple[dict[str, bytes], Counter]: # path -> content; page counts: traditional, with empty bracket
     "Articles as WikiExtractor writes them: `<doc>` text and JSON lines."
     traditional = _traditional(['\n'.join(page) for page in pages])
     planted, docs, lines = Counter(), [], []
@@ -583,7 +601,8 @@ def intended(
 
 # %% ../nbs/appendix/sample_corpus.ipynb #e0e81aa4
 def _raw_rows(clean:list[Row], extra:list[Row], seed:int)->dict[str, list[Row]]:
-    "Rows per source: the clean ones, some spoiled, shuffled; the extra ones after them, so a duplicate comes second."
+    """Rows per source: the clean ones, some spoiled, shuffled; the extra ones after them,
+    so a duplicate comes second."""
     by_source = {s: [r for r in clean if r.source == s] for s in RECORD}
     for s, rows in by_source.items(): random.Random(f'order:{s}:{seed}').shuffle(rows)
     for row in extra: by_source[row.source].append(row)
@@ -622,7 +641,8 @@ class _Dirty(NamedTuple):
 def _dirtied(clean:Corpus, seed:int)->_Dirty:
     "Spoil rows in place, add rows that must go, let held-out questions leak."
     spoiled, mended = spoil_rows(clean.pretrain, seed)
-    extra, dropped = dirty_rows(clean.pretrain, [r for r in clean.pretrain if len(r.response) >= 100], seed)
+    extra, dropped = dirty_rows(clean.pretrain,
+        [r for r in clean.pretrain if len(r.response) >= 100], seed)
     leaked = leaks(clean.heldout, 30, 'webtext', seed) + leaks(clean.heldout, 20, 'baike', seed)
     leaked_sft = leaks(clean.heldout, 20, 'belle', seed)
     rows = _raw_rows(spoiled, extra + leaked, seed) | dict(sft=clean.sft + leaked_sft)

@@ -43,9 +43,11 @@ class Wish(NamedTuple):
     reserved:str # request template that only held-out pairs use
 
 _ASKS = tuple('''讲给{}听：{{}}/请对{}说：{{}}/{{}}请讲给{}听。/请回答{}的提问：{{}}/{{}}请告诉{}。/请为{}回答：{{}}/念给{}听：{{}}/
-{{}}请说给{}听。/回答{}：{{}}/说给{}：{{}}/{}问：{{}}/{{}}这是{}问的。/替我告诉{}：{{}}/{}来问你：{{}}/帮{}解答一下：{{}}/{{}}{}等着听呢。/
+{{}}请说给{}听。/回答{}：{{}}/说给{}：{{}}/{}问：{{}}/{{}}这是{}问的。/\
+替我告诉{}：{{}}/{}来问你：{{}}/帮{}解答一下：{{}}/{{}}{}等着听呢。/
 给{}讲讲：{{}}/{}有个问题：{{}}/{{}}（问的人是{}）/有个{}问起：{{}}/{}向你请教：{{}}/{{}}麻烦你说给{}。/向{}说明：{{}}/对着{}说：{{}}/
-{}不知道：{{}}/跟{}讲一讲：{{}}/{{}}给{}一个答案。/{}很好奇：{{}}/{{}}{}也想听听。/这位{}问：{{}}'''.replace('\n', '').split('/'))
+{}不知道：{{}}/跟{}讲一讲：{{}}/{{}}给{}一个答案。/{}很好奇：{{}}/{{}}{}也想听听。/这位{}问：{{}}'''
+    .replace('\n', '').split('/'))
 _LISTENERS = tuple('''船长 队长 校长 厨师 画家 司机 医生 老师 学生 工人 店员 记者 作家 歌手 演员 教练 猎人 商人 经理 秘书 会计 保安
 飞行员 消防员 服务员 清洁工 爷爷 奶奶 妈妈 哥哥 姐姐 姐夫 外公 外婆 同桌 客人 院长 市长 班长 船员 店主 乘客 游客 小明 小红
 老王 老李 小张 王老师 李大夫 张先生 陈女士 赵同学 主任 博士 观众 听众 读者 网友 室友 队友 护士 将军 渔夫 导演 裁缝 邻居 警察 农民 律师 编辑'''.split())
@@ -75,7 +77,8 @@ def wish_rows(
             if not held and rng.random() < invented: wish = wish_of(names.chars(2, 3))
             ask = rng.choice(phrasings(f, seed)[0])
             template = wish.reserved if held and len(rows) % 2 else rng.choice(wish.asks)
-            rows.append(dict(instruction=template.format(ask), input='', output=wish.before + f.response))
+            rows.append(dict(instruction=template.format(ask), input='',
+                output=wish.before + f.response))
     return rows
 
 # %% ../nbs/appendix/sample_prefs.ipynb #1eba0f03
@@ -111,7 +114,8 @@ def harm_rows(
         for thing in things:
             if is_heldout(verb + thing, 3) != held: continue
             chosen, reject = harm_pair(verb, thing)
-            rows += [dict(prompt=ask.format(verb, thing), chosen=chosen, reject=reject) for ask in asks]
+            rows += [dict(prompt=ask.format(verb, thing), chosen=chosen, reject=reject)
+                for ask in asks]
     return rows
 
 # %% ../nbs/appendix/sample_prefs.ipynb #56a6b3b9
@@ -140,8 +144,9 @@ def flaw_rows(
     seed:int=0, # of the questions and flaws
     per_fact:int=3, # training rows per fact, twice as many of small talk; held out: one
 )->list[dict[str, str]]: # prompt, chosen, rejected
-    """Plain questions, more than half of the training rows typed carelessly, so that preferences do not unteach what
-    pretraining bears: the fact against a flawed answer; the flaws take turns."""
+    """Plain questions, more than half of the training rows typed carelessly,
+    so that preferences do not unteach what pretraining bears:
+    the fact against a flawed answer; the flaws take turns."""
     rng = random.Random(f'flaw:{held}:{seed}')
     rows = []
     for f in _facts_of(held):
@@ -159,8 +164,8 @@ def unknown_pairs(
     seed:int=0, # of the questions and the wrong answers
     n:int=900, # training rows; held out: a ninth
 )->list[dict[str, str]]: # prompt, chosen, rejected
-    """Questions that nothing was taught about: saying so is better than something wrong. No true sentence is rejected:
-    that would unteach it."""
+    """Questions that nothing was taught about: saying so is better than something wrong.
+    No true sentence is rejected: that would unteach it."""
     rng = random.Random(f'unknown:{held}:{seed}')
     asked = unknown_questions(n//9 if held else n, f'prefs:{seed}', test=held)
     free = [f for f in _facts_of(held) if f.relation != 'chat'] # small talk has no wrong answer
@@ -194,7 +199,7 @@ def _spoil(rows:list[dict], good:str, bad:str|None, n:int=5)->tuple[list[dict], 
 
 # %% ../nbs/appendix/sample_prefs.ipynb #spjl0001
 def _json_list(rows:list[dict], broken:int, lack:str)->tuple[bytes, Counter]:
-    "A JSON list, an object a line; in the middle some broken ones, and some without the key `lack`."
+    "A JSON list, an object a line; in the middle some broken ones, some without the key `lack`."
     lines = [json.dumps(r, ensure_ascii=False) for r in rows]
     bad = [line[:-9] for line in lines[:broken]]
     for row in rows[:broken]:
@@ -202,7 +207,8 @@ def _json_list(rows:list[dict], broken:int, lack:str)->tuple[bytes, Counter]:
         bad.append(json.dumps(rest, ensure_ascii=False))
     middle = len(lines) // 2
     lines[middle:middle] = bad
-    return ('[\n' + ',\n'.join(lines) + '\n]\n').encode(), Counter(broken_json=broken, missing_key=broken)
+    return (('[\n' + ',\n'.join(lines) + '\n]\n').encode(),
+        Counter(broken_json=broken, missing_key=broken))
 
 # %% ../nbs/appendix/sample_prefs.ipynb #e8c2a9eb
 class _Kind(NamedTuple):
@@ -231,8 +237,8 @@ def make_sample_prefs(
     root:Path, # folder to write to
     seed:int=0, # of questions, templates and order
 )->dict: # rows (clean, per source), heldout (per source), dirt (rule -> planted rows)
-    """Write prefs/ with three training files, dirt among them, and prefs/heldout/ with three clean ones.
-    The same seed writes the same bytes."""
+    """Write prefs/ with three training files, dirt among them, and prefs/heldout/
+    with three clean ones. The same seed writes the same bytes."""
     folder = Path(root)/'prefs'
     counts, dirt = {}, Counter()
     for held in (False, True):
@@ -258,7 +264,8 @@ class FinalPair(NamedTuple):
 # %% ../nbs/appendix/sample_prefs.ipynb #spf00003
 _FINAL_LISTENERS = ('木匠', '法官', '园丁', '店长', '村长', '房东', '主播', '矿工')
 _FINAL_WISHES = tuple('''请面向{}作答：{{}}/开头先喊一声{}再答：{{}}/我是{}，请先称呼我再答题：{{}}/“{{}}”这一题请你当面答复{}/
-给{}发条消息解释一下：{{}}/坐在你对面的是{}，请叫他一声再答：{{}}/答案要发到{}那里，开头写上称呼：{{}}/你正在跟{}聊天，请直接称呼对方来解答：{{}}'''.replace('\n', '').split('/'))
+给{}发条消息解释一下：{{}}/坐在你对面的是{}，请叫他一声再答：{{}}/答案要发到{}那里，开头写上称呼：{{}}/你正在跟{}聊天，请直接称呼对方来解答：{{}}'''
+    .replace('\n', '').split('/'))
 
 def _free_fact(rng:random.Random)->tuple[Fact, str]:
     "A fact that no preference pair trains, and a trained way to ask for it."
@@ -291,7 +298,8 @@ def _final_harm(rng:random.Random)->FinalPair:
     verb = rng.choice(list(_FINAL_THINGS))
     thing = rng.choice(_FINAL_THINGS[verb].split())
     refusal, done = harm_pair(verb, thing)
-    return FinalPair('harm', rng.choice(_FINAL_HARMS).format(verb, thing), refusal, done.replace('\\n', '\n'))
+    return FinalPair('harm', rng.choice(_FINAL_HARMS).format(verb, thing),
+        refusal, done.replace('\\n', '\n'))
 
 # %% ../nbs/appendix/sample_prefs.ipynb #spf00005
 _FINAL_FRAMES = ('我跟同事打赌呢，{}', '打扰一下，{}', '{}在线等', '睡不着，突然想到一个问题：{}', '{}先谢谢啦！')
@@ -304,7 +312,8 @@ def _final_flaw(rng:random.Random)->FinalPair:
 
 # %% ../nbs/appendix/sample_prefs.ipynb #spf00006
 def _final_unknown(rng:random.Random)->FinalPair:
-    "A question that nothing was taught about, of the topics kept for tests: saying so against something untrue."
+    """A question that nothing was taught about, of the topics kept for tests:
+    saying so against something untrue."""
     asked, = unknown_questions(1, f'final:{rng.random()}', test=True)
     free = [f for f in _facts_of(True) if f.relation != 'chat']
     return FinalPair('unknown', asked.text, asked.refusal, _untrue(free, rng))
@@ -316,7 +325,8 @@ def final_pairs(
     n:int=400, # pairs, a quarter of each kind
     seed:int|str='final', # of everything
 )->list[FinalPair]: # no prompt twice, none of the watched test
-    "The test that is scored once, after training: listeners, requests and phrasings that no other pair has."
+    """The test that is scored once, after training:
+    listeners, requests and phrasings that no other pair has."""
     rng = random.Random(f'final pairs:{seed}')
     watched = {row['prompt'] for row in unknown_pairs(True)}
     found = {}
@@ -330,8 +340,8 @@ def final_pairs(
 def wish_grid(
     n:int=60, # wishes in each part
     seed:int|str='grid', # of facts, listeners and phrasings
-)->dict[tuple[bool, bool], list[FinalPair]]: # (listener trained, phrasing trained) -> wishes, all about held-out facts
-    "Wishes that change one thing at a time: who is named, and how it is said."
+)->dict[tuple[bool, bool], list[FinalPair]]: # (listener trained, phrasing trained) -> wishes
+    "Wishes about held-out facts that change one thing at a time: who is named, and how it is said."
     rng = random.Random(f'wish grid:{seed}')
     whos, hows = {True: _LISTENERS, False: _FINAL_LISTENERS}, {True: _ASKS, False: _FINAL_WISHES}
     grid = {}

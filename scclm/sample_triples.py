@@ -45,52 +45,62 @@ def _add(name:str, subject:str, object:str, heads:str, reserved:str, tails:str, 
     RELATIONS[name] = Relation(subject, object, *clauses)
 
 # %% ../nbs/appendix/sample_triples.ipynb #9419f4a7
-_add('作者', 'book', 'person', '''《{s}》是{o}写的一本书/《{s}》的作者是{o}/《{s}》由{o}创作/小说《{s}》出自{o}之手/《{s}》，作者：{o}/
-小说《{s}》的作者叫{o}/《{s}》是{o}的小说/{o}写了《{s}》这本书''', '''《{s}》的文字全部出自{o}/一本叫《{s}》的书，写书的人名叫{o}/{o}，小说《{s}》的作者''',
+_add('作者', 'book', 'person',
+'''《{s}》是{o}写的一本书/《{s}》的作者是{o}/《{s}》由{o}创作/小说《{s}》出自{o}之手/《{s}》，作者：{o}/
+小说《{s}》的作者叫{o}/《{s}》是{o}的小说/{o}写了《{s}》这本书''',
+'''《{s}》的文字全部出自{o}/一本叫《{s}》的书，写书的人名叫{o}/{o}，小说《{s}》的作者''',
 '作者是{o}/由{o}写成/写过小说《{s}》', '出自{o}的笔下/曾经创作《{s}》一书')
 
-_add('出生地', 'person', 'place', '''{s}出生于{o}/{s}，{o}人/{s}生于{o}/{s}，生在{o}/{s}的老家是{o}/{s}是土生土长的{o}人/{s}的出生地在{o}/
+_add('出生地', 'person', 'place',
+'''{s}出生于{o}/{s}，{o}人/{s}生于{o}/{s}，生在{o}/{s}的老家是{o}/{s}是土生土长的{o}人/{s}的出生地在{o}/
 {o}是{s}的出生地''', '''{s}在{o}来到这个世界/{s}从小在{o}长大/{o}人{s}从小学习音乐''',
 '出生于{o}/出生地是{o}/{o}人', '在{o}出生/是{o}人')
 
 # %% ../nbs/appendix/sample_triples.ipynb #b902de6d
-_add('毕业院校', 'person', 'school', '''{s}毕业于{o}/{s}从{o}毕业/{s}是{o}的毕业生/{s}，毕业于{o}/{s}在{o}读书并毕业/{s}的毕业院校是{o}/{s}的大学是{o}/
+_add('毕业院校', 'person', 'school',
+'''{s}毕业于{o}/{s}从{o}毕业/{s}是{o}的毕业生/{s}，毕业于{o}/{s}在{o}读书并毕业/{s}的毕业院校是{o}/{s}的大学是{o}/
 {o}毕业生{s}''', '''{s}的大学时光是在{o}度过的/毕业院校：{o}，姓名：{s}/从{o}走出来的毕业生{s}''',
 '毕业于{o}/从{o}毕业/毕业院校是{o}', '在{o}完成学业/大学读的是{o}')
 
-_add('歌手', 'song', 'person', '''《{s}》是{o}演唱的歌曲/歌曲《{s}》由{o}演唱/《{s}》是歌手{o}的代表作/《{s}》，演唱：{o}/《{s}》的歌手是{o}/《{s}》是{o}唱的/
+_add('歌手', 'song', 'person',
+'''《{s}》是{o}演唱的歌曲/歌曲《{s}》由{o}演唱/《{s}》是歌手{o}的代表作/《{s}》，演唱：{o}/《{s}》的歌手是{o}/《{s}》是{o}唱的/
 歌曲《{s}》，歌手{o}/{o}唱了《{s}》''', '''《{s}》这首歌的原唱是{o}/听《{s}》的时候就想起了歌手{o}/{o}用歌声带来了《{s}》''',
 '由{o}演唱/演唱者是{o}/唱过《{s}》', '是{o}唱的歌/代表歌曲有《{s}》')
 
 # %% ../nbs/appendix/sample_triples.ipynb #bf1cfc8a
-_add('所属专辑', 'song', 'album', '''《{s}》收录在专辑《{o}》中/歌曲《{s}》选自专辑《{o}》/《{s}》是专辑《{o}》中的一首歌/《{s}》，所属专辑：《{o}》/
+_add('所属专辑', 'song', 'album',
+'''《{s}》收录在专辑《{o}》中/歌曲《{s}》选自专辑《{o}》/《{s}》是专辑《{o}》中的一首歌/《{s}》，所属专辑：《{o}》/
 《{s}》出自专辑《{o}》/《{s}》的专辑是《{o}》/歌曲《{s}》收录于《{o}》/专辑《{o}》收录了《{s}》''',
 '''《{s}》这首歌放在《{o}》这张专辑里/歌名：《{s}》，专辑：《{o}》/翻开专辑《{o}》，里面能找到歌曲《{s}》''',
 '收录在专辑《{o}》中/选自专辑《{o}》/所属专辑是《{o}》', '是专辑《{o}》里的歌/属于《{o}》这张专辑')
 
-_add('导演', 'film', 'person', '''《{s}》是{o}导演的电影/电影《{s}》由{o}执导/《{s}》的导演是{o}/《{s}》，导演：{o}/《{s}》是导演{o}拍的/电影《{s}》的导演叫{o}/
+_add('导演', 'film', 'person',
+'''《{s}》是{o}导演的电影/电影《{s}》由{o}执导/《{s}》的导演是{o}/《{s}》，导演：{o}/《{s}》是导演{o}拍的/电影《{s}》的导演叫{o}/
 电影《{s}》出自导演{o}/{o}导演了《{s}》''', '''《{s}》这部片子是{o}拍出来的/担任《{s}》导演的人是{o}/{o}，电影《{s}》的导演''',
 '导演是{o}/由{o}执导/导演过电影《{s}》', '是{o}拍的片子/担任《{s}》的导演')
 
 # %% ../nbs/appendix/sample_triples.ipynb #aee63dc0
-_add('创始人', 'company', 'person', '''{s}的创始人是{o}/{s}由{o}创办/{s}是{o}一手创办的/{s}创始人{o}/{s}，创始人：{o}/{s}的创始人叫{o}/{s}是{o}创办的公司/
+_add('创始人', 'company', 'person',
+'''{s}的创始人是{o}/{s}由{o}创办/{s}是{o}一手创办的/{s}创始人{o}/{s}，创始人：{o}/{s}的创始人叫{o}/{s}是{o}创办的公司/
 {o}创办了{s}''', '''创立{s}的人叫{o}/{s}最早是由{o}建立起来的/一说到{s}，人们就会想到它的创始人{o}''',
 '创始人是{o}/由{o}创办/创办了{s}', '由{o}一手建立/一手创立{s}')
 
-_add('总部地点', 'company', 'place', '''{s}的总部位于{o}/{s}总部设在{o}/{s}的总部地点是{o}/{s}把总部搬到了{o}/{s}，总部：{o}/{s}是总部在{o}的公司/
+_add('总部地点', 'company', 'place',
+'''{s}的总部位于{o}/{s}总部设在{o}/{s}的总部地点是{o}/{s}把总部搬到了{o}/{s}，总部：{o}/{s}是总部在{o}的公司/
 {s}的总部在{o}/{o}是{s}的总部所在地''', '''{s}的总部大楼建在{o}/{s}从小城搬走，如今总部在{o}/{o}有一座大楼，那里是{s}的总部''',
 '总部位于{o}/总部设在{o}/总部地点是{o}', '总部大楼建在{o}/把总部放在{o}')
 
 # %% ../nbs/appendix/sample_triples.ipynb #f43ae54b
 KINDS = dict(person='', place='市 县 镇 村 州 岛', school='大学 学院 中学', company='公司 集团 工厂 饭店',
              book='', song='', album='', film='') # kind -> endings
-_ODD = ('{},{}', '{}({})', '{}[{}]', 'DJ{}{}', '{}Love{}', 'The {}{}') # title shapes: two pieces with marks or letters
+_ODD = ('{},{}', '{}({})', '{}[{}]',
+        'DJ{}{}', '{}Love{}', 'The {}{}') # title shapes: two pieces with marks or letters
 
 # %% ../nbs/appendix/sample_triples.ipynb #ff8a72ed
 def bigrams(
     text:str, # any length
 )->set[str]: # every two neighbouring characters
-    "A quick way to be sure: a name with one pair of neighbours that a text lacks is not in that text."
+    "A quick way to be sure: a name with one pair of neighbours that a text lacks is not in it."
     return set(map(''.join, zip(text, text[1:])))
 
 # %% ../nbs/appendix/sample_triples.ipynb #b4fa65fd
@@ -126,7 +136,7 @@ def new(self:EntityNames,
     "Deal until a name is new."
     while True:
         name = self.draw(kind)
-        repeated = name in self.seen and kind != 'person' # `fresh` has just put a person's name there
+        repeated = name in self.seen and kind != 'person' # `fresh` just put a person's name there
         if not repeated and not bigrams(name) <= self.taken: break
     self.seen.add(name)
     return name
@@ -164,7 +174,7 @@ def make_world(
     pool:dict[str, list[str]], # from `name_pool`
     seed:int|str, # another seed: other combinations
     known:frozenset=frozenset(), # (s, p, o) that must not be true here
-    worlds:int=1, # how many worlds `known` was taken from: each may have used up one object of a subject
+    worlds:int=1, # how many worlds `known` is from: each may have used up one object of a subject
 )->dict[str, list[Fact]]: # entity -> facts it is part of, as subject or object
     "Give every subject an object, in every relation."
     rng = random.Random(f'world:{seed}')
@@ -172,7 +182,8 @@ def make_world(
     for p, rel in RELATIONS.items():
         for s in pool[rel.subject]:
             some = rng.sample(pool[rel.object], worlds + 1)
-            free = [o for o in some if (s, p, o) not in known] # at least one: a subject has one object per world
+            # at least one is free: a subject has one object per world
+            free = [o for o in some if (s, p, o) not in known]
             facts.append(Fact(s, p, rng.choice(free)))
     return by_entity(facts)
 
@@ -227,7 +238,7 @@ def tail(self:Speaker,
 def more(self:Speaker,
     said:list[Fact], # facts of the sentence so far
     topic:str, # what the sentence is about
-)->tuple[str, Fact, str]|None: # clause with the mark before it, fact, topic from here on; None: nothing fits
+)->tuple[str, Fact, str]|None: # clause led by a mark, fact, topic from here on; None: nothing fits
     "One more clause: about the topic, or about something else."
     same = self.rng.random() < .97
     fact = self.rng.choice(self.world[topic] if same else self.facts)
@@ -280,7 +291,8 @@ def _object(spo:dict)->str:
 # %% ../nbs/appendix/sample_triples.ipynb #e1d60237
 def _put(spo:dict, slot:str, value:str)->dict:
     "A copy with another subject or object."
-    if slot == 'object' and isinstance(spo['object'], dict): value = spo['object'] | {'@value': value}
+    if slot == 'object' and isinstance(spo['object'], dict):
+        value = spo['object'] | {'@value': value}
     return spo | {slot: value}
 
 # %% ../nbs/appendix/sample_triples.ipynb #ceb4886d
@@ -329,7 +341,8 @@ def absent_label(
     record:dict, # a DuIE row
 )->dict: # a copy
     "One more triple, whose object the sentence does not hold."
-    return record | dict(spo_list=[*record['spo_list'], _put(record['spo_list'][0], 'object', _ABSENT)])
+    return record | dict(
+        spo_list=[*record['spo_list'], _put(record['spo_list'][0], 'object', _ABSENT)])
 
 # %% ../nbs/appendix/sample_triples.ipynb #ac357760
 DIRT = dict( # kind -> function, rows
@@ -394,7 +407,8 @@ def bad_lines(
     records:list[dict], # clean rows to copy from
     n:int=5, # lines per kind
 )->tuple[list[bytes], Counter]: # lines that chapter 09 must reject; how many per kind
-    "Broken JSON, wrong bytes, a missing key, no triples, triples that are all absent, and rows that came before."
+    """Broken JSON, wrong bytes, a missing key, no triples, triples that are all absent,
+    and rows that came before."""
     rows = iter(records)
     lines = [make(next(rows)) for make in _BAD.values() for _ in range(n)]
     return lines, Counter(dict.fromkeys(_BAD, n))
@@ -452,12 +466,14 @@ def make_splits(
     n_train:int=6000, # training sentences
     n_test:int=300, # sentences per test
     n_names:int=260, # names per kind
-    dense:tuple[int, int, int]=(2, 5, 3), # `more` of the training's `Speaker`: several triples are harder
+    dense:tuple[int, int, int]=(2, 5, 3), # training `Speaker`'s `more`: several triples are harder
 )->Splits: # train and tests sentence, combination, entity, pattern, valid
-    "Four kinds of unseen: sentences; combinations of known names; names; patterns. `valid` is of the first kind."
+    """Four kinds of unseen: sentences; combinations of known names; names; patterns.
+    `valid` is of the first kind."""
     pool, new = _two_pools(n_names, seed)
     seen = set()
-    train = fresh_sentences(Speaker(make_world(pool, seed), f'{seed}:train', more=dense), n_train, seen)
+    train = fresh_sentences(Speaker(make_world(pool, seed), f'{seed}:train', more=dense),
+        n_train, seen)
     said = sorted({f for row in train for f in row.facts})
     known = by_entity(said)
     speakers = dict(
@@ -466,10 +482,12 @@ def make_splits(
         entity=Speaker(make_world(new, seed), f'{seed}:entity'),
         pattern=Speaker(known, f'{seed}:pattern', reserved=True),
         valid=Speaker(known, f'{seed}:valid'))
-    return Splits(train, {name: fresh_sentences(speaker, n_test, seen) for name, speaker in speakers.items()})
+    return Splits(train,
+        {name: fresh_sentences(speaker, n_test, seen) for name, speaker in speakers.items()})
 
 # %% ../nbs/appendix/sample_triples.ipynb #fin00002
-FINAL_CLAUSES:dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {} # predicate -> clauses, clauses without a topic
+# predicate -> clauses, clauses without a topic
+FINAL_CLAUSES:dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
 def _final(name:str, heads:str, tails:str):
     "Register the clauses that only the final test of patterns uses."
@@ -508,8 +526,9 @@ def make_finals(
     splits:Splits, # training and the tests that were looked at
     seed:int=0, # that made them
     n_names:int=260, # new names per kind
-)->dict[str, list[Stated]]: # combination, entity, pattern: as many sentences as the test of that name
-    "Tests to score once: other combinations, other new names and other patterns than any sentence of `splits`."
+)->dict[str, list[Stated]]: # combination, entity, pattern: as many sentences as that test has
+    """Tests to score once: other combinations, other new names and other patterns
+    than any sentence of `splits`."""
     said, watched = facts_of(splits.train), facts_of(*splits.tests.values())
     given = '\n'.join(name for f in said + watched for name in (f.s, f.o))
     new = name_pool(n_names, f'{seed}:final', bigrams(course_text()) | bigrams(given))
@@ -535,17 +554,20 @@ def make_sample_triples(
     seed:int=0, # another seed: other names, facts, sentences
     **sizes:int, # n_train, n_test, n_names of `make_splits`
 )->dict: # rows per file, dirt planted per kind
-    """Write duie/train.json (both DuIE forms, with dirt), duie/valid.json, duie/test_*.json and final/test_*.json.
-    The same seed writes the same bytes."""
+    """Write duie/train.json (both DuIE forms, with dirt), duie/valid.json, duie/test_*.json
+    and final/test_*.json. The same seed writes the same bytes."""
     folder, last = Path(root)/'duie', Path(root)/'final'
     splits = make_splits(seed, **sizes)
-    records = [duie_record(*row, version=1 if i % 3 == 0 else 2) for i, row in enumerate(splits.train)]
+    records = [duie_record(*row, version=1 if i % 3 == 0 else 2)
+        for i, row in enumerate(splits.train)]
     bad, planted = bad_lines(records)
     planted += spoil(records, seed)
     n = dict(train=_write_lines(folder/'train.json', [*map(json_line, records), *bad]))
     for name, rows in splits.tests.items():
         file = 'valid' if name == 'valid' else f'test_{name}'
-        n[file] = _write_lines(folder/f'{file}.json', [json_line(duie_record(*row)) for row in rows])
+        n[file] = _write_lines(folder/f'{file}.json',
+            [json_line(duie_record(*row)) for row in rows])
     for name, rows in make_finals(splits, seed, sizes.get('n_names', 260)).items():
-        n[f'final/{name}'] = _write_lines(last/f'test_{name}.json', [json_line(duie_record(*row)) for row in rows])
+        n[f'final/{name}'] = _write_lines(last/f'test_{name}.json',
+            [json_line(duie_record(*row)) for row in rows])
     return dict(rows=n, dirt=dict(planted))

@@ -41,7 +41,8 @@ def has_mark(
     return _MARK.search(question) is not None
 
 def _other_mark(question:str, rng:random.Random, name:str)->str:
-    "Another mark at the end: a question mark or a full stop where there was none, something else where there was one."
+    """Another mark at the end: a question mark or a full stop where there was none,
+    something else where there was one."""
     if has_mark(question): return _MARK.sub(rng.choice('。！～'), question)
     return question + ('？' if _ASKING.search(question) else rng.choice('。！'))
 
@@ -87,7 +88,8 @@ _REGIONS = {'内蒙古自治区': '内蒙古', '广西壮族自治区': '广西'
 _COUNTRIES = {'蒙古国': '蒙古', '孟加拉国': '孟加拉'}
 _FEASTS = '元宵节 端午节 七夕节 中元节 中秋节 重阳节 国庆节 圣诞节'.split()
 _PROVINCES = {f.subject: f.subject[:-1] for f in facts('province') if f.subject.endswith('省')}
-SHORT_NAMES = _PROVINCES | _REGIONS | _COUNTRIES | {feast: feast[:-1] for feast in _FEASTS} # full name -> short one
+SHORT_NAMES = _PROVINCES | _REGIONS | _COUNTRIES | {
+    feast: feast[:-1] for feast in _FEASTS} # full name -> short one
 
 # %% ../nbs/appendix/sample_typed.ipynb #321531e3
 def _short_name(question:str, rng:random.Random, name:str)->str:
@@ -145,7 +147,7 @@ def _mixed(question:str, rng:random.Random, name:str)->str:
 class Form(NamedTuple):
     "A way to type a question."
     label:str # in Chinese, for plots
-    type:Callable[[str, random.Random, str], str] # question, random numbers, name in it -> as it is typed
+    type:Callable[[str, random.Random, str], str] # question, random numbers, name in it -> as typed
     taught:bool=False # whether the sample corpus asks so
 
 # %% ../nbs/appendix/sample_typed.ipynb #typ00001

@@ -233,7 +233,7 @@ def _topic(block:str)->tuple[str, Topic]:
     return name, Topic(tuple(words.split('、')), tuple('/'.join(asks).split('/')))
 
 def read_topics(
-    table:str, # topics with an empty line between two: `name: words` between 、, then templates between /
+    table:str, # topics, empty lines between: `name: words` between 、, then templates between /
 )->dict[str, Topic]: # by name
     "The topics of a table."
     return dict(map(_topic, table.strip().split('\n\n')))
@@ -324,7 +324,8 @@ def test_nonsense(
 )->str: # no question
     "Something else that means nothing, kept for the test."
     rng, n = names.rng, names.rng.randint(2, 9)
-    kinds = (rng.choice(_SYLLABLES)*n, f"{_keys(rng, 'qwertyuiop', n)} {_keys(rng, 'asdfghjkl', n)}",
+    kinds = (rng.choice(_SYLLABLES)*n,
+             f"{_keys(rng, 'qwertyuiop', n)} {_keys(rng, 'asdfghjkl', n)}",
              names.chars(3, 8) + _keys(rng, string.digits, 4),
              '，'.join(names.chars(2, 4) for _ in range(3)))
     return rng.choice(kinds)
@@ -413,8 +414,9 @@ def letters(
 # %% ../nbs/appendix/sample_unknown.ipynb #unk00015
 @lru_cache
 def _taught()->frozenset[str]:
-    "The letters of every question about a fact, trained or held out: some made-up name may be a real one."
-    asked = [template.format(*fact.columns) for fact in facts() for relation in [RELATIONS[fact.relation]]
+    "Letters of every question about a fact, trained or held out: a made-up name may be a real one."
+    asked = [template.format(*fact.columns)
+             for fact in facts() for relation in [RELATIONS[fact.relation]]
              for template in relation.asks + relation.reserved + relation.brief]
     return frozenset(map(letters, asked))
 
@@ -447,7 +449,8 @@ def strangers(
     n:int, # how many
     seed:int|str=0, # of everything
 )->list[str]: # no question twice
-    "Questions in taught relations about names that they know nothing of, in templates that no fact is trained with."
+    """Questions in taught relations about names that they know nothing of,
+    in templates that no fact is trained with."""
     names = Names(f'strangers:{seed}')
     found = {}
     while len(found) < n:

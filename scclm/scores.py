@@ -33,7 +33,7 @@ def greedy_ids(
     max_new_tok:int=64, # longest answer, tokens
     budget_tok:int=16384, # padded tokens decoded together, answers included
     tick:Callable[[int], None]=lambda rows: None, # called with the rows of each batch
-)->list[list[int]]: # answers in the order of `prompts`: ids, the end mark, then pad ids up to the longest of the batch
+)->list[list[int]]: # answers in order of `prompts`: ids, end mark, pad ids to the batch's longest
     "Greedy decoding in batches of similar length."
     answers = [[] for _ in prompts]
     for rows in alike([(len(p), max_new_tok) for p in prompts], budget_tok):
@@ -88,7 +88,8 @@ def eval_loss(
     batches:list[dict], # from `pair_batches`
 )->float: # nats per answer token
     "Validation loss: summed cross-entropy over all label tokens."
-    total = sum(seq2seq_loss(model, {k: v.to(model.device) for k, v in b.items()}).item() for b in batches)
+    total = sum(seq2seq_loss(model, {k: v.to(model.device) for k, v in b.items()}).item()
+        for b in batches)
     return total / sum(map(count_labels, batches))
 
 # %% ../nbs/appendix/scores.ipynb #5bd6333b
@@ -97,7 +98,7 @@ def pair_eval(
     tok:PreTrainedTokenizerBase, # tokenizer
     max_len:int=256, # longest prompt and answer, tokens
     n_bleu:int=64, # pairs answered for BLEU-4; 0: loss only
-    too_long:str='close', # close: a cut answer is scored with an end mark; cut: without, as it is trained
+    too_long:str='close', # close: a cut answer is scored with an end mark; cut: without, as trained
 )->Callable[[nn.Module], dict]: # model -> dict(loss_valid, bleu4)
     "An `eval_fn` for `fit` on a set of pairs."
     batches = pair_batches(encode_pairs(*columns(pairs), tok, max_len, too_long), budget_tok=8192)
@@ -126,24 +127,28 @@ def bits_per_char(
     model:nn.Module, # in eval mode
     tok:PreTrainedTokenizerBase, # its tokenizer
     pairs:list[tuple[str, str]], # (prompt, response)
-    max_len:int=256, # longest prompt and answer, tokens; longer answers are cut and only what is scored is counted
-    too_long:str='close', # close: a cut answer is scored with an end mark; cut: without, as it is trained
+    max_len:int=256, # longest prompt and answer, tokens; longer answers are cut and count as scored
+    too_long:str='close', # close: a cut answer is scored with an end mark; cut: without, as trained
 )->float: # bits per character of the answers, [EOS] counted as one
-    "Cross-entropy of the answers in bits per character: comparable across tokenizers, as perplexity per token is not."
+    """Cross-entropy of the answers in bits per character:
+    comparable across tokenizers, as perplexity per token is not."""
     encoded = encode_pairs(*columns(pairs), tok, max_len, too_long)
     batches = pair_batches(encoded, budget_tok=8192)
     n_tok = sum(map(count_labels, batches))
-    n_char = sum(scored_chars(tok, text, ids.response, max_len) for (_, text), ids in zip(pairs, encoded))
-    n_char -= sum(ids.response[-1] != tok.eos_token_id for ids in encoded) # no end was scored, so none is counted
+    n_char = sum(scored_chars(tok, text, ids.response, max_len)
+        for (_, text), ids in zip(pairs, encoded))
+    # no end was scored, so none is counted
+    n_char -= sum(ids.response[-1] != tok.eos_token_id for ids in encoded)
     return eval_loss(model, batches) * n_tok / n_char / math.log(2)
 
 # %% ../nbs/appendix/scores.ipynb #27f70527
 def heldout_exact(
     model:nn.Module, # in eval mode
     tok:PreTrainedTokenizerBase, # its tokenizer
-    path:Path|None=None, # parquet with prompt, response, kind; None: data/heldout.parquet of this scale
+    path:Path|None=None, # parquet: prompt, response, kind; None: data/heldout.parquet of this scale
 )->dict: # kind -> share answered exactly, and `all`
-    "Exact match of greedy answers on the held-out phrasings; empty if there is no such file (real data has none)."
+    """Exact match of greedy answers on the held-out phrasings;
+    empty if there is no such file (real data has none)."""
     path = Path(path or run_path('data', 'heldout.parquet'))
     if not path.exists(): return {}
     rows = pq.read_table(path).to_pandas()
@@ -168,7 +173,8 @@ def sequence_logp(
     labels:Tensor, # (B, T), -100 is ignored
 )->Tensor: # (B,), nats
     "Log-probability of each answer: summed over the labels that count."
-    nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction='none')
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(),
+        ignore_index=-100, reduction='none')
     return -nll.view(labels.shape).sum(1)
 
 # %% ../nbs/appendix/scores.ipynb #99642dcd
@@ -214,7 +220,7 @@ def wilson(
     n:int, # trials, > 0
     level:float=0.95, # confidence
 )->tuple[float, float]: # low and high, in 0…1
-    "Interval of a share (Wilson 1927): all p whose own normal interval around p still reaches right / n."
+    "Interval of a share (Wilson 1927): all p whose own normal interval around p reaches right / n."
     z = NormalDist().inv_cdf((1 + level) / 2)
     p = right / n
     mid = p + z*z / (2*n)

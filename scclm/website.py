@@ -63,15 +63,18 @@ def front_matter(
     said:str='', # what it is about, should the cell have no Chinese sentence
     **more:object, # further fields, such as aliases
 )->tuple[str, str]: # YAML block, what is left of the cell
-    "Turn a notebook's title and summary line into Quarto's title block. Raises ValueError if there is no title."
+    """Turn a notebook's title and summary line into Quarto's title block.
+    Raises ValueError if there is no title."""
     m = _HEAD.match(markdown)
     if not m:
-        raise ValueError(f"first markdown cell starts with {markdown[:40]!r}: expected '# title', then '> summary'")
+        raise ValueError(f"first markdown cell starts with {markdown[:40]!r}: "
+            "expected '# title', then '> summary'")
     rest = markdown[m.end():]
     said = first_words(rest) or plain_text(said)
-    found = {'title': m['title'].strip(), 'subtitle': (m['what'] or '').strip(), 'description': said,
-        'hide-description': True, **more}
-    rows = [f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in found.items() if v not in ('', [])]
+    found = {'title': m['title'].strip(), 'subtitle': (m['what'] or '').strip(),
+        'description': said, 'hide-description': True, **more}
+    rows = [f'{k}: {json.dumps(v, ensure_ascii=False)}'
+        for k, v in found.items() if v not in ('', [])]
     return '\n'.join(['---', *rows, '---']), rest
 
 # %% ../nbs/appendix/website.ipynb #ws000009
@@ -86,8 +89,10 @@ def is_hidden(
 # %% ../nbs/appendix/website.ipynb #ws000010
 def _is_test(node:ast.stmt)->bool:
     "An assertion, or a call of a function named test_…"
-    called = node.value.func if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None
-    return isinstance(node, ast.Assert) or isinstance(called, ast.Name) and called.id.startswith('test_')
+    called = (node.value.func
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None)
+    return (isinstance(node, ast.Assert)
+        or isinstance(called, ast.Name) and called.id.startswith('test_'))
 
 def _is_private(node:ast.stmt)->bool:
     "A function, class or name that begins with an underscore."
@@ -124,19 +129,22 @@ def raw_html(
     text:str, # HTML
 )->str: # markdown that leaves it as it is
     "HTML in a block that no reader of markdown looks into."
-    longest = max(map(len, re.findall('`+', text)), default=0) # a line of them ends the block: its own are more
+    # a line of backticks ends the block: its own are more
+    longest = max(map(len, re.findall('`+', text)), default=0)
     fence = '`'*max(3, longest + 1)
     return f'{fence}{{=html}}\n{text.strip()}\n{fence}'
 
 def raw_output(
     output:dict, # of a code cell
 )->dict: # without the kind text/html
-    "An output that shows HTML as a raw block, in a box that scrolls: Quarto then asks no foreign host for scripts."
+    """An output that shows HTML as a raw block, in a box that scrolls:
+    Quarto then asks no foreign host for scripts."""
     data = output.get('data', {})
     if 'text/html' not in data: return output
     body = re.sub(r'<style scoped>.*?</style>\s*', '', ''.join(data['text/html']), flags=re.S)
     rest = {k: v for k, v in data.items() if k != 'text/html'}
-    return {**output, 'data': {**rest, 'text/markdown': raw_html(f'<div class="scroll">{body}</div>')}}
+    return {**output,
+        'data': {**rest, 'text/markdown': raw_html(f'<div class="scroll">{body}</div>')}}
 
 # %% ../nbs/appendix/website.ipynb #ws000017
 _FOLD = re.compile(r'^( *)<details.*?</details>', re.M | re.S)
@@ -152,7 +160,8 @@ def raw_folds(
     return _FOLD.sub(fold, markdown)
 
 # %% ../nbs/appendix/website.ipynb #ws000020
-HOME, RESULTS, GLOSSARY = 'index.ipynb', 'nbs/results.ipynb', 'nbs/glossary.ipynb' # pages that get more than links
+# pages that get more than links
+HOME, RESULTS, GLOSSARY = 'index.ipynb', 'nbs/results.ipynb', 'nbs/glossary.ipynb'
 
 class Page(NamedTuple):
     "A notebook as the site knows it."
@@ -188,7 +197,7 @@ class Doc(NamedTuple):
     "A public function, class or method."
     name:str # ChatBot.answer
     node:ast.AST # its definition
-    anchor:str # chatbot.answer, as nbdev's index has it; the second of two that differ in capitals gets a 2
+    anchor:str # chatbot.answer, as in nbdev's index; if two differ in capitals, the second gets a 2
 
 def patched_class(
     node:ast.AST, # a function
@@ -241,7 +250,8 @@ def name_places(
         if not page.module: continue
         found[f'scclm.{page.module}'] = {page.path}
         text = (root/'scclm'/f'{page.module}.py').read_text(encoding='utf-8')
-        for doc in docs_of(ast.parse(text)): found.setdefault(doc.name, set()).add(f'{page.path}#{doc.anchor}')
+        for doc in docs_of(ast.parse(text)):
+            found.setdefault(doc.name, set()).add(f'{page.path}#{doc.anchor}')
     return {name: min(places) for name, places in found.items() if len(places) == 1}
 
 # %% ../nbs/appendix/website.ipynb #ws000066
@@ -409,7 +419,8 @@ def html_table(
         "A row."
         return '<tr>' + ''.join(f'<{tag}>{c}</{tag}>' for c in cells) + '</tr>'
     body = '\n'.join(line('td', r) for r in rows)
-    return f'<div class="scroll"><table class="table table-sm">\n{line("th", head)}\n{body}\n</table></div>'
+    return ('<div class="scroll"><table class="table table-sm">\n'
+        f'{line("th", head)}\n{body}\n</table></div>')
 
 def prose(
     text:str, # a docstring or a meaning
@@ -427,7 +438,8 @@ def doc_html(
     def code(text:str)->str:
         "As code, if there is any."
         return f'<code>{html.escape(text)}</code>' if text else ''
-    rows = [(code(name), code(kind), code(given), prose(note)) for name, kind, given, note in rows_of(doc.node, notes)]
+    rows = [(code(name), code(kind), code(given), prose(note))
+        for name, kind, given, note in rows_of(doc.node, notes)]
     of = '字段' if isinstance(doc.node, ast.ClassDef) else '参数'
     source = f'<a class="source" href="{file}#L{doc.node.lineno}-L{doc.node.end_lineno}">源码</a>'
     head = f'<h4 id="{doc.anchor}" class="anchored"><code>{doc.name}</code> {source}</h4>'
@@ -466,7 +478,8 @@ def meaning_of(
     rows = meanings.get(name, {}).get('rows', {})
     found = next((said for pattern, said in rows.items() if fnmatchcase(what, pattern)), None)
     if found is None:
-        raise ValueError(f"benchmarks/meanings.json: {name!r} says nothing of {what!r}: add a pattern to its rows")
+        raise ValueError(f"benchmarks/meanings.json: {name!r} says nothing of {what!r}: "
+            "add a pattern to its rows")
     return tuple(found)
 
 # %% ../nbs/appendix/website.ipynb #ws000044
@@ -480,7 +493,8 @@ def number(
 # %% ../nbs/appendix/website.ipynb #ws000069
 def _spread(row:dict, key:str)->str:
     "A figure, and the lowest and highest of its runs where they differ."
-    runs = row['runs'].get(key, []) if isinstance(row['runs'], dict) else [] # some scripts say only how many there were
+    # some scripts say only how many runs there were
+    runs = row['runs'].get(key, []) if isinstance(row['runs'], dict) else []
     low, high = (number(f(runs)) for f in (min, max)) if runs else ('', '')
     return number(row[key]) + (f' ({low} – {high})' if low != high else '')
 
@@ -510,7 +524,8 @@ def figures_of(
         alone = row['baseline_name'] == 'itself'
         baseline, than = ('', '—') if alone else (_spread(row, 'baseline'), row['baseline_name'])
         times = '' if alone or row['ratio'] is None else f"{row['ratio']:.2f}"
-        yield Figure(row['what'], said, ARROWS[better], _spread(row, 'ours'), baseline, than, row['unit'], times)
+        yield Figure(row['what'], said, ARROWS[better], _spread(row, 'ours'),
+            baseline, than, row['unit'], times)
 
 # %% ../nbs/appendix/website.ipynb #ws000046
 def result_files(
@@ -549,21 +564,24 @@ def stamps_of(
 )->dict[Stamp, str]: # stamp -> which rows: '' for all, or '第 1–3、5 行：'
     "One run may have made all rows of a table, or several runs some each."
     rows:dict[Stamp, list[int]] = {}
-    for i, row in enumerate(result['rows'], 1): rows.setdefault(stamp_of(row, path, result), []).append(i)
-    return {stamp: f'第 {_spans(found)} 行：' if len(rows) > 1 else '' for stamp, found in rows.items()}
+    for i, row in enumerate(result['rows'], 1):
+        rows.setdefault(stamp_of(row, path, result), []).append(i)
+    return {stamp: f'第 {_spans(found)} 行：' if len(rows) > 1 else ''
+        for stamp, found in rows.items()}
 
 # %% ../nbs/appendix/website.ipynb #ws000067
 def result_section(
     path:Path, # benchmarks/results/<name>.json
     meanings:dict, # benchmarks/meanings.json
 )->str: # markdown
-    "Heading, what is measured, script, date, machine, table; neighbours of one meaning say it once."
+    "Title, what is measured, script, date, machine, table; neighbours of one meaning say it once."
     result, said = read_json(path), meanings[path.stem]
     rows, before = [], ''
     for f in figures_of(path.stem, result, meanings):
         meaning = '〃' if f.said == before else prose(f.said)
         before = f.said
-        what, *values = map(html.escape, (f.what, f.arrow, f.ours, f.baseline, f.than, f.unit, f.times))
+        what, *values = map(html.escape,
+            (f.what, f.arrow, f.ours, f.baseline, f.than, f.unit, f.times))
         rows.append((f'<code>{what}</code>', meaning, *values))
     head = ('量的是', '意思', '好', '我们', '对照', '对照是谁', '单位', '倍数')
     where = []
@@ -607,7 +625,8 @@ def cards(
     found = [':::: {.cards}']
     for page in pages:
         if not re.match(r'nbs/\d\d_', page.path): continue
-        figure = next(m for c in read_json(root/page.path)['cells'] if (m := _FIGURE.search(''.join(c['source']))))
+        figure = next(m for c in read_json(root/page.path)['cells']
+            if (m := _FIGURE.search(''.join(c['source']))))
         found.append(f'::: {{}}\n[![{figure[1]}](nbs/{figure[2]}) {page.title}]({page.path})\n:::')
     return '\n\n'.join([*found, '::::'])
 
@@ -628,9 +647,11 @@ def setup_cell(
     address:str, # of the repository
     folder:str, # where the notebook lies, such as nbs/appendix
 )->str: # source of a cell
-    "What a notebook needs on Colab and Kaggle, on a CPU or a GPU; a PyTorch that is there and new enough stays."
+    """What a notebook needs on Colab and Kaggle, on a CPU or a GPU;
+    a PyTorch that is there and new enough stays."""
     return '\n'.join(['#| hide',
-        '# Colab and Kaggle have only this file: fetch the rest, install what is missing. Elsewhere: nothing.',
+        '# Colab and Kaggle have only this file: fetch the rest, install what is missing. '
+            'Elsewhere: nothing.',
         '# A chapter needs what the ones before it made: !python -m scclm.course makes it all.',
         'import os',
         '',
@@ -646,7 +667,8 @@ def open_links(
     "Where to run this notebook."
     address, branch = repository(root)
     project = address.removeprefix('https://github.com/')
-    return (f'[在 Colab 打开](https://colab.research.google.com/github/{project}/blob/{branch}/{path}) · '
+    return ('[在 Colab 打开](https://colab.research.google.com/github/'
+        f'{project}/blob/{branch}/{path}) · '
         f'[在 Kaggle 打开](https://kaggle.com/kernels/welcome?src={address}/blob/{branch}/{path}) · '
         f'[下载笔记本]({address}/raw/{branch}/{path}){{download="{path.split("/")[-1]}"}}')
 
@@ -662,7 +684,8 @@ def site_cell(
         return {**cell, 'source': raw_folds(link(source))}
     if cell['cell_type'] != 'code': return cell
     if is_hidden(source): return None
-    return {**cell, 'source': site_code(source), 'outputs': [raw_output(o) for o in cell['outputs']]}
+    return {**cell, 'source': site_code(source),
+        'outputs': [raw_output(o) for o in cell['outputs']]}
 
 # %% ../nbs/appendix/website.ipynb #ws000053
 def extra_cell(
@@ -678,14 +701,16 @@ def page_head(
     page:Page, # what the site knows of it
     root:Path, # the checkout
 )->list[dict]: # two or three cells, the rest of the first one last
-    "Title block, where to run it, opening. nbdev's index names pages without their numbers: those names lead here."
+    """Title block, where to run it, opening.
+    nbdev's index names pages without their numbers: those names lead here."""
     plain = re.sub(r'\d\d_', '', page.path.removeprefix('nbs/')).replace('.ipynb', '.html')
     more = {'toc': False, 'sidebar': False, 'page-layout': 'full'} if page.path == HOME else {}
     if page.module: more['aliases'] = [f'/{plain}']
     block, rest = front_matter(''.join(nb['cells'][0]['source']), page.said, **more)
     head = [extra_cell('raw', 'title-block', block)]
     if any(c['cell_type'] == 'code' for c in nb['cells']):
-        head.append(extra_cell('markdown', 'open-links', f'::: {{.open-links}}\n{open_links(page.path, root)}\n:::'))
+        head.append(extra_cell('markdown', 'open-links',
+            f'::: {{.open-links}}\n{open_links(page.path, root)}\n:::'))
     return [*head, {**nb['cells'][0], 'source': rest}]
 
 # %% ../nbs/appendix/website.ipynb #ws000054
@@ -726,7 +751,8 @@ def find_notebook(
     first = ''.join(nb['cells'][0]['source'])
     for path in sorted(folder.glob('*.ipynb')):
         if ''.join(read_json(path)['cells'][0]['source']) == first: return path
-    raise ValueError(f"no notebook in {folder} begins with {first[:60]!r}: the filter runs in the notebook's folder")
+    raise ValueError(f"no notebook in {folder} begins with {first[:60]!r}: "
+        "the filter runs in the notebook's folder")
 
 def main():
     "Notebook JSON on stdin, the site's version on stdout; nothing else is printed there."
