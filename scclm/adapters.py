@@ -38,12 +38,14 @@ BASE = 'base.json' # beside an adapter: which weights it belongs to
 def weights_key(
     model:nn.Module, # with an adapter around it or without
 )->str: # 16 hex digits
-    "Identity of a model's own weights; an adapter's are left out. The same in memory as read back from a folder."
+    """Identity of a model's own weights; an adapter's are left out.
+    The same in memory as read back from a folder."""
     keys = []
     for name, t in named_weights(model).items():
         if 'lora_' in name: continue
-        own = name.removeprefix('base_model.model.').replace('.base_layer.', '.') # peft's names for the same tensors
-        keys.append((own, fingerprint(tuple(t.shape), t.float().cpu().contiguous().numpy().tobytes())))
+        own = name.removeprefix('base_model.model.').replace('.base_layer.', '.') # peft renamed it
+        keys.append((own, fingerprint(tuple(t.shape),
+                                      t.float().cpu().contiguous().numpy().tobytes())))
     return fingerprint(*sorted(keys))
 
 # %% ../nbs/appendix/adapters.ipynb #7907b2e4
@@ -62,7 +64,8 @@ def save_adapter(
     model:nn.Module, # with an adapter around it
     folder:Path, # written to
 ):
-    "The adapter in peft's format, and which weights it belongs to. A crash leaves the old folder or the new one."
+    """The adapter in peft's format, and which weights it belongs to.
+    A crash leaves the old folder or the new one."""
     with folder_aside(folder) as tmp:
         model.save_pretrained(tmp)
         write_json(tmp/BASE, note_base(model, folder))
@@ -77,7 +80,7 @@ class MergeCfg:
 
 # %% ../nbs/appendix/adapters.ipynb #4b5a0ba5
 def _base_places(adapter:Path, named:str, note:dict)->list[Path]:
-    "Where an adapter's model may be: as named, as seen from the adapter, or beside it in the same scale."
+    "Where an adapter's model may be: as named, as seen from it, or beside it in the same scale."
     places = [Path(named)] if named else []
     if note.get('base'): places.append(adapter/note['base'])
     places.append(adapter.parent.parent/'sft'/'model')
@@ -88,14 +91,17 @@ def load_base(
     adapter:Path, # folder with adapter_config.json and, unless it is old, base.json
     base:str='', # the model's folder; none: look for it, also where a runs folder was moved to
 )->tuple[nn.Module, PreTrainedTokenizerBase]: # model, tokenizer
-    """The model an adapter was trained on, told by its weights. Raises FileNotFoundError if it is nowhere,
-    ValueError if only others are there. An adapter without base.json is taken at its word, aloud."""
+    """The model an adapter was trained on, told by its weights.
+    Raises FileNotFoundError if it is nowhere, ValueError if only others are there.
+    An adapter without base.json is taken at its word, aloud."""
     named = read_json(adapter/'adapter_config.json').get('base_model_name_or_path') or ''
     note = read_json(adapter/BASE)
     places = [Path(base)] if base else _base_places(adapter, str(named), note)
     there = [p for p in places if p.exists()]
     looked = ', '.join(map(str, places))
-    if not there: raise FileNotFoundError(f'the model of {adapter} is missing: looked in {looked}; name it with --base')
+    if not there:
+        raise FileNotFoundError(f'the model of {adapter} is missing: looked in {looked}; '
+                                'name it with --base')
     if 'weights' not in note:
         print(f'{adapter} is from an older version and does not say which weights it belongs to: '
               f'taking {there[0]}, unchecked')
@@ -103,13 +109,14 @@ def load_base(
     for place in there:
         model, tok = load_model(place)
         if weights_key(model) == note['weights']: return model, tok
-    raise ValueError(f"{adapter} belongs to other weights than those in {', '.join(map(str, there))}: "
-                     'name its model with --base, or train it again with `scclm dpo`')
+    raise ValueError(f"{adapter} belongs to other weights than those in "
+                     f"{', '.join(map(str, there))}: name its model with --base, "
+                     'or train it again with `scclm dpo`')
 
 # %% ../nbs/appendix/adapters.ipynb #4b5a0ba6
 def _read_adapter(path:Path, wanted:dict[str, Tensor])->dict[str, Tensor]:
-    """The tensors of an adapter. Raises ValueError that names the first one which is missing, unknown, of another
-    shape, or not finite."""
+    """The tensors of an adapter. Raises ValueError that names the first one which is missing,
+    unknown, of another shape, or not finite."""
     try: saved = load_file(str(path))
     except SafetensorError as e:
         raise ValueError(f'{path} is not a readable safetensors file: {first_line(e)}') from None
@@ -117,7 +124,8 @@ def _read_adapter(path:Path, wanted:dict[str, Tensor])->dict[str, Tensor]:
         has = tuple(saved[name].shape) if name in saved else None
         want = tuple(wanted[name].shape) if name in wanted else None
         if has == want: continue
-        raise ValueError(f'{path} does not fit adapter_config.json: {name} has shape {has}, expected {want}')
+        raise ValueError(f'{path} does not fit adapter_config.json: '
+                         f'{name} has shape {has}, expected {want}')
     broken = first_not_finite(saved.items())
     if broken: raise ValueError(f'{path}: tensor {broken} holds numbers that are not finite')
     return saved
@@ -128,14 +136,15 @@ def load_adapter(
     adapter:Path, # folder in peft's format
 )->nn.Module: # a PeftModel
     "Put a saved adapter on its model. Raises ValueError, in one sentence, for one that is broken."
-    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import (PeftConfig, get_peft_model, get_peft_model_state_dict,
+        set_peft_model_state_dict)
     try:
         config = PeftConfig.from_pretrained(str(adapter))
         config.base_model_name_or_path = model.name_or_path # the folder may have moved
         with quiet_peft(): wrapped = get_peft_model(model, config).eval()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as e:
-        raise ValueError(f"{adapter/'adapter_config.json'} does not describe an adapter of its model: "
-                         f'{first_line(e)}') from None
+        raise ValueError(f"{adapter/'adapter_config.json'} does not describe an adapter "
+                         f'of its model: {first_line(e)}') from None
     weights = _read_adapter(adapter/'adapter_model.safetensors', get_peft_model_state_dict(wrapped))
     set_peft_model_state_dict(wrapped, weights)
     return wrapped
@@ -144,7 +153,8 @@ def load_adapter(
 def adapter_file(
     path:Path, # an adapter, or a part of one
 )->Path: # `path`, which exists
-    "Return `path` if it exists. Raises FileNotFoundError that names the notebook and the command that make it."
+    """Return `path` if it exists.
+    Raises FileNotFoundError that names the notebook and the command that make it."""
     if path.exists(): return path
     made_by = 'nbs/appendix/adapters.ipynb or `scclm dpo` with lora_r above 0'
     raise FileNotFoundError(f'{path} is missing: run {made_by} first')
@@ -153,9 +163,9 @@ def adapter_file(
 def merge(
     cfg:MergeCfg=MergeCfg(), # from the defaults
 )->Path: # the merged model's folder
-    """Add the adapter into the weights it belongs to: a plain Hugging Face folder that needs no peft.
-    Raises FileNotFoundError if the adapter or its model is missing, ValueError if one is broken or they do not
-    belong together."""
+    """Add the adapter to the weights it belongs to: a plain Hugging Face folder that needs no peft.
+    Raises FileNotFoundError if the adapter or its model is missing,
+    ValueError if one is broken or they do not belong together."""
     adapter = adapter_file(Path(cfg.adapter or run_path('dpo_lora', 'adapter')))
     for name in ('adapter_config.json', 'adapter_model.safetensors'): adapter_file(adapter/name)
     model, tok = load_base(adapter, cfg.base)

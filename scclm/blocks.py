@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models
 # %% ../nbs/appendix/blocks.ipynb #blk00005
 class Joins(NamedTuple):
     "Which two characters stand side by side in a piece; between all others there is a wall."
-    number:np.ndarray # (0x110000,) uint16 of each character, frequent ones first; 0: in no longer piece
+    number:np.ndarray # (0x110000,) uint16 per character, frequent ones first; 0: in no longer piece
     side:np.ndarray # (K, K) bool: does the first stand before the second in any piece?
 
 # %% ../nbs/appendix/blocks.ipynb #blk00006
@@ -34,15 +34,17 @@ def code_points(
 def joins_of(
     pieces:Iterable[str], # the words of a dictionary, or the entries of a vocabulary
 )->Joins: # of all pieces together
-    "Look at every two neighbours inside every piece. Raises ValueError for more than 65,535 different characters."
+    """Look at every two neighbours inside every piece.
+    Raises ValueError for more than 65,535 different characters."""
     longer = [piece for piece in pieces if len(piece) > 1]
     points = code_points(''.join(longer))
     chars, seen = np.unique(points, return_counts=True)
-    if len(chars) > 65535: raise ValueError(f"pieces of {len(chars):,} different characters: expected at most 65,535")
+    if len(chars) > 65535:
+        raise ValueError(f"pieces of {len(chars):,} different characters: expected at most 65,535")
     number = np.zeros(0x110000, np.uint16)
     number[chars[np.argsort(-seen, kind='stable')]] = np.arange(1, len(chars) + 1)
     inside = np.ones(len(points), bool)
-    inside[np.cumsum([len(piece) for piece in longer], dtype=np.int64) - 1] = False # a last character
+    inside[np.cumsum([len(piece) for piece in longer], dtype=np.int64) - 1] = False # last character
     before = np.flatnonzero(inside)
     side = np.zeros((len(chars) + 1, len(chars) + 1), bool)
     side[number[points[before]], number[points[before + 1]]] = True
@@ -93,7 +95,8 @@ def distinct_blocks(
     times = counted.field('counts').take(order).to_numpy()
     kinds = counted.field('values').take(order)
     edges = np.flatnonzero(np.diff(times, prepend=0, append=0))
-    for start, end in zip(edges, edges[1:]): yield int(times[start]), kinds.slice(start, end - start)
+    for start, end in zip(edges, edges[1:]):
+        yield int(times[start]), kinds.slice(start, end - start)
 
 # %% ../nbs/appendix/blocks.ipynb #blk00020
 class BlockEncoder(NamedTuple):
@@ -120,7 +123,7 @@ def _is_plain(backend:Tokenizer)->bool:
 # %% ../nbs/appendix/blocks.ipynb #blk00022
 def block_encoder(
     backend:Tokenizer, # of the `tokenizers` library
-)->BlockEncoder|None: # None: its text cannot be cut into blocks, or it has no character to set them apart
+)->BlockEncoder|None: # None: its text cannot be cut into blocks, or no character can set them apart
     "What `encode_blocks` needs to know about a tokenizer."
     if not _is_plain(backend): return None
     vocab = backend.get_vocab(with_added_tokens=False)
@@ -155,7 +158,7 @@ def _ranges(starts:np.ndarray, lens:np.ndarray)->np.ndarray:
 def encode_blocks(
     texts:list[str], # N texts
     encoder:BlockEncoder, # from `block_encoder`
-)->tuple[np.ndarray, np.ndarray]: # int32 ids of all texts one after the other; (N,) where each text's ids end
+)->tuple[np.ndarray, np.ndarray]: # int32 ids of all texts in a row; (N,) where each text's ids end
     "The ids that the tokenizer gives to each text, every distinct block encoded once."
     points = code_points(''.join(texts))
     ends = np.cumsum([len(t) for t in texts], dtype=np.int64)
@@ -171,5 +174,5 @@ def encode_blocks(
     out[stops[single] - 1] = encoder.char_ids[points[blocks.single]]
     lens = n_ids[~single]
     out[_ranges(stops[~single] - lens, lens)] = ids[_ranges(starts[kind], lens)]
-    n_blocks = np.concatenate([np.zeros(1, np.int64), np.cumsum(blocks.last)])[ends] # before each end
+    n_blocks = np.concatenate([np.zeros(1, np.int64), np.cumsum(blocks.last)])[ends] # before an end
     return out, np.concatenate([np.zeros(1, np.int64), stops])[n_blocks]

@@ -19,7 +19,7 @@ import psutil
 from .runs import read_json, write_json
 
 # %% ../nbs/appendix/busy.ipynb #busyco06
-SETTINGS = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME') # the user's ways to say how threads wait
+SETTINGS = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME') # where users say how threads wait
 
 # %% ../nbs/appendix/busy.ipynb #busyco09
 def own_cores()->set[int]: # their numbers
@@ -49,8 +49,8 @@ def busy_cores(
     seconds:float=.25, # of one look
     times:int=2, # looks at most
 )->float: # cores, such as 1.0 beside a program that keeps one busy
-    """Cores busy with other programs: the least of a few looks, so that a program just ending does not count.
-    0 where the system does not tell."""
+    """Cores busy with other programs: the least of a few looks,
+    so that a program just ending does not count. 0 where the system does not tell."""
     cores, least = own_cores(), math.inf
     try:
         for _ in range(times):
@@ -85,8 +85,9 @@ def choose_wait(
     environ:MutableMapping[str, str]|None=None, # changed in place; None: this process's own
     busy:float|None=None, # cores busy with other programs; None: measured now
 )->str|None: # what was set: 'PASSIVE', or None for nothing
-    """Set OMP_WAIT_POLICY where the machine is too busy for threads that wait awake; the thread count stays.
-    Nothing is done to a process that has imported torch: OpenMP has read its variables."""
+    """Set OMP_WAIT_POLICY where the machine is too busy for threads that wait awake;
+    the thread count stays. Nothing is done to a process that has imported torch:
+    OpenMP has read its variables."""
     environ = os.environ if environ is None else environ
     too_late = environ is os.environ and 'torch' in sys.modules
     if too_late or any(environ.get(name) for name in SETTINGS): return None
@@ -109,7 +110,8 @@ def point_kernel(
     spec = read_json(path)
     argv = spec.get('argv', [])
     if 'ipykernel_launcher' not in argv: return False
-    write_json(path, spec | dict(argv=['scclm.busy' if word == 'ipykernel_launcher' else word for word in argv]))
+    write_json(path, spec | dict(
+        argv=['scclm.busy' if word == 'ipykernel_launcher' else word for word in argv]))
     return True
 
 # %% ../nbs/appendix/busy.ipynb #busyco27

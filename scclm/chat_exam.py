@@ -89,9 +89,11 @@ def refusal_scores(
     outside = [q.text for q in unknown_questions(500, f'loops:{seed}', test=True)]
     free = replace(examinee.bot.decoding, loop_copies=0)
     said = {name: examinee.answers(texts) for name, texts in
-            dict(unknown=unknown, strangers=strangers(100, seed), known=questions, outside=outside).items()}
+            dict(unknown=unknown, strangers=strangers(100, seed), known=questions,
+                 outside=outside).items()}
     kinds = dict(refused_unknown='unknown', refused_stranger='strangers', refused_known='known')
-    refused = {name: counted([refuses(examinee.bot, text) for text in said[kind]]) for name, kind in kinds.items()}
+    refused = {name: counted([refuses(examinee.bot, text) for text in said[kind]])
+               for name, kind in kinds.items()}
     return dict(**refused, loops=counted([*map(in_circles, said['outside'])]),
                 loops_unguarded=counted([*map(in_circles, examinee.bot.answer(outside, free))]))
 
@@ -100,7 +102,7 @@ def chat_scores(
     bot:ChatBot, # who answers
     write:bool=True, # to chat/scores.json of this scale, where the report card finds them
 )->dict[str, dict]: # form, and those of `refusal_scores` -> value, ci95, n
-    "The whole examination on the held-out questions. Raises FileNotFoundError where there are none."
+    "The whole examination on the held-out questions. Raises FileNotFoundError if there are none."
     questions, answers = columns(read_pairs(run_path('data', 'heldout.parquet')))
     examinee = Examinee(bot)
     scores = form_scores(examinee, questions, answers) | refusal_scores(examinee, questions)
@@ -139,8 +141,8 @@ def refusal_starts(
 
 # %% ../nbs/appendix/chat_exam.ipynb #783664e5
 def _chooser(starts:list[int], end:int, kept:list[Tensor])->Callable[[Tensor, Tensor], Tensor]:
-    """Greedy, but the first token begins no refusal. `kept` gets the probability of refusing, then the log-probability
-    of each choice, NaN after the end."""
+    """Greedy, but the first token begins no refusal. `kept` gets the probability of refusing,
+    then the log-probability of each choice, NaN after the end."""
     def choose(said:Tensor, logits:Tensor)->Tensor:
         "The best token that may be."
         logp = logits.log_softmax(-1)
@@ -168,7 +170,8 @@ def forced_answers(
     for rows in alike([(len(p), max_new_tok) for p in prompts], 16384):
         kept = []
         ids, mask = pad([prompts[i] for i in rows], model.config.pad_token_id)
-        for _ in write_tokens(model, ids, mask, max_new_tok, _chooser(starts, tok.eos_token_id, kept)): pass
+        for _ in write_tokens(model, ids, mask, max_new_tok,
+                              _chooser(starts, tok.eos_token_id, kept)): pass
         refusing, *logps = kept
         means = torch.stack(logps).nanmean(0)
         for i, logp, p in zip(rows, means.tolist(), refusing.tolist()): found[i] = Forced(logp, p)
@@ -178,7 +181,7 @@ def forced_answers(
 def trade_off(
     unknown:Sequence[float], # how sure it is of what it was not taught; at least one, no NaN
     known:Sequence[float], # and of what it was; likewise
-)->list[tuple[float, float]]: # (share of known refused, share of unknown refused) for every threshold, rising
+)->list[tuple[float, float]]: # shares refused (of known, of unknown) for every threshold, rising
     "What a threshold does: questions below it are refused."
     levels = sorted({*unknown, *known, float('inf')})
     def refused(scores:Sequence[float], level:float)->float:

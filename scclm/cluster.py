@@ -28,8 +28,8 @@ import numpy as np
 from .clean_stage import block_name, fill_spool, spool_block
 from .cli import parse, summary
 from .data_cleaning import Passes, clean, clean_cfg
-from .duplicates import (BANDS, KEPT_ROW, PART_ROWS, Fates, NearCfg, Spool, holding_pairs, keep_first,
-    key_pairs, unseen_pairs)
+from .duplicates import (BANDS, KEPT_ROW, PART_ROWS, Fates, NearCfg, Spool, holding_pairs,
+    keep_first, key_pairs, unseen_pairs)
 from .readers import Block, Source, plan_blocks
 from .sources import CleanCfg
 
@@ -41,12 +41,13 @@ _TOKEN = secrets.token_hex(32) # what the processes of a Ray started from here s
 # %% ../nbs/appendix/cluster.ipynb #clu00042
 #| code-fold: true
 def _fast_start(folder:str)->dict[str, str]:
-    "What tells Ray's processes to start fast, to stay, to be no nicer than others, and to report to nobody."
+    "What makes Ray's processes start fast, stay, be no nicer than others, and report to nobody."
     (Path(folder)/'rfc3987_syntax.py').write_text("raise ImportError('not needed here')\n")
     path = os.pathsep.join(filter(None, [folder, os.environ.get('PYTHONPATH')]))
-    own = {} if 'RAY_AUTH_MODE' in os.environ else dict(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=_TOKEN)
+    own = ({} if 'RAY_AUTH_MODE' in os.environ
+           else dict(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN=_TOKEN))
     return dict(PYTHONPATH=path, RAY_USAGE_STATS_ENABLED='0', RAY_worker_niceness='0',
-                RAY_idle_worker_killing_time_threshold_ms='600000', **own) # a new process costs seconds
+                RAY_idle_worker_killing_time_threshold_ms='600000', **own) # a new one costs seconds
 
 # %% ../nbs/appendix/cluster.ipynb #clu00047
 #| code-fold: true
@@ -69,7 +70,7 @@ _TRIES = 4
 def patient(
     start:Callable[[], Any], # starts a node of a Ray
 )->Any: # what it returns
-    "Try again where a busy machine was too slow for Ray's 15 seconds: by then the files are in memory."
+    "Try again if a busy machine is too slow for Ray's 15 seconds: by then the files are in memory."
     for left in range(_TRIES - 1, -1, -1):
         try: return start()
         except Exception as e: # Ray raises nothing more special
@@ -80,17 +81,19 @@ def patient(
 def _ray()->ModuleType:
     "Ray, imported only now."
     try: import ray
-    except ModuleNotFoundError as e: raise ModuleNotFoundError(f"{e}: expected pip install 'scclm[ray]'") from e
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(f"{e}: expected pip install 'scclm[ray]'") from e
     return ray
 
 # %% ../nbs/appendix/cluster.ipynb #clu00049
 def _answers(address:str):
     "ConnectionError at once where nobody listens: Ray itself would try for minutes."
     host, _, port = address.rpartition(':')
-    if not host or not port.isdigit() or '://' in address: return # auto, or an address with a scheme
+    if not host or not port.isdigit() or '://' in address: return # auto, or one with a scheme
     try: socket.create_connection((host.strip('[]'), int(port)), 5).close()
     except OSError as e:
-        raise ConnectionError(f'no Ray at {address}: {e}; expected host:port of ray start --head') from e
+        raise ConnectionError(f'no Ray at {address}: {e}; '
+                              'expected host:port of ray start --head') from e
 
 # %% ../nbs/appendix/cluster.ipynb #clu00043
 @contextmanager
@@ -115,7 +118,7 @@ def ray_session(
 
 # %% ../nbs/appendix/cluster.ipynb #clu00014
 def _dataset(items:list[dict], blocks:int)->Any:
-    "Rows for Ray Data, told to be quiet: in pieces that are worked on, and done again, on their own."
+    "Rows for Ray Data, told to be quiet: in pieces that are worked on and done again on their own."
     from ray.data import DataContext, from_items
     logging.getLogger('ray.data').setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
@@ -151,11 +154,13 @@ def clean_block(
     import ray
     if not Path(folder).is_dir():
         here = platform.node()
-        raise FileNotFoundError(f'{folder} is missing on {here}: expected storage that all machines share')
+        raise FileNotFoundError(f'{folder} is missing on {here}: '
+                                'expected storage that all machines share')
     name = item['name']
     with TemporaryDirectory(prefix='.block-', dir=folder) as aside:
         spool_block(name, plan[name], cfg, aside)
-        for file in sorted(Path(aside).iterdir(), key=lambda f: f.suffix == '.json'): # what says "finished" comes last
+        for file in sorted(Path(aside).iterdir(),
+                           key=lambda f: f.suffix == '.json'): # what says "finished" comes last
             file.replace(Path(folder)/file.name)
     return dict(machine=ray.get_runtime_context().get_node_id())
 
@@ -172,10 +177,12 @@ def fill_on_ray(
     plan = {block_name(b, cfg): b._replace(path=str(Path(b.path).resolve())) for b in blocks}
     left = _unfinished(plan, folder)
     work = partial(clean_block, plan=plan, cfg=asdict(cfg), folder=str(folder))
-    done = _dataset([dict(name=name) for name in left], len(left)).map(work).take_all() if left else []
+    done = (_dataset([dict(name=name) for name in left], len(left)).map(work).take_all()
+            if left else [])
     _log.info('blocks cleaned: %d, by machines: %d', len(left), len({d['machine'] for d in done}))
     if lost := _unfinished(plan, folder):
-        raise FileNotFoundError(f'{lost[0]}.json is not in {folder}: expected storage that all machines share')
+        raise FileNotFoundError(f'{lost[0]}.json is not in {folder}: '
+                                'expected storage that all machines share')
     return fill_spool(sources, cfg, folder, blocks)
 
 # %% ../nbs/appendix/cluster.ipynb #clu00048
@@ -195,7 +202,8 @@ def keys_of_chunks(
         chunk, start = spool.chunks[k], int(spool.starts[k])
         status = np.fromfile(spool.folder/'status', np.uint8, chunk.rows, offset=start)
         at = np.flatnonzero(status == KEPT_ROW)
-        bands = np.fromfile(spool.folder/f'{chunk.name}.keys', np.uint64).reshape(2 + BANDS, -1)[2:, at]
+        bands = np.fromfile(
+            spool.folder/f'{chunk.name}.keys', np.uint64).reshape(2 + BANDS, -1)[2:, at]
         keys.append(bands.ravel())
         rows.append(np.tile(at + start, BANDS))
     key = np.concatenate(keys)
@@ -230,18 +238,23 @@ def near_on_ray(
     cfg:NearCfg|None=None, # thresholds; None: those of `NearCfg`
     workers:int=1, # groups at the least; no fewer than the cluster has processors
 )->list[tuple[int, int]]: # near pairs of a pretraining and an SFT row
-    "`mark_near`: candidates and their comparison by two shuffles of a Ray, union-find and the verdict here."
+    """`mark_near`: candidates and their comparison by two shuffles of a Ray,
+    union-find and the verdict here."""
     cfg = cfg or NearCfg()
     fates.status.tofile(spool.folder/'status')
     workers = max(workers, int(_ray().cluster_resources()['CPU']))
     parts = max(workers, 1 + int(spool.starts[-1])*BANDS//PART_ROWS)
-    chunks = _dataset([dict(chunk=k) for k in range(len(spool.chunks))], max(4*workers, len(spool.chunks)//16))
+    chunks = _dataset([dict(chunk=k) for k in range(len(spool.chunks))],
+                      max(4*workers, len(spool.chunks)//16))
     compare = partial(held_in_part, spool=spool, cfg=cfg)
-    keys = chunks.map_batches(partial(keys_of_chunks, spool=spool, parts=parts), batch_size=None, batch_format='numpy')
-    pairs = _pairs(_grouped(_grouped(keys, partial(pairs_in_part, parts=parts), parts), compare, parts))
+    keys = chunks.map_batches(partial(keys_of_chunks, spool=spool, parts=parts),
+                              batch_size=None, batch_format='numpy')
+    pairs = _pairs(_grouped(_grouped(keys, partial(pairs_in_part, parts=parts), parts),
+                            compare, parts))
     more = unseen_pairs(spool, pairs)
     if len(more):
-        wanted = _dataset([dict(part=i % parts, first=i, second=j) for i, j in more.tolist()], parts)
+        wanted = _dataset([dict(part=i % parts, first=i, second=j)
+                           for i, j in more.tolist()], parts)
         pairs = np.concatenate([pairs, _pairs(_grouped(wanted, compare, parts))])
     return keep_first(spool, fates, pairs)
 
@@ -250,18 +263,22 @@ def clean_on_ray(
     cfg:CleanCfg|None=None, # None: the preset of the scale
     address:str='', # of a cluster: auto, or host:port; '' starts a Ray on this machine alone
 )->dict: # the report
-    "`clean` on the machines of a Ray. The raw folder and `run_path('data')` must be on storage that all of them share."
+    """`clean` on the machines of a Ray.
+    The raw folder and `run_path('data')` must be on storage that all of them share."""
     cfg = cfg or clean_cfg()
-    with ray_session(address, cfg.workers or os.cpu_count()): return clean(cfg, Passes(fill_on_ray, near_on_ray))
+    with ray_session(address, cfg.workers or os.cpu_count()):
+        return clean(cfg, Passes(fill_on_ray, near_on_ray))
 
 # %% ../nbs/appendix/cluster.ipynb #clu00036
 def main(
     args:list[str]|None=None, # None: the process's arguments
 )->int: # exit code; 2 for what the user can mend
     "python -m scclm.cluster --address auto [options of `scclm clean`]: clean on a Ray cluster."
-    parser = ArgumentParser('python -m scclm.cluster', description='scclm clean on the machines of a Ray cluster',
-                            epilog='All other options are those of scclm clean.', allow_abbrev=False)
-    parser.add_argument('--address', default='', help="auto, or host:port; '' starts a Ray on this machine alone")
+    parser = ArgumentParser(
+        'python -m scclm.cluster', description='scclm clean on the machines of a Ray cluster',
+        epilog='All other options are those of scclm clean.', allow_abbrev=False)
+    parser.add_argument('--address', default='',
+                        help="auto, or host:port; '' starts a Ray on this machine alone")
     own, rest = parser.parse_known_args(args)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     _log.setLevel(logging.INFO)

@@ -51,7 +51,8 @@ def contrastive_tokens(
     top_k:int=4, # candidates at every step
     limit:Callable[[Tensor, Tensor], Tensor]=as_it_is, # (said, logits) -> what to choose from
 )->Iterator[Tensor]: # (B,) ids per step; rows that are done give the pad id
-    "Contrastive search (Su et al. 2022): of the `top_k` likeliest tokens the one least like what was said."
+    """Contrastive search (Su et al. 2022):
+    of the `top_k` likeliest tokens the one least like what was said."""
     k = min(top_k, model.config.vocab_size)
     rows = Rows(model, ids, mask, k, hidden=True)
     first = torch.arange(len(ids), device=model.device)*k # row of each question's first candidate

@@ -18,7 +18,7 @@ def can_mask(
     x:Tensor, # to be dropped from
     p:float, # chance of a zero
 )->bool: # False: leave it to PyTorch
-    "Whether `dropout_mask` can draw for `x`: on a CPU, for a chance that 16 bits can tell from 0 and 1."
+    "Whether `dropout_mask` can draw for `x`: on a CPU, if 16 bits can tell `p` from 0 and 1."
     return x.device.type == 'cpu' and 0 < round(2**16 * p) < 2**16
 
 # %% ../nbs/appendix/fast_dropout.ipynb #22f8d4a1
@@ -33,11 +33,12 @@ def dropout_mask(
 
 # %% ../nbs/appendix/fast_dropout.ipynb #32eec620
 class BitDropout(nn.Dropout):
-    "Dropout (Srivastava 2014) with `dropout_mask` where it can draw: the same rate in a fraction of the time."
+    """Dropout (Srivastava 2014) with `dropout_mask` where it can draw:
+    the same rate in a fraction of the time."""
     def forward(self,
         x:Tensor, # any shape, floating
     )->Tensor: # the same shape and type
-        "Zero with probability `p`, the rest over 1 - p; in evaluation mode, and off the CPU, as nn.Dropout."
+        "Zero with chance `p`, the rest over 1 - p; in evaluation, and off the CPU, as nn.Dropout."
         if not self.training or not can_mask(x, self.p): return super().forward(x)
         return x * dropout_mask(x, self.p)
 
@@ -53,7 +54,8 @@ def bit_attention(
     position_bias:Tensor|None=None, # added to the scores, (1, heads, queries, keys)
     **kwargs:object, # as sdpa_attention_forward takes them
 )->tuple[Tensor, None]: # (batch, queries, heads, d_kv)
-    "Attention (Vaswani 2017) in fp32 with `dropout_mask`. Without dropout or bias, and off the CPU, it is `sdpa`."
+    """Attention (Vaswani 2017) in fp32 with `dropout_mask`.
+    Without dropout or bias, and off the CPU, it is `sdpa`."""
     if not can_mask(query, dropout) or position_bias is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
                                       scaling=scaling, position_bias=position_bias, **kwargs)
@@ -73,7 +75,8 @@ AttentionMaskInterface.register('bit_attention', sdpa_mask)
 def fast_dropout_(
     model:nn.Module, # changed in place
 )->nn.Module: # `model`
-    "Give every plain nn.Dropout of a model, and its attention if that is `sdpa`, the masks of `dropout_mask`."
+    """Give every plain nn.Dropout of a model, and its attention if that is `sdpa`,
+    the masks of `dropout_mask`."""
     for m in model.modules():
         if type(m) is nn.Dropout: m.__class__ = BitDropout
     config = getattr(model, 'config', None)

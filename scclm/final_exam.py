@@ -17,7 +17,8 @@ from .runs import run_path, write_json
 from .sample_copying import Names
 from .sample_facts import facts
 from .sample_typed import typed
-from .sample_unknown import Kind, ask_about, ask_sum, pick_questions, read_topics, test_nonsense
+from .sample_unknown import (Kind, ask_about, ask_sum, pick_questions,
+    read_topics, test_nonsense)
 from .scores import greedy_answers, is_exact
 
 # %% ../nbs/appendix/final_exam.ipynb #fin00008
@@ -78,7 +79,8 @@ def _table(text:str)->dict[str, str]:
     "Lines of `name: rest`."
     return dict(line.split(': ', 1) for line in text.strip().split('\n'))
 
-FINAL_ASKS = {name: tuple(asks.split('/')) for name, asks in _table(_ASKS).items()} # relation -> templates
+FINAL_ASKS = {name: tuple(asks.split('/')) # relation -> templates
+              for name, asks in _table(_ASKS).items()}
 FINAL_CHAT = _table(_CHAT) # the first way to say it -> another
 
 # %% ../nbs/appendix/final_exam.ipynb #fin00011
@@ -159,7 +161,7 @@ def exact_final(
     return counted([*map(is_exact, greedy_answers(model.eval(), tok, list(prompts)), answers)])
 
 # %% ../nbs/appendix/final_exam.ipynb #fin00022
-FORMS_ASKED = ('half_width', 'no_mark', 'traditional', 'short_name', 'slip') # of `scclm.sample_typed.FORMS`
+FORMS_ASKED = ('half_width', 'no_mark', 'traditional', 'short_name', 'slip') # of sample_typed.FORMS
 
 def chat_final(
     bot:ChatBot, # who answers
@@ -172,14 +174,15 @@ def chat_final(
     scores = {form: counted([*map(is_exact, texts, answers)]) for form, texts in said.items()}
     unknown = examinee.answers(final_unknown())
     refused = dict(refused_unknown=unknown, refused_known=said['plain'])
-    return scores | {name: counted([refuses(bot, text) for text in texts]) for name, texts in refused.items()}
+    return scores | {name: counted([refuses(bot, text) for text in texts])
+                     for name, texts in refused.items()}
 
 # %% ../nbs/appendix/final_exam.ipynb #fin00023
 def final_scores(
     bot:ChatBot|None=None, # who chats; None: the chat part is left out
     stages:Sequence[str]=('pretrain', 'sft', 'dpo'), # those without a model are left out
 )->dict: # stage -> exact_heldout; chat -> `chat_final`
-    "The whole examination, written to final/scores.json of this scale, where the report card finds it."
+    "The whole exam, written to final/scores.json of this scale, where the report card finds it."
     there = [s for s in stages if run_path(s, 'model').exists()]
     scores = {s: dict(exact_heldout=exact_final(s)) for s in there}
     if bot: scores['chat'] = chat_final(bot)

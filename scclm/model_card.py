@@ -41,7 +41,8 @@ def _measure(name:str)->tuple[str, str, str]|None:
     begins = [key for key in _MEASURES if name.startswith(key)]
     if not begins: return None
     kind, split, title = _MEASURES[max(begins, key=len)]
-    return (kind, f'{split}-final', f'期末卷：{title}') if name.endswith('_final') else (kind, split, title)
+    return ((kind, f'{split}-final', f'期末卷：{title}') if name.endswith('_final')
+            else (kind, split, title))
 
 # %% ../nbs/appendix/model_card.ipynb #5fc49100
 def card_results(
@@ -76,7 +77,8 @@ def card_head(
     named = dict(license_name='as-the-training-data') if kind == 'other' else {}
     return ModelCardData(model_name=name, language='zh', license=kind, library_name=library,
         pipeline_tag='text2text-generation', tags=['t5', 'chat', 'scclm'],
-        datasets=[_DATASETS[trained_on]] if trained_on else None, eval_results=results or None, **named)
+        datasets=[_DATASETS[trained_on]] if trained_on else None,
+        eval_results=results or None, **named)
 
 # %% ../nbs/appendix/model_card.ipynb #fb221dc2
 _LIMITS = [
@@ -97,7 +99,8 @@ def _score_cells(r:EvalResult)->str:
     beside = r.metric_args or {}
     low, high = beside.get('ci95', (0, 0))
     interval = f'{low:.3f} – {high:.3f}' if 'ci95' in beside else ''
-    return f"| {r.dataset_name} | `{r.metric_name}` | {r.metric_value:.3f} | {interval} | {beside.get('n', '')} |"
+    return (f'| {r.dataset_name} | `{r.metric_name}` | {r.metric_value:.3f} | {interval} | '
+            f"{beside.get('n', '')} |")
 
 # %% ../nbs/appendix/model_card.ipynb #848ff0bc
 #| code-fold: true
@@ -117,8 +120,8 @@ def card_text(
     owns = head.license != 'apache-2.0'
     terms = '权重的许可随训练数据，用之前请先弄清。' if owns else '权重和代码都是 Apache-2.0。'
     use = [line.format(folder=folder) for line in _USE]
-    lines = [f'# {head.model_name}', '', *what, '', *use, *_score_lines(head.eval_results or []), *_LIMITS,
-             '## 许可', '', terms]
+    lines = [f'# {head.model_name}', '', *what, '', *use,
+             *_score_lines(head.eval_results or []), *_LIMITS, '## 许可', '', terms]
     return '\n'.join(['---', head.to_yaml().strip(), '---', '', *lines]) + '\n'
 
 # %% ../nbs/appendix/model_card.ipynb #caeb83cf
@@ -133,9 +136,11 @@ def card_name(
 def saved_scores(
     folder:Path, # a model folder, such as runs/tiny/sft/model
 )->dict: # name -> number; empty where nothing was measured
-    "What card.json says of the stage that made a folder; without a card, what the stage's own figures.json says."
+    """What card.json says of the stage that made a folder;
+    without a card, what the stage's own figures.json says."""
     stage = Path(folder).absolute().parent
-    in_card = read_json(stage.parent/'card.json').get(stage.name, {}) if stage.name in training_folders() else {}
+    in_card = (read_json(stage.parent/'card.json').get(stage.name, {})
+               if stage.name in training_folders() else {})
     return in_card or stage_scores(read_json(stage/'figures.json'))
 
 # %% ../nbs/appendix/model_card.ipynb #011e3495
@@ -148,7 +153,8 @@ def model_card(
     folder = Path(folder).absolute()
     trained_on = corpus(folder.parent.parent)
     results = card_results(scores)
-    what = [f'一个从零训练的中文小模型（T5 编码器加解码器，{n_params(model):,} 个参数），课程 SCCLM 的 `{folder.parent.name}` 阶段写下。']
+    what = [f'一个从零训练的中文小模型（T5 编码器加解码器，{n_params(model):,} 个参数），'
+            f'课程 SCCLM 的 `{folder.parent.name}` 阶段写下。']
     return card_text(card_head(card_name(folder), trained_on, results), what, folder.name)
 
 # %% ../nbs/appendix/model_card.ipynb #845594a5
@@ -161,14 +167,16 @@ def rescored(
     page, table = ModelCard(text), '\n'.join(_score_lines(results))
     page.data.model_name = page.data.model_name or name
     page.data.eval_results = results or None
-    page.text = re.sub(r'^## 成绩\n.*?(?=^## |\Z)', lambda _: f'{table}\n', page.text, count=1, flags=re.M | re.S)
+    page.text = re.sub(r'^## 成绩\n.*?(?=^## |\Z)', lambda _: f'{table}\n', page.text, count=1,
+                       flags=re.M | re.S)
     return f'{str(page).rstrip()}\n'
 
 # %% ../nbs/appendix/model_card.ipynb #a73e3626
 def rescore_cards(
     folder:Path, # runs/<scale>
 )->list[Path]: # cards that changed
-    "Give every stage's card the scores that card.json has by now. A folder without a card of ours is left alone."
+    """Give every stage's card the scores that card.json has by now.
+    A folder without a card of ours is left alone."""
     changed = []
     for stage in training_folders():
         model = Path(folder)/stage/'model'
@@ -185,7 +193,8 @@ def rescore_cards(
 def all_cards(
     cfg:CardCfg|None=None, # which folder; None: of the scale in force
 )->dict: # the report card
-    "`scclm card`: the report card, then the stages' model cards. Raises FileNotFoundError if there is no such folder."
+    """`scclm card`: the report card, then the stages' model cards.
+    Raises FileNotFoundError if there is no such folder."""
     cfg = cfg or CardCfg()
     made = card(cfg)
     rescore_cards(Path(cfg.folder or run_path()))

@@ -11,7 +11,8 @@ from importlib.resources import files
 
 # %% ../nbs/appendix/plots.ipynb #plt00008
 FAMILY = 'SCCLM Sans' # as the font file calls itself
-RARE = ('Noto Sans CJK SC', 'Source Han Sans SC', 'PingFang SC', 'Microsoft YaHei', 'SimHei', 'WenQuanYi Micro Hei')
+RARE = ('Noto Sans CJK SC', 'Source Han Sans SC', 'PingFang SC', 'Microsoft YaHei', 'SimHei',
+        'WenQuanYi Micro Hei')
 
 # %% ../nbs/appendix/plots.ipynb #plt00010
 @cache
@@ -23,12 +24,14 @@ def families()->tuple: # font names, the first that knows a character draws it
     return FAMILY, *(name for name in RARE if name in here), 'DejaVu Sans'
 
 # %% ../nbs/appendix/plots.ipynb #plt00013
-STYLE = {'font.size': 10, 'axes.titlesize': 10, 'axes.labelsize': 10, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
-    'legend.fontsize': 9, 'axes.unicode_minus': False, 'savefig.dpi': 200}
+STYLE = {'font.size': 10, 'axes.titlesize': 10, 'axes.labelsize': 10,
+    'xtick.labelsize': 9, 'ytick.labelsize': 9, 'legend.fontsize': 9,
+    'axes.unicode_minus': False, 'savefig.dpi': 200}
 
 # %% ../nbs/appendix/plots.ipynb #plt00014
 def chinese_plots():
-    "From here on matplotlib draws Chinese, nothing smaller than 9 pt; notebooks store plots at twice the resolution."
+    """From here on matplotlib draws Chinese, nothing smaller than 9 pt;
+    notebooks store plots at twice the resolution."""
     import matplotlib as mpl
     mpl.rcParams.update(STYLE | {'font.family': 'sans-serif', 'font.sans-serif': list(families())})
     if 'inline' in mpl.get_backend():

@@ -58,7 +58,7 @@ def uses_sample(
 
 # %% ../nbs/appendix/pref_files.ipynb #pff00015
 def pref_files(
-    data:tuple[str, ...]=(), # files or folders; none: prefs/ below SCCLM_RAW, else the sample, which is written
+    data:tuple[str, ...]=(), # files or folders; none: SCCLM_RAW/prefs, else the sample, written now
 )->list[PrefFile]: # in order
     "The raw files. Raises FileNotFoundError for a path that does not exist."
     if uses_sample(data):
@@ -73,24 +73,26 @@ def pref_files(
 def _files_in(path:Path)->list[PrefFile]:
     "A file, or all files below a folder but the hidden ones. Raises FileNotFoundError."
     if not path.exists():
-        raise FileNotFoundError(f'data={str(path)!r} does not exist: expected a preference file or a folder of them')
+        raise FileNotFoundError(f'data={str(path)!r} does not exist: '
+                                'expected a preference file or a folder of them')
     if not path.is_dir(): return [PrefFile(path, shown_name(path.name))]
     found = [x for x in walk_files(path) if not is_hidden(x, path)]
     return [PrefFile(x, shown_name(x.relative_to(path))) for x in found]
 
 # %% ../nbs/appendix/pref_files.ipynb #3da21a3d
-_LATEX = ('abla|atural|ot|otin|e|eq|eqq|ewline|ewcommand|exists|i|u|leq|geq|less|gtr|mid|parallel|prec|succ|sim'
-          '|cong|subseteq|supseteq|subset|supset|earrow|warrow|oindent|onumber|olimits|ormalsize'
-          '|rightarrow|leftarrow|Rightarrow')
-_QUOTED = r"""(?<![\\"'`\[^“‘])(?<!quot;)(?<!\\r\?)(?<!\\r)""" # what stands before the escape of a program
+_LATEX = ('abla|atural|ot|otin|e|eq|eqq|ewline|ewcommand|exists|i|u|leq|geq|less|gtr|mid|parallel'
+          '|prec|succ|sim|cong|subseteq|supseteq|subset|supset|earrow|warrow|oindent|onumber'
+          '|olimits|ormalsize|rightarrow|leftarrow|Rightarrow')
+_QUOTED = r"""(?<![\\"'`\[^“‘])(?<!quot;)(?<!\\r\?)(?<!\\r)""" # what precedes a program's escape
 _NEWLINE = re.compile(_QUOTED + rf"""(?:\\r)?\\n(?!(?:{_LATEX})(?![A-Za-z])|["'`”’]|&quot;)""")
 _PATH = re.compile(r'(?:\b|(?<=\\n))[A-Za-z]:\\[^\s"<>|*?，。；：！？、（）]*')
 
 def literal_newlines(
     text:str, # may hold a backslash and an n where a newline was meant
 )->str: # with newlines
-    r"""Literal `\n` becomes a newline. LaTeX commands such as \neq and \nabla stay, the folders of a path such as
-    C:\new, the escapes of a program, "\n" and [^\n], and everything in a program that has lines of its own."""
+    r"""Literal `\n` becomes a newline. LaTeX commands such as \neq and \nabla stay, the folders
+    of a path such as C:\new, the escapes of a program, "\n" and [^\n], and everything in a
+    program that has lines of its own."""
     if '\\n' not in text or ('\n' in text and is_code([strip_invisible(text)])[0]): return text
     pieces, done = [], 0
     for path in _PATH.finditer(text):
@@ -122,8 +124,8 @@ def text_fields(
     row:dict, # a record
     schema:Schema, # its keys
 )->tuple[PrefTexts|None, str]: # the texts; the rule that rejects the row
-    """The record's texts. A key that may be absent counts as empty, and so does what is no text there.
-    Answers may be a list of the better and the worse one, or turns, the last of which is the answer."""
+    """The record's texts. A key that may be absent counts as empty, as does what is no text there.
+    Answers may be a list of the better and the worse, or turns, the last of which is the answer."""
     if any(k not in row for k in schema.need): return None, 'missing_key'
     if 'chosen' in schema.need: return _two_answers(row, schema)
     chosen, rejected = row['output'], row.get('rejected')
@@ -132,7 +134,8 @@ def text_fields(
     return _all_texts(row['instruction'], chosen, rejected, row.get('input'))
 
 # %% ../nbs/appendix/pref_files.ipynb #ce595ed8
-def _all_texts(prompt:object, chosen:object, rejected:object, input:object)->tuple[PrefTexts|None, str]:
+def _all_texts(prompt:object, chosen:object, rejected:object,
+               input:object)->tuple[PrefTexts|None, str]:
     "The texts if they are texts; the input may be anything else, and is empty then."
     texts = PrefTexts(prompt, chosen, rejected, input if isinstance(input, str) else '')
     return (texts, '') if all(isinstance(x, str) for x in texts) else (None, 'bad_type')
@@ -141,13 +144,14 @@ def _all_texts(prompt:object, chosen:object, rejected:object, input:object)->tup
 def _two_answers(row:dict, schema:Schema)->tuple[PrefTexts|None, str]:
     "The texts of a row that names both answers, as texts or as turns."
     worse = 'reject' if 'reject' in schema.need else 'rejected'
-    asks = [k for k in schema.need if k not in ('chosen', worse)] # the column of the question, if there is one
+    asks = [k for k in schema.need if k not in ('chosen', worse)] # the question's column, if any
     ask = row[asks[0]] if asks else []
     if all(isinstance(x, str) for x in (ask, row['chosen'], row[worse])):
         return _all_texts(ask, row['chosen'], row[worse], row.get('input'))
     before = [Turn('user', ask)] if isinstance(ask, str) else read_turns(ask)
     better, other = (_exchange(before, row[k]) for k in ('chosen', worse))
-    rule = better.rule or other.rule or ('' if better.question == other.question else 'two_questions')
+    rule = (better.rule or other.rule
+            or ('' if better.question == other.question else 'two_questions'))
     if rule: return None, 'bad_type' if rule == 'bad_value' else rule
     return _all_texts(better.question, better.answer, other.answer, row.get('input'))
 
@@ -166,7 +170,8 @@ def as_pair(
 )->tuple[str, str, str|None]: # prompt, chosen, rejected
     "Question and answers; a row without a rejected answer waits for the model's own."
     texts = PrefTexts(*values)
-    ask, chosen, rejected, body = (v.strip() for v in clean_texts([literal_newlines(v) for v in texts]))
+    ask, chosen, rejected, body = (
+        v.strip() for v in clean_texts([literal_newlines(v) for v in texts]))
     own = schema.name == 'alpaca' and not texts.rejected.strip()
     return (f'{ask}\n{body}' if body else ask), chosen, None if own else rejected
 
@@ -233,7 +238,7 @@ def read_prefs(
     max_char:int=512, # longest text, characters
     banned:frozenset=frozenset(), # prompts that must not be trained on
 )->tuple[list[Pref], list[Reject], Counter]: # pairs, rejects, counts by (source, what)
-    "Read and judge all files, those in heldout folders first: no training pair may have a held-out prompt."
+    "Read and judge all files, heldout folders first: no training pair may have a held-out prompt."
     kept, rejects = [], []
     count, seen = Counter(), set()
     parts = [part for file in files for part in _pref_parts(file)]
@@ -250,7 +255,7 @@ def split_prefs(
     prefs:list[Pref], # kept pairs
     share:float, # of the prompts held out where nothing came from a heldout folder
 )->dict[str, list[Pref]]: # train and valid
-    "Training and held-out pairs, a function of the prompts alone. Raises ValueError if one part is empty."
+    "Training and held-out pairs, a function of prompts alone. Raises ValueError for an empty part."
     given = any(p.held for p in prefs)
     parts = dict(train=[], valid=[])
     for p in prefs:
@@ -275,7 +280,7 @@ def read_answers(
     path:Path, # answers.jsonl
     head:dict, # what its first line must be
 )->dict[str, str]: # prompt -> answer
-    "The answers so far. What a crash cut short is cut off; a file that another model wrote is removed."
+    "The answers so far. What a crash cut short is cut off; a file by another model is removed."
     data = path.read_bytes() if path.exists() else b''
     rows, size = [], 0
     for line in data.splitlines(keepends=True):
@@ -352,8 +357,8 @@ def pref_report(
     count:Counter, # (source, what) -> rows, from `read_prefs`
     rejects:list[Reject], # all of them
     parts:dict[str, list[Pref]], # train and valid
-)->dict: # per source: in, literal_newline, train, valid, rejected by rule; rows in = train + valid + rejected
-    "Where every row went."
+)->dict: # per source: in, literal_newline, train, valid, rejected by rule
+    "Where every row went: rows in = train + valid + rejected."
     report = {}
     for source in sorted({k[0] for k in count} | {r.source for r in rejects}):
         rules = Counter(r.rule for r in rejects if r.source == source)
@@ -372,7 +377,8 @@ def write_prefs(
     "train.parquet, valid.parquet, rejects.parquet and report.json, each aside."
     for name, prefs in parts.items():
         rows = [{column: getattr(p, column) for column in PREF.names} for p in prefs]
-        with write_aside(folder/f'{name}.parquet') as tmp: pq.write_table(pa.Table.from_pylist(rows, PREF), tmp)
+        with write_aside(folder/f'{name}.parquet') as tmp:
+            pq.write_table(pa.Table.from_pylist(rows, PREF), tmp)
     with write_aside(folder/'rejects.parquet') as tmp: pq.write_table(rejects_table(rejects), tmp)
     write_json(folder/'report.json', report)
 

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .dataset import LongRows, Position, check_position, check_state, collate, cut_ids, encode, plan_window
+from .dataset import (LongRows, Position, check_position, check_state, collate, cut_ids,
+    encode, plan_window)
 from .pref_files import Pref
 from .runs import fingerprint, write_aside
 from .scores import batch_logp
@@ -48,7 +49,7 @@ def encode_prefs(
     rows:list[Pref], # with prompt, chosen, rejected
     tok:PreTrainedTokenizerBase, # tokenizer
     max_len:int, # longest prompt and answer, tokens
-    too_long:str='close', # close: a longer answer is cut and closed with [EOS]; otherwise cut, and nothing more
+    too_long:str='close', # close: a longer answer is cut and closed with [EOS]; otherwise only cut
 )->list[PrefIds]: # as many
     "Tokenise every text once. A longer prompt is cut and closed."
     return [_cut_pref(row, max_len, too_long) for row in _whole_prefs(rows, tok)]
@@ -58,7 +59,7 @@ class Fitting(NamedTuple):
     "Pairs, and how many do not fit."
     prefs:list[Pref] # those to train on
     rows:list[PrefIds] # the same in ids
-    long:LongRows # counts over all pairs; `response`: the chosen answer, the rejected one, or both are longer
+    long:LongRows # counts over all pairs; `response`: one answer or both are longer
 
 # %% ../nbs/appendix/pref_stream.ipynb #9a0ff380
 def fit_prefs(
@@ -67,11 +68,13 @@ def fit_prefs(
     max_len:int, # longest prompt and answer, tokens
     too_long:str, # drop: longer pairs leave
 )->Fitting: # pairs and counts
-    "Tokenise, count the pairs that are longer than `max_len`, and leave them out if asked to, else cut them."
+    """Tokenise, count the pairs that are longer than `max_len`,
+    and leave them out if asked to, else cut them."""
     whole = _whole_prefs(prefs, tok)
     over = np.array([[len(ids) > max_len for ids in row] for row in whole], bool).reshape(-1, 3)
     either = over.any(1)
-    long = LongRows(len(prefs), int(over[:, 0].sum()), int(over[:, 1:].any(1).sum()), int(either.sum()))
+    long = LongRows(len(prefs), int(over[:, 0].sum()),
+                    int(over[:, 1:].any(1).sum()), int(either.sum()))
     stays = np.flatnonzero(~either) if too_long == 'drop' else range(len(prefs))
     rows = [_cut_pref(whole[i], max_len, too_long) for i in stays]
     return Fitting([prefs[i] for i in stays], rows, long)
@@ -81,8 +84,9 @@ def collate_prefs(
     rows:list[PrefIds], # from `encode_prefs`; may be empty
     ref:Tensor, # (B, 2) reference log-probabilities, chosen and rejected
 )->dict: # input_ids, attention_mask, labels (2B rows: chosen, then rejected), ref_logp (2B,)
-    "One batch. No rows: a dummy pair without labels, so that a rank without pairs still takes its step."
-    if not rows: return {k: v.repeat(2, 1) for k, v in collate([]).items()} | dict(ref_logp=torch.zeros(2))
+    "One batch. No rows: a dummy pair without labels, so a rank without pairs still takes its step."
+    if not rows:
+        return {k: v.repeat(2, 1) for k, v in collate([]).items()} | dict(ref_logp=torch.zeros(2))
     chosen = [(p, c) for p, c, _ in rows]
     rejected = [(p, r) for p, _, r in rows]
     return collate(chosen + rejected) | dict(ref_logp=ref.T.flatten())
@@ -100,7 +104,7 @@ def pref_plan(
     budget_tok:int, # most cells in a batch, both answers counted
     key:tuple|None=None, # of the shuffle; None: none
 )->list[np.ndarray]: # batches of row numbers
-    "Token-budget batches sorted by length: a pair takes two rows, each as long as the longer answer."
+    "Token-budget batches sorted by length: a pair takes two rows as long as the longer answer."
     lens = np.array([(len(p), max(len(c), len(r))) for p, c, r in rows])
     return plan_window(lens, max(1, budget_tok // 2), key)
 
@@ -115,7 +119,8 @@ def logp_table(
     out = torch.zeros(len(rows), 2)
     for at in pref_plan(rows, budget_tok):
         b = collate_prefs([rows[i] for i in at], torch.zeros(len(at), 2))
-        out[at] = batch_logp(model, {k: v.to(model.device) for k, v in b.items()}).view(2, -1).T.cpu()
+        out[at] = batch_logp(
+            model, {k: v.to(model.device) for k, v in b.items()}).view(2, -1).T.cpu()
     return out
 
 # %% ../nbs/appendix/pref_stream.ipynb #8e8999a7
@@ -149,7 +154,8 @@ def reference(
     path:Path, # .safetensors beside the pairs
     key:str, # identity of the model
 )->Tensor: # (N, 2)
-    "Reference log-probabilities: computed once, stored with a fingerprint, computed again if model or pairs change."
+    """Reference log-probabilities: computed once, stored with a fingerprint,
+    computed again if model or pairs change."""
     key = rows_key(rows, key)
     table = _load_ref(path, key)
     if table is None:
@@ -159,7 +165,7 @@ def reference(
 
 # %% ../nbs/appendix/pref_stream.ipynb #f102f65a
 class PrefStream:
-    "Endless batches of preference pairs in memory; resumes at any batch, ranks share the same global batches."
+    "Endless batches of pairs in memory; resumes at any batch, ranks share the same global batches."
     def __init__(self,
         rows:list[PrefIds], # from `encode_prefs`
         ref:Tensor, # (N, 2) from `reference`
@@ -199,6 +205,6 @@ class PrefStream:
             epoch, _, first = self.pos
             plan = self.plan(epoch)
             for i in range(first, len(plan)):
-                self.pos = Position(epoch, 0, i + 1) if i + 1 < len(plan) else Position(epoch + 1, 0, 0)
+                self.pos = Position(epoch, 0, i+1) if i+1 < len(plan) else Position(epoch+1, 0, 0)
                 mine = plan[i][self.rank::self.world]
                 yield collate_prefs([self.rows[j] for j in mine], self.ref[mine])

@@ -30,7 +30,8 @@ class _Lot(NamedTuple):
 
 # %% ../nbs/appendix/prefetch.ipynb #1cad9181
 def _produce(items:Iterable, n:int, q:queue.Queue, stop:threading.Event):
-    "The thread's work: lots of 1, 2, 4 … up to n items, then those that are left with the exception that ended it."
+    """The thread's work: lots of 1, 2, 4 … up to n items,
+    then those that are left with the exception that ended it."""
     ready = []
     lot = 1
     end = StopIteration()
@@ -51,13 +52,14 @@ def prefetched(
     n:int, # how many are handed over together once it runs; 0: no thread
 )->Iterator: # the same items
     """Produce `items` in a thread, at most 3n ahead: n handed over, n ready, n in the making.
-    An exception there is raised here; closing this generator, or leaving Python, ends the thread."""
+    An exception there is raised here; closing this generator or leaving Python ends the thread."""
     if not n:
         yield from items
         return
     q = queue.Queue(1)
     stop = threading.Event()
-    thread = threading.Thread(target=_produce, args=(items, n, q, stop), name='prefetch', daemon=True)
+    thread = threading.Thread(target=_produce, args=(items, n, q, stop),
+                              name='prefetch', daemon=True)
     def finish():
         "End the thread. The garbage collector may call this anywhere, in the thread itself too."
         stop.set()

@@ -45,7 +45,7 @@ def fit_law(
     return Law(*map(float, best), exponents)
 
 # %% ../nbs/appendix/real_text.ipynb #rtcopy01
-LINE_CHARS, PIECE_CHARS, COPIED_CHARS = (15, 60), (2, 8), 12 # of a sentence, of a piece, of what is copied onward
+LINE_CHARS, PIECE_CHARS, COPIED_CHARS = (15, 60), (2, 8), 12 # of a sentence, a piece, copied onward
 _END = re.compile(r'(?<=[。！？；])|\n')
 _RUN = re.compile(r'[\u4e00-\u9fffA-Za-z0-9]{2,}') # no mark inside
 _MARK = re.compile(r'[，。！？；：、]')
@@ -94,7 +94,8 @@ def onward(
     line:str, # a sentence
     rng:random.Random, # of the place
 )->tuple[str, str]: # what is asked, what is to be written
-    "Find two characters where they come first, and copy from there to the next mark, at most 12 characters."
+    """Find two characters where they come first, and copy from there to the next mark,
+    at most 12 characters."""
     (start, _), = _pieces(line, 1, rng)
     two = line[start:start + 2]
     rest = line[line.find(two):]

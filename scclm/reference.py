@@ -34,7 +34,8 @@ class RandomBatches:
             g = torch.Generator().manual_seed(self.done)
             ids = torch.randint(7, VOCAB, (2*ROWS, LEN), generator=g).tolist()
             self.done += 1
-            yield collate([PairIds(prompt, response) for prompt, response in zip(ids[::2], ids[1::2])])
+            yield collate([PairIds(prompt, response)
+                           for prompt, response in zip(ids[::2], ids[1::2])])
 
     def state_dict(self)->dict: # done
         "Where it is."
@@ -55,7 +56,8 @@ def reference_speed(
     model = build_model(model_config('tiny', VOCAB), seed=0)
     with tempfile.TemporaryDirectory() as out:
         fit(model, RandomBatches(), cfg, Path(out), progress=False)
-        speeds = [entry['real_tok_per_s'] for entry in read_log(Path(out)/'log.jsonl') if 'real_tok_per_s' in entry]
+        speeds = [entry['real_tok_per_s'] for entry in read_log(Path(out)/'log.jsonl')
+                  if 'real_tok_per_s' in entry]
     return statistics.median(speeds[10:])
 
 # %% ../nbs/appendix/reference.ipynb #ref00012

@@ -32,9 +32,9 @@ from .sft import sft_cfg
 # %% ../nbs/appendix/reproduce.ipynb #repro008
 @dataclass(frozen=True)
 class ReproduceCfg:
-    "What to reproduce, from what, on what; `dry_steps` goes through all steps with next to no training."
+    "What to reproduce, from what, on what; `dry_steps`: all steps with next to no training."
     scale:str='' # tiny, small, mini or base; none: SCCLM_SCALE
-    fetch:str='' # base: first fetch every source of the 0.2B model; none: SCCLM_RAW or the sample is used
+    fetch:str='' # base: first fetch every source of the 0.2B model; none: SCCLM_RAW or the sample
     gpu:float=24. # memory of the GPU, GiB; 0: this machine's CPU
     chip:str='' # name of the GPU, for the hours; none: a slow one of that memory
     tok_per_s:float=0. # measured speed of pretraining, for the hours; 0: from the chip
@@ -46,8 +46,10 @@ class ReproduceCfg:
     def __post_init__(self):
         "Raises ValueError for what cannot be, naming the field."
         for name in ('gpu', 'tok_per_s', 'pairs', 'sentences', 'dry_steps'):
-            if getattr(self, name) < 0: raise ValueError(f'{name}={getattr(self, name)}: expected >= 0')
-        if self.fetch not in ('', 'base'): raise ValueError(f'fetch={self.fetch!r}: expected base, or nothing')
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name}={getattr(self, name)}: expected >= 0')
+        if self.fetch not in ('', 'base'):
+            raise ValueError(f'fetch={self.fetch!r}: expected base, or nothing')
 
 # %% ../nbs/appendix/reproduce.ipynb #repro011
 class Step(NamedTuple):
@@ -81,12 +83,14 @@ def tokens_of(
     row_tok:float, # mean tokens of a row, prompt and answer
     cfg:ReproduceCfg, # gives pairs, sentences
 )->dict[str, float]: # step -> tokens trained on, padding counted where steps are given
-    "What every training stage reads. A pair has two answers; half the pairs' work again is the reference's."
+    """What every training stage reads.
+    A pair has two answers; half the pairs' work again is the reference's."""
     found = {}
     for name, c in (('pretrain', pretrain_cfg(scale)), ('sft', sft_cfg(scale))):
         found[name] = float(c.steps * c.budget_tok * c.accum)
     d, e = dpo_cfg(scale), ie_cfg(scale)
-    found['dpo'] = d.epochs * cfg.pairs * 2 * row_tok * 1.5 if d.epochs else 1.5 * d.steps * d.budget_tok * d.accum
+    found['dpo'] = (d.epochs * cfg.pairs * 2 * row_tok * 1.5 if d.epochs
+                    else 1.5 * d.steps * d.budget_tok * d.accum)
     found['ie'] = float(e.steps * e.budget_tok * e.accum)
     if e.epochs: found['ie'] = e.epochs * cfg.sentences * row_tok / (1 - e.mix)
     return found | dict(ie_scratch=found['ie'])
@@ -113,7 +117,7 @@ def note(
     entry = dict(step=step.name, args=step.args, what=what, at=round(time.time(), 1)) | more
     diary.parent.mkdir(parents=True, exist_ok=True)
     with open(diary, 'a', encoding='utf-8') as f:
-        f.write('\n' + json.dumps(entry, ensure_ascii=False) + '\n') # half a line of a crash stays alone
+        f.write('\n' + json.dumps(entry, ensure_ascii=False) + '\n') # what a crash cut stays alone
         f.flush()
         os.fsync(f.fileno())
 
@@ -138,7 +142,8 @@ def n_finished(
     steps:list[Step], # in order
     diary:Path, # reproduce.jsonl, in runs/<scale>
 )->int: # so many of the first need not be done again
-    "A step counts if it last ended with these arguments, after the one before it, and what it made is there."
+    """A step counts if it last ended with these arguments, after the one before it,
+    and what it made is there."""
     entries, last = list(read_diary(diary)), -1
     for n, step in enumerate(steps):
         at = _ended_at(step, entries)
@@ -149,7 +154,8 @@ def n_finished(
 # %% ../nbs/appendix/reproduce.ipynb #repro024
 #| code-fold: true
 def _child(args:tuple[str, ...], env:dict, begin:Callable[[], None])->int:
-    "Call `begin`, then run one `scclm` command; a SIGTERM that reaches us at any moment stops it. Its exit code."
+    """Call `begin`, then run one `scclm` command; a SIGTERM that reaches us at any moment stops it.
+    Its exit code."""
     child, asked = None, False
     def pass_on(number:int, frame:object):
         "To the child, or remember it for a child that is not there yet."
@@ -187,7 +193,8 @@ def forget_ended(
     step:Step, # about to be done
     diary:Path, # reproduce.jsonl, in runs/<scale>
 ):
-    "A training that ended once and is done again starts over: its checkpoints belong to what was there before."
+    """A training that ended once and is done again starts over:
+    its checkpoints belong to what was there before."""
     told = [e['what'] for e in read_diary(diary) if e['step'] == step.name]
     if told[-1:] != ['end'] or not step.made.endswith('/model'): return
     shutil.rmtree((diary.parent/step.made).parent/'checkpoints', ignore_errors=True)
@@ -204,7 +211,8 @@ def reproduce(
     cfg:ReproduceCfg, # what, from what, on what
 )->Path: # card.md, whether it is there or not
     """Say what it costs, then do every step that is not done yet; again after a stop to go on.
-    Writes runs/<scale>/reproduce.jsonl, and what the steps write. Raises RuntimeError for a step that failed."""
+    Writes runs/<scale>/reproduce.jsonl, and what the steps write.
+    Raises RuntimeError for a step that failed."""
     scale = scale_name(cfg.scale)
     folder = run_path().parent/scale
     planned = plan(PlanCfg(scale=scale, gpu=cfg.gpu, chip=cfg.chip, tok_per_s=cfg.tok_per_s))

@@ -73,7 +73,8 @@ class Progress:
         "Open the bar, or the notebook's display."
         self.run, self.every, self.drawn, self.handle = run, every, time.monotonic(), None
         show, live = show and run.acc.is_main_process, in_notebook()
-        self.bar = tqdm(total=run.cfg.steps, initial=run.step, disable=None if show and not live else True, unit='step')
+        self.bar = tqdm(total=run.cfg.steps, initial=run.step,
+                        disable=None if show and not live else True, unit='step')
         if show and live:
             from IPython.display import display
             self.handle = display(self._html(), display_id=True)
@@ -81,7 +82,8 @@ class Progress:
     def __call__(self):
         "After each step."
         self.bar.update()
-        if 'loss' in self.run.entry: self.bar.set_postfix(loss=f"{self.run.entry['loss']:.3f}", refresh=False)
+        if 'loss' in self.run.entry:
+            self.bar.set_postfix(loss=f"{self.run.entry['loss']:.3f}", refresh=False)
         late = time.monotonic() - self.drawn > self.every
         if self.handle and self.run.entry and late: # nothing to plot before the first log line
             self.handle.update(self._html(plot=True))
@@ -92,8 +94,10 @@ class Progress:
         from IPython.display import HTML
         r = self.run
         losses = ''.join(f', {k} {r.entry[k]:.3f}' for k in ('loss', 'loss_valid') if k in r.entry)
-        bar = f'<progress value={r.step} max={r.cfg.steps}></progress> step {r.step} / {r.cfg.steps}{losses}'
-        return HTML(f'<div>{bar}</div>' + (_figure_html(read_log(r.out/'log.jsonl')) if plot else ''))
+        bar = (f'<progress value={r.step} max={r.cfg.steps}></progress> '
+               f'step {r.step} / {r.cfg.steps}{losses}')
+        return HTML(f'<div>{bar}</div>'
+                    + (_figure_html(read_log(r.out/'log.jsonl')) if plot else ''))
 
     def close(self):
         "Leave one plain line."

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .duplicates import KEPT_ROW, LEAK, Fates, Spool, mix, n_parts, read_arrow, row_roles, sorted_keys
+from .duplicates import (KEPT_ROW, LEAK, Fates, Spool, mix, n_parts, read_arrow,
+    row_roles, sorted_keys)
 
 # %% ../nbs/appendix/splits.ipynb #35837eb5
 SPLITS = ('train', 'test', 'valid', 'sft_train', 'sft_valid', 'heldout')
@@ -32,7 +33,8 @@ class Shares(NamedTuple):
 # %% ../nbs/appendix/splits.ipynb #3ee01652
 def _unit(keys:np.ndarray, seed:int)->np.ndarray:
     "Keys as numbers in [0, 1), another seed shuffles them."
-    return (mix(keys ^ mix(np.array([seed + 1], np.uint64))) >> np.uint64(11)).astype(np.float64)/2**53
+    return (mix(keys ^ mix(np.array([seed + 1], np.uint64)))
+            >> np.uint64(11)).astype(np.float64)/2**53
 
 # %% ../nbs/appendix/splits.ipynb #6e4aa249
 def pretrain_split(
@@ -53,7 +55,7 @@ def mark_sft_leaks(
     seed:int, # of the split
 ):
     "Mark SFT rows that ask what the test or validation split asks."
-    in_exam = np.zeros(len(fates.status), bool) if across else None # one more byte a row, only when it is needed
+    in_exam = np.zeros(len(fates.status), bool) if across else None # one more byte a row, if needed
     n = n_parts(spool)
     for part in range(n if shares.own_sft else 0):
         keys, ids = sorted_keys(spool, fates.status, 0, part, n)
@@ -86,7 +88,7 @@ def destinations(
     return [*own, (3, np.flatnonzero(instruct & (split == 0)))] # these are in train as well
 
 # %% ../nbs/appendix/splits.ipynb #b958d8a8
-BUCKET_ROWS = 50_000 # rows sorted in memory at a time; more from 3 million rows on, for there are at most 64 buckets
+BUCKET_ROWS = 50_000 # rows sorted in memory at a time; more from 3 million rows: at most 64 buckets
 ROW_GROUP = 4096
 
 # %% ../nbs/appendix/splits.ipynb #965f227e
@@ -158,7 +160,8 @@ def _scatters(spool:Spool, folder:Path)->dict[str, Scatter]:
     return scatters
 
 # %% ../nbs/appendix/splits.ipynb #d6b9771c
-def _scatter_chunk(spool:Spool, k:int, status:np.ndarray, shares:Shares, seed:int, scatters:dict[str, Scatter]):
+def _scatter_chunk(spool:Spool, k:int, status:np.ndarray, shares:Shares, seed:int,
+                   scatters:dict[str, Scatter]):
     "Send the kept rows of one chunk to their splits. Held-out rows keep their order."
     chunk, start, role = spool.chunks[k], spool.starts[k], spool.blocks[k].role
     at = np.flatnonzero(status[start:start + chunk.rows] == KEPT_ROW)

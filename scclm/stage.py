@@ -30,7 +30,7 @@ from .trainer import Run, TrainCfg, is_due, processes
 
 # %% ../nbs/appendix/stage.ipynb #58240ac9
 class Watch:
-    "Callback: answer the same prompts every `every` steps and append to samples.jsonl in the run's folder."
+    "Callback: answer the same prompts every `every` steps and append to the run's samples.jsonl."
     def __init__(self,
         tok:PreTrainedTokenizerBase, # tokenizer
         prompts:list[str], # the questions
@@ -55,8 +55,8 @@ class Watch:
 def read_samples(
     path:Path, # samples.jsonl
 )->dict: # step -> {prompt: answer}, the newest entry of each step
-    """What `Watch` wrote. A line that a crash cut short is left out; a line ends at a newline and nowhere else:
-    an answer may hold other line breaks, such as U+2028."""
+    """What `Watch` wrote. A line that a crash cut short is left out; a line ends at a newline
+    and nowhere else: an answer may hold other line breaks, such as U+2028."""
     rows = []
     for line in Path(path).read_text(encoding='utf-8').split('\n'):
         try: rows.append(json.loads(line))
@@ -73,8 +73,8 @@ def watch_callbacks(
     return [Watch(tok, list(prompts), max(1, steps // 10))] if prompts else []
 
 # %% ../nbs/appendix/stage.ipynb #10a9f00d
-DONE_WITH = dict(cut='a longer answer is cut and has no end mark, a longer prompt is cut', drop='they are left out',
-                 close='they are cut and closed with an end mark')
+DONE_WITH = dict(cut='a longer answer is cut and has no end mark, a longer prompt is cut',
+                 drop='they are left out', close='they are cut and closed with an end mark')
 
 def say_long(
     long:LongRows, # of a stream
@@ -84,7 +84,8 @@ def say_long(
     "One line about rows that are longer than `max_len`, if there are any."
     if not long.either: return
     print(f'{long.either:,} of {long.rows:,} rows are longer than max_len={max_len} tokens '
-          f'(prompt {long.prompt:,}, answer {long.response:,}): too_long={too_long}, {DONE_WITH[too_long]}')
+          f'(prompt {long.prompt:,}, answer {long.response:,}): '
+          f'too_long={too_long}, {DONE_WITH[too_long]}')
 
 # %% ../nbs/appendix/stage.ipynb #5fae5838
 def long_figures(
@@ -111,8 +112,9 @@ def stage_stream(
     """The endless stream of a training stage, aware of how many processes there are.
     The main process says how many rows are too long, if any."""
     state = processes()
-    stream = PairStream([str(f) for f in files], tok, budget_tok=cfg.budget_tok, max_len=cfg.max_len,
-                        window=cfg.window, seed=cfg.seed, rank=state.process_index, world=state.num_processes,
+    stream = PairStream([str(f) for f in files], tok, budget_tok=cfg.budget_tok,
+                        max_len=cfg.max_len, window=cfg.window, seed=cfg.seed,
+                        rank=state.process_index, world=state.num_processes,
                         too_long=cfg.too_long)
     if state.process_index == 0: say_long(stream.long, cfg.max_len, stream.planner.too_long)
     return stream
@@ -120,7 +122,7 @@ def stage_stream(
 # %% ../nbs/appendix/stage.ipynb #b1f09aac
 def heldout_sample(
     n:int, # questions wanted
-)->list[tuple[str, str]]: # (question, answer); empty where there are no held-out questions (real data)
+)->list[tuple[str, str]]: # (question, answer); empty without held-out questions (real data)
     "A fixed sample of the held-out questions, spread over the file."
     path = run_path('data', 'heldout.parquet')
     pairs = read_pairs(path) if path.exists() else []
@@ -150,7 +152,8 @@ def stage_eval(
     n_heldout:int=200, # held-out questions answered
     too_long:str='close', # of the stage: unless `close`, a cut answer is scored without an end mark
 )->Callable[[nn.Module], dict]: # model -> dict(loss_valid, bleu4, exact_heldout)
-    "The `eval_fn` of the course's stages: loss, BLEU-4, and exact match on a fixed sample of the held-out phrasings."
+    """The `eval_fn` of the course's stages: loss, BLEU-4,
+    and exact match on a fixed sample of the held-out phrasings."""
     pairs = read_pairs(require(valid or run_path('data', 'valid.parquet'), 'clean'), n_valid)
     loss_and_bleu = pair_eval(pairs, tok, max_len, too_long=scored_as(too_long))
     exact = heldout_eval(tok, n_heldout)
@@ -183,7 +186,8 @@ def require_measured():
     for name in ('test.parquet', 'valid.parquet'):
         path = require(run_path('data', name), 'clean')
         if check_columns(path): continue
-        raise ValueError(f'{path} holds no row: expected at least one to measure on; clean more text')
+        raise ValueError(f'{path} holds no row: '
+                         'expected at least one to measure on; clean more text')
 
 # %% ../nbs/appendix/stage.ipynb #541abe26
 def stage_figures(
@@ -212,17 +216,20 @@ def finish_stage(
     run:Run, # of `fit`
     tok:PreTrainedTokenizerBase, # tokenizer
     figures:dict|None=None, # what was measured; written to figures.json
-    keep:Callable[[nn.Module], None]|None=None, # writes the trained model; None: to model/, by `save_model`
+    keep:Callable[[nn.Module], None]|None=None, # writes the model; None: to model/, by `save_model`
 )->Run: # the same
-    """Write config.json always, the model and figures.json once all steps are done. An interrupted run says how to
-    go on. The main process writes."""
+    """Write config.json always, the trained model and figures.json once all steps are done.
+    An interrupted run says how to go on. The main process writes."""
     if not run.acc.is_main_process: return run
     write_json(run.out/'config.json', asdict(run.cfg))
     if not run.done:
-        print(f'stopped by {run.stopped} at step {run.step} of {run.cfg.steps}; the same call goes on from here')
+        print(f'stopped by {run.stopped} at step {run.step} of {run.cfg.steps}; '
+              'the same call goes on from here')
         return run
     model = run.acc.unwrap_model(run.model)
     if keep: keep(model)
-    else: save_model(model, tok, run.out/'model', model_card(model, run.out/'model', stage_scores(figures or {})))
+    else:
+        save_model(model, tok, run.out/'model',
+                   model_card(model, run.out/'model', stage_scores(figures or {})))
     write_json(run.out/'figures.json', figures or {})
     return run

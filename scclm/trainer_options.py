@@ -26,7 +26,7 @@ def _cos(a:float, b:float, t:float)->float:
 
 # %% ../nbs/appendix/trainer_options.ipynb #ddd0608b
 def _onecycle(t:float, final:float)->float:
-    "Up from 1/50 of the peak in 30 % of the steps, then down to nearly nothing; `final` is not used."
+    "Up from 1/50 of the peak in 30 % of the steps, then down to nearly nothing; `final` is unused."
     if t < 0.3: return _cos(1/50, 1, t/0.3)
     return _cos(1, 1/50/1e4, (t - 0.3)/0.7)
 
@@ -46,8 +46,8 @@ def param_groups(
     model:nn.Module, # parameters with requires_grad=False are left out
     emb_lr:float=1., # learning-rate multiple of the embedding
 )->list[dict]: # groups with name, params and lr_scale; empty ones are dropped
-    """Split the trainable parameters: `matrix` (2-D, hidden), `embedding` (token and position tables), `vector`
-    (the rest)."""
+    """Split the trainable parameters: `matrix` (2-D, hidden),
+    `embedding` (token and position tables), `vector` (the rest)."""
     groups = dict(matrix=[], embedding=[], vector=[])
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     for p in model.parameters():
@@ -61,7 +61,8 @@ def param_groups(
 # %% ../nbs/appendix/trainer_options.ipynb #422de983
 def _adamw(groups:list[dict], cfg:object)->list[torch.optim.Optimizer]:
     "AdamW (Loshchilov & Hutter 2019)."
-    return [torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)]
+    return [torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas,
+                              weight_decay=cfg.weight_decay, fused=True)]
 
 # %% ../nbs/appendix/trainer_options.ipynb #5bfaa069
 def _muon(groups:list[dict], cfg:object)->list[torch.optim.Optimizer]:
@@ -79,8 +80,8 @@ def _muon(groups:list[dict], cfg:object)->list[torch.optim.Optimizer]:
 def _adafactor(groups:list[dict], cfg:object, relative:bool=False)->list[torch.optim.Optimizer]:
     "Adafactor (Shazeer & Stern 2018); `relative`: its own step size, which ignores the schedule."
     from transformers.optimization import Adafactor
-    return [Adafactor(groups, lr=None if relative else cfg.lr, relative_step=relative, scale_parameter=relative,
-                      weight_decay=cfg.weight_decay)]
+    return [Adafactor(groups, lr=None if relative else cfg.lr, relative_step=relative,
+                      scale_parameter=relative, weight_decay=cfg.weight_decay)]
 
 # %% ../nbs/appendix/trainer_options.ipynb #84829efe
 def make_optimizers(
@@ -124,8 +125,8 @@ def phase(
     run:object, # chapter 04's Run: gives `phases`
     name:str, # what the time is spent on
 ):
-    """Add the time inside to `run.phases`. On a GPU work is queued: forward and backward show when it was asked for,
-    the optimiser waits for it."""
+    """Add the time inside to `run.phases`. On a GPU work is queued: forward and backward show
+    when it was asked for, the optimiser waits for it."""
     began = time.perf_counter()
     try: yield
     finally: run.phases[name] = run.phases.get(name, 0.) + time.perf_counter() - began
@@ -151,7 +152,8 @@ def phase_table(
     "Where the time of a session went."
     import pandas as pd
     t = pd.Series(run.phases, name='seconds').sort_values(ascending=False)
-    return pd.DataFrame(dict(seconds=t, share=t / t.sum(), ms_per_step=1e3 * t / max(1, run.step - run.began)))
+    return pd.DataFrame(dict(seconds=t, share=t / t.sum(),
+                             ms_per_step=1e3 * t / max(1, run.step - run.began)))
 
 # %% ../nbs/appendix/trainer_options.ipynb #pacecls1
 class Pace:
@@ -170,11 +172,14 @@ class Pace:
     )->str|None: # advice, at most once; None: all is well
         "After each log line."
         if self.began is None: self.began = entry['seconds']
-        age, speed, window = entry['seconds'] - self.began, entry['real_tok_per_s'], self.last.maxlen
+        age, speed, window = (
+            entry['seconds'] - self.began, entry['real_tok_per_s'], self.last.maxlen)
         if age < self.first_s or len(self.first) < window: self.first.append(speed)
         self.last.append(speed)
         usual, now = statistics.median(self.first), statistics.median(self.last)
-        if self.told or age < self.least_s or len(self.last) < window or now >= usual / 2: return None
+        if self.told or age < self.least_s or len(self.last) < window or now >= usual / 2:
+            return None
         self.told = True
-        return (f'training runs at {now:,.0f} real tok/s, less than half of its first minutes ({usual:,.0f}): '
+        return (f'training runs at {now:,.0f} real tok/s, '
+                f'less than half of its first minutes ({usual:,.0f}): '
                 'another program is probably busy; see 常见问题 of chapter 04')

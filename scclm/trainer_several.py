@@ -25,8 +25,8 @@ from .runs import write_aside
 
 # %% ../nbs/appendix/trainer_several.ipynb #46b07e67
 def processes()->PartialState: # process_index, num_processes, is_main_process, main_process_first()
-    """Who else trains: `torchrun` or `accelerate launch` says so through the environment; on a machine without a GPU
-    over gloo."""
+    """Who else trains: `torchrun` or `accelerate launch` says so through the environment;
+    on a machine without a GPU over gloo."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 # %% ../nbs/appendix/trainer_several.ipynb #da5c7945
@@ -45,7 +45,8 @@ def _check_trackers(names:tuple[str, ...]):
     have = sorted(str(t) for t in get_available_trackers())
     known, here = ', '.join(sorted(LOGGER_TYPE_TO_CLASS)), ', '.join(have) or 'none'
     for name in names:
-        if name not in have: raise ValueError(f'trackers={name!r}: expected one of {known}; installed here: {here}')
+        if name not in have:
+            raise ValueError(f'trackers={name!r}: expected one of {known}; installed here: {here}')
 
 # %% ../nbs/appendix/trainer_several.ipynb #29379dde
 def make_accelerator(
@@ -54,18 +55,20 @@ def make_accelerator(
     trackers:tuple[str, ...]=(), # names that accelerate knows
     made:Sequence[object]=(), # GeneralTracker objects of the caller's own
 )->Accelerator: # fresh, whatever an earlier run in this process used
-    """One process or many, CPU or GPU: accelerate finds out. Raises ValueError for a tracker that is unknown or not
-    installed, for fp16 without a GPU, or for sharded training."""
+    """One process or many, CPU or GPU: accelerate finds out. Raises ValueError for a tracker
+    that is unknown or not installed, for fp16 without a GPU, or for sharded training."""
     _check_trackers(trackers)
     for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM'):
         if os.environ.get(f'ACCELERATE_USE_{kind}', '').lower() == 'true':
             raise ValueError(f'fit does not train with {kind}: its checkpoints are whole tensors. '
                              'Use configs/ddp.yaml, or hf_fit')
     on_cpu = not torch.cuda.is_available()
-    if precision == 'fp16' and on_cpu: raise ValueError("precision='fp16' needs a GPU; on a CPU take bf16 or fp32")
+    if precision == 'fp16' and on_cpu:
+        raise ValueError("precision='fp16' needs a GPU; on a CPU take bf16 or fp32")
     AcceleratorState._reset_state()
     mixed = 'no' if precision == 'fp32' else precision
-    return Accelerator(mixed_precision=mixed, cpu=on_cpu, log_with=[*trackers, *made] or None, project_dir=out)
+    return Accelerator(mixed_precision=mixed, cpu=on_cpu,
+                       log_with=[*trackers, *made] or None, project_dir=out)
 
 # %% ../nbs/appendix/trainer_several.ipynb #sev00011
 log = logging.getLogger('scclm')
@@ -75,8 +78,8 @@ log = logging.getLogger('scclm')
 def run_lock(
     out:Path, # a stage's folder
 ):
-    """Hold the folder. Raises RuntimeError naming the process that holds it, OSError if nothing can be written there.
-    The lock of a dead process is free."""
+    """Hold the folder. Raises RuntimeError naming the process that holds it,
+    OSError if nothing can be written there. The lock of a dead process is free."""
     who = out/'run.pid'
     lock = FileLock(out/'run.lock', blocking=False)
     try:
@@ -86,9 +89,11 @@ def run_lock(
         owner = _lock_owner(who)
         raise RuntimeError(f'{out} is being trained by {owner}: '
                            'wait for it, stop it, or give another folder (out)') from None
-    except OSError as e: raise OSError(f'{out} cannot be written ({e.strerror}): give another folder (out)') from e
+    except OSError as e:
+        raise OSError(f'{out} cannot be written ({e.strerror}): give another folder (out)') from e
     try:
-        if who.exists(): log.warning('%s: stale lock of %s, which was killed; taken over', out, _lock_owner(who))
+        if who.exists():
+            log.warning('%s: stale lock of %s, which was killed; taken over', out, _lock_owner(who))
         with write_aside(who) as tmp: tmp.write_text(f'pid {os.getpid()} on {platform.node()}')
         yield
     finally:
@@ -105,8 +110,8 @@ def _lock_owner(who:Path)->str:
 def lock_stage(
     out:Path, # a stage's folder
 ):
-    """The folder, made if need be and locked by the main process. A refusal is everyone's: no process touches a folder
-    that is not held. Raises OSError or RuntimeError as `run_lock`."""
+    """The folder, made if need be and locked by the main process. A refusal is everyone's:
+    no process touches a folder that is not held. Raises OSError or RuntimeError as `run_lock`."""
     with ExitStack() as held:
         refused = [None]
         if processes().is_main_process:
@@ -120,5 +125,6 @@ def lock_stage(
 def _made_and_locked(out:Path):
     "Made if need be, and locked."
     try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OSError(f'{out} cannot be made ({e.strerror}): give another folder (out)') from e
+    except OSError as e:
+        raise OSError(f'{out} cannot be made ({e.strerror}): give another folder (out)') from e
     with run_lock(out): yield

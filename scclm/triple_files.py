@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from fastcore.basics import patch
 
 from .dataset import Pair
-from .readers import (Reject, Schema, Source, as_text, is_hidden, read_file, rejects_table, shown_name,
-    sniff, walk_files)
+from .readers import (Reject, Schema, Source, as_text, is_hidden, read_file, rejects_table,
+    shown_name, sniff, walk_files)
 from .runs import write_aside, write_json
 
 # %% ../nbs/appendix/triple_files.ipynb #4eccfc25
@@ -45,7 +45,8 @@ def _escape(slot:str)->str:
 def format_triples(
     triples:list[Triple], # in the order wanted
 )->str: # such as '[(a,p,b),(a,q,c)]'
-    r"The answer. A comma, bracket or backslash inside a slot gets a backslash before it, nothing else changes."
+    r"""The answer. A comma, bracket or backslash inside a slot gets a backslash before it,
+    nothing else changes."""
     written = ['(' + ','.join(map(_escape, t)) + ')' for t in triples]
     return '[' + ','.join(written) + ']'
 
@@ -83,7 +84,7 @@ def parse_triples(
 
 # %% ../nbs/appendix/triple_files.ipynb #360528de
 def _slot(value:object)->str:
-    "A text, or a number as text; of a table its @value. Raises KeyError or TypeError for anything else."
+    "A text, or a number as text; of a table its @value. Raises KeyError or TypeError for all else."
     if isinstance(value, dict): value = value['@value']
     text = None if value is None else as_text(value)
     if text is None: raise TypeError(type(value).__name__)
@@ -153,7 +154,8 @@ def song_not_album(
     text:str, # the sentence, in lower case
     triples:list[Triple], # labels
 )->Fixed: # as many
-    "An album is not sung: drop singer and writers of a subject that is the album of a song here and no song itself."
+    """An album is not sung: drop singer and writers of a subject
+    that is the album of a song here and no song itself."""
     songs = {s for s, p, _ in triples if p == '所属专辑'}
     albums = {o for _, p, o in triples if p == '所属专辑'}
     only_albums = albums - songs
@@ -196,8 +198,8 @@ def by_appearance(
     text:str, # a sentence
     triples:list[Triple], # that it states
 )->list[Triple]: # one order for every machine and file
-    """The order of the answer: a triple comes where the later of its two entities first stands in the sentence;
-    then by its text."""
+    """The order of the answer: a triple comes where the later of its two entities first stands
+    in the sentence; then by its text."""
     return sorted(triples, key=lambda t: (max(text.find(t[0]), text.find(t[2])), t))
 
 # %% ../nbs/appendix/triple_files.ipynb #e5b144a4
@@ -220,7 +222,8 @@ DUIE = (Schema('duie', ('text', 'spo_list')),) # keys of a labelled sentence
 
 # %% ../nbs/appendix/triple_files.ipynb #df03bb50
 _TEST = re.compile('(?:(?<![A-Za-z])test|Test|(?<![A-Z])TEST)(?:set|data)?(?![a-z])')
-_VALID = re.compile('(?:(?<![A-Za-z])(?:valid|dev)|Valid|Dev|(?<![A-Z])(?:VALID|DEV))(?:ation|set|data)?(?![a-z])')
+_VALID = re.compile('(?:(?<![A-Za-z])(?:valid|dev)|Valid|Dev|(?<![A-Z])(?:VALID|DEV))'
+                    '(?:ation|set|data)?(?![a-z])')
 
 def part_of(
     path:Path, # such as duie_train.json, duie/test_entity.json
@@ -243,13 +246,15 @@ def find_duie(
             if sniff(f, DUIE): parts.setdefault(part_of(f), []).append(f)
             else: other.append(f)
     if 'train' in parts and len(parts) > 1: return parts, other
-    raise ValueError(f"{', '.join(map(str, data))} holds parts {sorted(parts)}: expected a training file and one named "
-                     "*valid*, *dev* or *test*, JSON Lines with text and spo_list")
+    raise ValueError(f"{', '.join(map(str, data))} holds parts {sorted(parts)}: "
+                     'expected a training file and one named *valid*, *dev* or *test*, '
+                     'JSON Lines with text and spo_list')
 
 # %% ../nbs/appendix/triple_files.ipynb #5a6cbe76
 def _json_files(root:Path)->list[Path]:
-    "A file, or the JSON files below a folder but the hidden ones, packed or not. Raises FileNotFoundError."
-    if not root.exists(): raise FileNotFoundError(f'{root} is missing: expected a DuIE file or a folder of them')
+    "A file, or JSON files below a folder but hidden ones, packed or not. Raises FileNotFoundError."
+    if not root.exists():
+        raise FileNotFoundError(f'{root} is missing: expected a DuIE file or a folder of them')
     if not root.is_dir(): return [root]
     seen = [f for f in walk_files(root) if not is_hidden(f, root)]
     return [f for f in seen if {'.json', '.jsonl', '.zip'} & {*f.suffixes}]
@@ -306,7 +311,7 @@ def read_duie(
     path:Path, # JSON Lines
     part:str, # for the report
     rejects:Rejects, # filled
-    seen:dict[str, str]|None=None, # lower-case text -> rule that rejects it, filled on the way; None: all may come
+    seen:dict[str, str]|None=None, # lower-case text -> rule against it, filled; None: all may come
     whole:Callable[[Pair], bool]=lambda pair: True, # False if a model cannot see it whole
 )->Iterator[Sentence]: # repaired sentences with at least one triple
     "Read and repair a file. A bad row is rejected with its file and line, it never stops the run."
@@ -319,7 +324,8 @@ def read_duie(
         rejects.count(part, 'rows', rows=1, **{rule or 'kept': 1})
         if found: _note(rejects, path, row.line, part, found)
         if rule:
-            rejects.add(path, row.line, rule, row.text or json.dumps(row.record, ensure_ascii=False, default=str))
+            rejects.add(path, row.line, rule,
+                        row.text or json.dumps(row.record, ensure_ascii=False, default=str))
             continue
         if seen is not None: seen[found.text] = 'duplicate_row'
         yield sentence
@@ -327,7 +333,8 @@ def read_duie(
 # %% ../nbs/appendix/triple_files.ipynb #ffc26d96
 def _sentence(row:Repaired, published:list[Triple])->Sentence:
     "The sentence with its prompt and its answer; the text is in lower case already."
-    return Sentence(row.text, row.triples, Pair(PROMPT + row.text, format_triples(row.triples)), published)
+    return Sentence(row.text, row.triples,
+                    Pair(PROMPT + row.text, format_triples(row.triples)), published)
 
 # %% ../nbs/appendix/triple_files.ipynb #aa242a55
 def _repaired(record:dict)->tuple[Repaired|None, str]:
@@ -342,7 +349,8 @@ def _repaired(record:dict)->tuple[Repaired|None, str]:
 def _note(rejects:Rejects, path:Path, line:int, part:str, row:Repaired):
     "Count the triples of a row and keep the dropped ones."
     rejects.count(part, 'triples', kept=len(row.triples), **row.changed)
-    for rule, triple in row.dropped: rejects.add(path, line, rule, f'{row.text}\t{format_triples([triple])}')
+    for rule, triple in row.dropped:
+        rejects.add(path, line, rule, f'{row.text}\t{format_triples([triple])}')
 
 # %% ../nbs/appendix/triple_files.ipynb #trf00013
 def write_report(
@@ -365,6 +373,8 @@ def read_tests(
     for part in sorted(parts.keys() - {'train'}):
         files = parts[part]
         rows = [s for f in files for s in read_duie(f, part, rejects)]
-        if not rows: raise ValueError(f"no usable sentence in {', '.join(map(str, files))}: see rejects.parquet")
+        if not rows:
+            raise ValueError(f"no usable sentence in {', '.join(map(str, files))}: "
+                             'see rejects.parquet')
         tests[part] = rows[:limit or None]
     return tests
