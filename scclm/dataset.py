@@ -467,8 +467,7 @@ class EpochPlan:
         self.groups = _tabulate(sizes)
         if too_long == 'drop': self.groups = _with_fitting_rows(self.groups, lens, max_len)
 
-    def windows(self,
-        epoch:int, # 0-based
+    def windows(self, epoch:int, # 0-based
     )->list[np.ndarray]: # per window (groups, 4): file, row group, first row in the file, rows
         "Permute all row groups, then take consecutive groups until a window is full."
         groups = self.groups
@@ -640,8 +639,7 @@ def _stream_key(files:list[Path], contents:list[str], tok:PreTrainedTokenizerBas
 
 # %% ../nbs/02_dataset.ipynb #5a05f233
 class PairFiles:
-    """Parquet files, their token lengths, and the plan of every epoch.
-    No text is read until someone iterates."""
+    "Parquet files, their token lengths, and every epoch's plan. No text is read before iteration."
     def __init__(self,
         files:Path|str|list[Path], # parquet file or files with text columns prompt and response
         tok:PreTrainedTokenizerBase, # with [PAD] = 0 and [EOS] = 1
@@ -657,8 +655,7 @@ class PairFiles:
         n_epochs:int|None=None, # stop after so many; None: never
         too_long:str='close', # what happens to rows longer than `max_len`, as for `encode_pairs`
     ):
-        """Open the files, build or map their length index.
-        ValueError or FileNotFoundError for what cannot be streamed."""
+        "Open files, build or map their length index. ValueError, FileNotFoundError: unstreamable."
         _check_dials(budget_tok, max_len, window, seed, rank, world, prefetch, too_long)
         self.files, self.tok = check_files(files), tok
         self.rank, self.world, self.prefetch, self.n_epochs = rank, world, prefetch, n_epochs
