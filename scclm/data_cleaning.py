@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .clean_stage import (count_files, count_rows, fill_spool, make_report, n_workers, raw_bytes,
-    workplace, write_rejects)
-from .duplicates import KEPT_ROW, ROLES, Fates, NearCfg, Spool, mark_exact, mark_near, new_fates, settle
+from .clean_stage import (count_files, count_rows, fill_spool, make_report, n_workers,
+    raw_bytes, workplace, write_rejects)
+from .duplicates import (KEPT_ROW, ROLES, Fates, NearCfg, Spool, mark_exact, mark_near,
+    new_fates, settle)
 from .plots import new_axes
 from .readers import explain, shown_name
 from .runs import folder_aside, raw_dir, run_path, scale_name, write_json
@@ -31,18 +32,19 @@ from .splits import Shares, mark_sft_leaks, write_splits
 def clean_cfg(
     scale:str|None=None, # tiny, small, mini or base; None reads the dial
 )->CleanCfg: # the preset
-    """The preset of a scale: the same rules, shorter texts for smaller models; the shipped sample in the form of chat.
-    Raises ValueError for an unknown scale."""
+    """The preset of a scale: the same rules, shorter texts for smaller models;
+    the shipped sample in the form of chat. Raises ValueError for an unknown scale."""
     short = dict(wiki_chars=120, max_prompt=256, max_response=256)
     shorter = dict(tiny=short, small=short, mini=dict(wiki_chars=240))
-    return replace(CleanCfg(raw=raw_dir(), chat_form=raw_dir() is None), **shorter.get(scale_name(scale), {}))
+    return replace(CleanCfg(raw=raw_dir(), chat_form=raw_dir() is None),
+                   **shorter.get(scale_name(scale), {}))
 
 # %% ../nbs/00_data_cleaning.ipynb #clpass01
 #| code-fold: true
 class Passes(NamedTuple):
     "The two passes that cost most of the time, on this machine; `scclm.cluster` has them for many."
     fill:Callable=fill_spool # sources, cfg, folder -> the cleaned rows on disk
-    near:Callable=mark_near # spool, fates, cfg, workers -> near pairs of a pretraining and an SFT row
+    near:Callable=mark_near # spool, fates, cfg, workers -> near pairs: a pretraining and an SFT row
 
 # %% ../nbs/00_data_cleaning.ipynb #c64809c0
 #| code-fold: true
@@ -94,9 +96,9 @@ def clean(
     cfg:CleanCfg|None=None, # None: the preset of the scale
     passes:Passes|None=None, # who does the work; None: this machine
 )->dict: # the report
-    """From raw files to the parquet files of `run_path('data')`: read, clean, deduplicate, split, shuffle, report.
-    After a kill or on a full disk again: what was cleaned is not cleaned again.
-    Raises FileNotFoundError or ValueError when the raw folder is absent or holds nothing readable."""
+    """From raw files to the parquet files of `run_path('data')`: read, clean, deduplicate, split,
+    shuffle, report. After a kill or on a full disk again: what was cleaned is not cleaned again.
+    Raises FileNotFoundError or ValueError when the raw folder is absent or has nothing readable."""
     cfg, passes = cfg or clean_cfg(), passes or Passes()
     raw = _raw_of(cfg)
     sources, others = find_sources(raw)
@@ -109,7 +111,8 @@ def clean(
         splits = write_splits(spool, status, shares, cfg.seed, tmp)
         write_rejects(spool, fates, unknown, tmp/'rejects.parquet')
         files = count_files(spool, status, sources, unknown | left_out(raw))
-        report = make_report(count_rows(spool, status, unknown), splits, unknown, cfg, shares.own_sft, files)
+        report = make_report(count_rows(spool, status, unknown), splits, unknown, cfg,
+                             shares.own_sft, files)
         write_json(tmp/'report.json', report)
         shutil.rmtree(tmp/'buckets')
     return report
@@ -121,7 +124,8 @@ def report_table(
 )->pd.DataFrame: # a row per source and a total; columns: rows_in, kept, one per rule
     "What happened to the rows, as a table."
     rows = {}
-    for name, c in report['sources'].items(): rows[name] = dict(rows_in=c['rows_in'], kept=c['kept'], **c['rejected'])
+    for name, c in report['sources'].items():
+        rows[name] = dict(rows_in=c['rows_in'], kept=c['kept'], **c['rejected'])
     rows['total'] = dict(rows_in=report['rows_in'], kept=report['kept'], **report['rules'])
     table = pd.DataFrame(rows).T.reindex(columns=['rows_in', 'kept', *report['rules']])
     return table.fillna(0).astype(int)

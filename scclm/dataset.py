@@ -30,8 +30,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from .blocks import BlockEncoder, block_encoder, encode_blocks
-from .parquet_pairs import (check_columns, check_files, content_key, file_key, group_sizes, read_columns,
-    read_groups, stored_lengths)
+from .parquet_pairs import (check_columns, check_files, content_key, file_key, group_sizes,
+    read_columns, read_groups, stored_lengths)
 from .plots import new_axes
 from .prefetch import prefetched
 from .runs import fingerprint, run_path
@@ -51,8 +51,8 @@ class _Copy(NamedTuple):
 _COPIES = WeakKeyDictionary() # tokenizer -> its `_Copy`, which goes when the tokenizer goes
 
 def _plain_copy(tok:PreTrainedTokenizerBase)->_Copy:
-    """A copy of the backend that no call of `tok` can switch: no padding, no cutting, names of special tokens
-    are plain text. Tokens added later make a new copy."""
+    """A copy of the backend that no call of `tok` can switch: no padding, no cutting,
+    names of special tokens are plain text. Tokens added later make a new copy."""
     made_of = repr(tok.added_tokens_decoder)
     known = _COPIES.get(tok)
     if known is None or known.made_of != made_of:
@@ -63,14 +63,16 @@ def _plain_copy(tok:PreTrainedTokenizerBase)->_Copy:
         backend.encode_special_tokens = True
         special = frozenset(i for i, token in tok.added_tokens_decoder.items() if token.special)
         key = fingerprint(text.partition('"added_tokens"')[2])
-        known = _COPIES[tok] = _Copy(made_of, backend, special, cache(partial(block_encoder, backend)), key)
+        known = _COPIES[tok] = _Copy(
+            made_of, backend, special, cache(partial(block_encoder, backend)), key)
     return known
 
 # %% ../nbs/02_dataset.ipynb #7d4cfdf8
 #| code-fold: true
 def _text_ids(encoded:Encoding, special:frozenset, unk:int|None, end:int)->list[int]:
-    """The ids of a text without its end mark. What the tokenizer has put around it stays; a special id that was typed
-    (Unigram knows `</s>` as a piece) becomes the unknown one: a text ends where it ends, and nowhere else."""
+    """The ids of a text without its end mark. What the tokenizer has put around it stays;
+    a special id that was typed (Unigram knows `</s>` as a piece) becomes the unknown one:
+    a text ends where it ends, and nowhere else."""
     ids = encoded.ids
     if special.isdisjoint(ids): return ids
     put = encoded.special_tokens_mask # 1 where the tokenizer has put the id, 0 where it was read
@@ -82,11 +84,14 @@ def _text_ids(encoded:Encoding, special:frozenset, unk:int|None, end:int)->list[
 #| code-fold: true
 MANY_CHARS = 1 << 15 # a batch this long repeats itself enough to be encoded block by block
 
-def _batch_ids(texts:list[str], plain:_Copy, special:frozenset, unk:int|None, end:int)->list[list[int]]:
+def _batch_ids(texts:list[str], plain:_Copy, special:frozenset, unk:int|None,
+               end:int)->list[list[int]]:
     "The ids of each text with its end mark; of a large batch every distinct block is encoded once."
     many = sum(map(len, texts)) >= MANY_CHARS and unk is not None
     blocks = plain.blocks() if many else None
-    if blocks is None: return [_text_ids(o, special, unk, end) + [end] for o in plain.backend.encode_batch_fast(texts)]
+    if blocks is None:
+        return [_text_ids(o, special, unk, end) + [end]
+                for o in plain.backend.encode_batch_fast(texts)]
     ids, ends = encode_blocks(texts, blocks)
     ids[np.isin(ids, list(special))] = unk # typed ones
     ids = np.insert(ids, ends, end).tolist()
@@ -100,8 +105,8 @@ def encode(
     max_len:int|None=None, # tokens kept per text, the end mark included; None: all
     eos:int|None=None, # id that ends a text; None: the tokenizer's
 )->list[list[int]]: # N lists of ids, each ending in `eos`
-    """Text to ids: the one place where it happens. With BPE, as ours, a typed `[EOS]` is five characters; where a
-    tokenizer knows its name as a piece, it is the unknown token.
+    """Text to ids: the one place where it happens. With BPE, as ours, a typed `[EOS]` is five
+    characters; where a tokenizer knows its name as a piece, it is the unknown token.
     What the tokenizer itself puts around a text (ours: nothing) is kept."""
     if not texts: return []
     end = tok.eos_token_id if eos is None else eos
@@ -146,7 +151,7 @@ def cut_ids(
     max_len:int, # tokens kept, the end mark included
     too_long:str='close', # one of `TOO_LONG`; only `close` puts the end mark back
 )->list[int]: # at most `max_len`
-    "The one rule for a text that is longer than `max_len`. Raises ValueError for another `too_long`."
+    "The one rule for a text longer than `max_len`. Raises ValueError for another `too_long`."
     _check_too_long(too_long)
     if len(ids) <= max_len: return ids
     return [*ids[:max_len - 1], ids[-1]] if too_long == 'close' else ids[:max_len]
@@ -157,10 +162,11 @@ def encode_pairs(
     responses:list[str], # N answers
     tok:PreTrainedTokenizerBase, # with [PAD] = 0 and [EOS] = 1
     max_len:int, # tokens kept per text, the closing [EOS] included
-    too_long:str='close', # one of `TOO_LONG`: a longer answer is cut, left out with its question, or cut and closed
+    too_long:str='close', # of `TOO_LONG`: a longer answer cut, its pair dropped, or cut and closed
 )->list[PairIds]: # N; fewer where rows are left out
-    """Text to ids, each closed with [EOS]. A longer question is cut to `max_len - 1` tokens and closed;
-    a longer answer only with `close`: with `cut` its first `max_len` tokens stay, and nothing says that it ends there.
+    """Text to ids, each closed with [EOS]. A longer question is cut to `max_len - 1` tokens
+    and closed; a longer answer only with `close`: with `cut` its first `max_len` tokens stay,
+    and nothing says that it ends there.
     Raises ValueError for `max_len` < 2, another `too_long` or other special ids."""
     _check_too_long(too_long)
     if max_len < 2: raise ValueError(f"max_len={max_len} must be >= 2: one token and its [EOS]")
@@ -168,7 +174,8 @@ def encode_pairs(
     if special != (0, 1): raise ValueError(f"tokenizer has pad, eos = {special}: expected (0, 1)")
     ids = encode([*prompts, *responses], tok)
     pairs = zip(ids[:len(prompts)], ids[len(prompts):], strict=True)
-    if too_long == 'drop': return [PairIds(*pair) for pair in pairs if max(map(len, pair)) <= max_len]
+    if too_long == 'drop':
+        return [PairIds(*pair) for pair in pairs if max(map(len, pair)) <= max_len]
     return [PairIds(cut_ids(p, max_len), cut_ids(r, max_len, too_long)) for p, r in pairs]
 
 # %% ../nbs/02_dataset.ipynb #1e6e75c6
@@ -220,9 +227,10 @@ def length_order(
 # %% ../nbs/02_dataset.ipynb #359b1e38
 def cut_batches(
     lens:np.ndarray, # (N, 2) tokens of prompt and response, in the order to cut
-    budget_tok:int, # most cells, padding included, in a batch; a single longer row is a batch of its own
+    budget_tok:int, # most cells, padding included, in a batch; a longer row is a batch of its own
 )->list[int]: # boundaries: batch i is rows res[i]:res[i+1]
-    "Walk along the rows; start a new batch when rows x (longest prompt + longest response) would pass the budget."
+    """Walk along the rows; start a new batch when rows x (longest prompt + longest response)
+    would pass the budget."""
     cuts = []
     n = longest_prompt = longest_response = 0
     for i, (prompt, response) in enumerate(zip(*lens.T.tolist())):
@@ -246,9 +254,11 @@ def real_share(
 
 # %% ../nbs/02_dataset.ipynb #4602f0a1
 #| code-fold: true
-def _encode_table(table:pa.Table, tok:PreTrainedTokenizerBase, max_len:int, too_long:str='close')->list[PairIds]:
+def _encode_table(table:pa.Table, tok:PreTrainedTokenizerBase, max_len:int,
+                  too_long:str='close')->list[PairIds]:
     "The rows of a table with columns prompt and response."
-    return encode_pairs(table['prompt'].to_pylist(), table['response'].to_pylist(), tok, max_len, too_long)
+    return encode_pairs(
+        table['prompt'].to_pylist(), table['response'].to_pylist(), tok, max_len, too_long)
 
 # %% ../nbs/02_dataset.ipynb #56f80b21
 #| code-fold: true
@@ -284,10 +294,12 @@ def _index_path(path:Path, content:str, tok:PreTrainedTokenizerBase, folder:Path
     "The index of one file with one tokenizer."
     return folder/f'{path.stem}-{content}-{_plain_copy(tok).key}.npy'
 
-def _count_unchanged(path:Path, content:str, tok:PreTrainedTokenizerBase, folder:Path, beat:Callable)->np.ndarray:
-    "`token_lengths` of a file that stays what it was. Raises OSError if somebody writes it meanwhile."
+def _count_unchanged(path:Path, content:str, tok:PreTrainedTokenizerBase, folder:Path,
+                     beat:Callable)->np.ndarray:
+    "`token_lengths` of a file that stays what it was. Raises OSError if it is written meanwhile."
     lens = token_lengths(path, tok, beat)
-    if content_key(path, folder) != content: raise OSError(f"{path} changed while its lengths were counted")
+    if content_key(path, folder) != content:
+        raise OSError(f"{path} changed while its lengths were counted")
     return lens
 
 # %% ../nbs/02_dataset.ipynb #51b4ebc7
@@ -297,9 +309,9 @@ def length_index(
     tok:PreTrainedTokenizerBase, # as for `encode`
     index_dir:Path|None=None, # where the index lives; None: `run_path('data', 'lengths')`
     rank:int=0, # rank 0 builds a missing index, the others wait for it
-    patience_s:float=60, # a waiting rank builds the index itself after this long without a sign of life
+    patience_s:float=60, # a waiting rank builds the index after this long without a sign of life
     progress:bool|None=None, # progress bar; None: in a terminal, for more than 50,000 rows
-)->list[np.ndarray]: # per file (rows, 2) uint16, memory-mapped: tokens of prompt and response without [EOS]
+)->list[np.ndarray]: # per file (rows, 2) uint16, memory-mapped: prompt/response tokens, no [EOS]
     """Token lengths of all texts, counted once and kept. A missing or damaged index is built.
     Raises FileNotFoundError or ValueError as `check_files` does."""
     res = []
@@ -309,7 +321,8 @@ def length_index(
         name = _index_path(path, content, tok, folder)
         count = partial(_count_unchanged, path, content, tok, folder)
         title = f'lengths of {path.name}'
-        res.append(stored_lengths(name, sum(group_sizes(path)), count, title, rank, patience_s, progress))
+        res.append(stored_lengths(
+            name, sum(group_sizes(path)), count, title, rank, patience_s, progress))
     return res
 
 # %% ../nbs/02_dataset.ipynb #f4699b4e
@@ -348,8 +361,8 @@ def permutation(
     n:int, # how many
     *key:int, # numbers >= 0, such as seed, epoch, window
 )->np.ndarray: # (n,) a permutation of 0 … n-1
-    """A shuffle that is a function of its key alone: sorts raw PCG64 words, a stream that NumPy promises
-    never to change."""
+    """A shuffle that is a function of its key alone: sorts raw PCG64 words,
+    a stream that NumPy promises never to change."""
     return np.argsort(np.random.PCG64([*key, len(key)]).random_raw(n), kind='stable')
 
 # %% ../nbs/02_dataset.ipynb #3d2474da
@@ -432,7 +445,7 @@ def _with_fitting_rows(groups:np.ndarray, lens:list[np.ndarray], max_len:int)->n
 
 # %% ../nbs/02_dataset.ipynb #2fcb860d
 class EpochPlan:
-    "Which rows make up which batch: a function of lengths, seed and epoch alone. It never touches text."
+    "Which rows make which batch: a function of lengths, seed and epoch alone. It touches no text."
     def __init__(self,
         lens:list[np.ndarray], # per file (rows, 2) tokens without [EOS]
         sizes:list[list[int]], # per file: rows of each row group
@@ -454,8 +467,7 @@ class EpochPlan:
         self.groups = _tabulate(sizes)
         if too_long == 'drop': self.groups = _with_fitting_rows(self.groups, lens, max_len)
 
-    def windows(self,
-        epoch:int, # 0-based
+    def windows(self, epoch:int, # 0-based
     )->list[np.ndarray]: # per window (groups, 4): file, row group, first row in the file, rows
         "Permute all row groups, then take consecutive groups until a window is full."
         groups = self.groups
@@ -472,7 +484,8 @@ class EpochPlan:
         rows = np.arange(len(lens))
         if self.too_long == 'drop': rows = np.flatnonzero((lens < self.max_len).all(1))
         key = (self.seed, epoch, w) if self.shuffle else None
-        return [rows[b] for b in plan_window(kept_lengths(lens[rows], self.max_len), self.budget_tok, key)]
+        return [rows[b]
+                for b in plan_window(kept_lengths(lens[rows], self.max_len), self.budget_tok, key)]
 
 # %% ../nbs/02_dataset.ipynb #2acaca04
 #| code-fold: true
@@ -539,16 +552,19 @@ def check_state(
     state:dict, # from `PairStream.state_dict`
     own:dict, # what this stream is made of
 )->Position: # epoch, window, batch
-    "The position in `state`. Raises ValueError naming what differs if it comes from another stream."
+    "The position in `state`. Raises ValueError naming what differs if it is from another stream."
     saved = _IMPLIED | state
     for k, v in (_IMPLIED | own).items():
         if k not in saved:
-            raise ValueError(f"stream state has no {k!r}: expected {', '.join(own)}, epoch, window, batch")
+            raise ValueError(f"stream state has no {k!r}: "
+                             f"expected {', '.join(own)}, epoch, window, batch")
         if saved[k] != v:
-            raise ValueError(f"stream state was saved with {k}={saved[k]!r}, but this stream has {k}={v!r}")
+            raise ValueError(f"stream state was saved with {k}={saved[k]!r}, "
+                             f"but this stream has {k}={v!r}")
     pos = tuple(state.get(k) for k in Position._fields)
     if not all(type(o) is int and o >= 0 for o in pos):
-        raise ValueError(f"stream state has (epoch, window, batch) = {pos}: expected three integers >= 0")
+        raise ValueError(f"stream state has (epoch, window, batch) = {pos}: "
+                         "expected three integers >= 0")
     return Position(*pos)
 
 # %% ../nbs/02_dataset.ipynb #ds2stm01
@@ -560,8 +576,8 @@ def _check_same_files(state:dict, own:dict, files:list[Path]):
         saved = str(state.get(k, own[k])).split('+')
         for path, then, now in zip(files, saved, own[k].split('+')):
             if then == now: continue
-            raise ValueError(f"stream state was saved with {k}={then!r} of {path}, which now has {now!r}: "
-                             "expected the same bytes as then")
+            raise ValueError(f"stream state was saved with {k}={then!r} of {path}, "
+                             f"which now has {now!r}: expected the same bytes as then")
 
 # %% ../nbs/02_dataset.ipynb #97247bd3
 #| code-fold: true
@@ -571,8 +587,8 @@ def check_position(
 ):
     "Raise ValueError for a position that the plan does not have."
     if pos.batch >= n_batches:
-        raise ValueError(f"stream state has (epoch, window, batch) = {tuple(pos)}, beyond the end of the epoch: "
-                         "the state is damaged")
+        raise ValueError(f"stream state has (epoch, window, batch) = {tuple(pos)}, "
+                         "beyond the end of the epoch: the state is damaged")
 
 # %% ../nbs/02_dataset.ipynb #e2e54bb0
 #| code-fold: true
@@ -584,7 +600,8 @@ def _n_batches_at(plan:EpochPlan, pos:Position)->int:
 
 # %% ../nbs/02_dataset.ipynb #469034aa
 #| code-fold: true
-def _check_dials(budget_tok:int, max_len:int, window:int, seed:int, rank:int, world:int, prefetch:int, too_long:str):
+def _check_dials(budget_tok:int, max_len:int, window:int, seed:int, rank:int, world:int,
+                 prefetch:int, too_long:str):
     "Raise ValueError for a value that cannot work, naming it."
     dials = [
         ('max_len', max_len, max_len >= 2, '>= 2: one token and its [EOS]'),
@@ -609,23 +626,24 @@ def _count_long(files:list[Path], lens:list[np.ndarray], max_len:int, too_long:s
 
 # %% ../nbs/02_dataset.ipynb #428a136c
 #| code-fold: true
-def _stream_key(files:list[Path], contents:list[str], tok:PreTrainedTokenizerBase, plan:EpochPlan, n_long:int)->dict:
-    """What a position depends on: files, tokenizer, dials. Not the number of ranks; and `too_long` only where there
-    are `n_long` rows that it changes."""
+def _stream_key(files:list[Path], contents:list[str], tok:PreTrainedTokenizerBase,
+                plan:EpochPlan, n_long:int)->dict:
+    """What a position depends on: files, tokenizer, dials. Not the number of ranks;
+    and `too_long` only where there are `n_long` rows that it changes."""
     key = dict(
-        fingerprint='+'.join(map(file_key, files)), content='+'.join(contents), tokenizer=_plain_copy(tok).key,
-        budget_tok=plan.budget_tok, max_len=plan.max_len, window_rows=plan.window,
-        seed=plan.seed, shuffle=plan.shuffle)
+        fingerprint='+'.join(map(file_key, files)), content='+'.join(contents),
+        tokenizer=_plain_copy(tok).key, budget_tok=plan.budget_tok, max_len=plan.max_len,
+        window_rows=plan.window, seed=plan.seed, shuffle=plan.shuffle)
     if n_long and plan.too_long != 'close': key['too_long'] = plan.too_long
     return key
 
 # %% ../nbs/02_dataset.ipynb #5a05f233
 class PairFiles:
-    "Parquet files, their token lengths, and the plan of every epoch. No text is read until someone iterates."
+    "Parquet files, their token lengths, and every epoch's plan. No text is read before iteration."
     def __init__(self,
         files:Path|str|list[Path], # parquet file or files with text columns prompt and response
         tok:PreTrainedTokenizerBase, # with [PAD] = 0 and [EOS] = 1
-        budget_tok:int=768, # most cells in a global batch: rows x (longest prompt + longest response)
+        budget_tok:int=768, # most cells per global batch: rows*(longest prompt + longest response)
         max_len:int=256, # tokens kept per text, [EOS] included
         window:int=16384, # rows shuffled and sorted together, at least
         seed:int=0, # of every shuffle
@@ -637,7 +655,7 @@ class PairFiles:
         n_epochs:int|None=None, # stop after so many; None: never
         too_long:str='close', # what happens to rows longer than `max_len`, as for `encode_pairs`
     ):
-        "Open the files, build or map their length index. ValueError or FileNotFoundError for what cannot be streamed."
+        "Open files, build or map their length index. ValueError, FileNotFoundError: unstreamable."
         _check_dials(budget_tok, max_len, window, seed, rank, world, prefetch, too_long)
         self.files, self.tok = check_files(files), tok
         self.rank, self.world, self.prefetch, self.n_epochs = rank, world, prefetch, n_epochs
@@ -677,8 +695,8 @@ def check_worker(
     if 'worker' not in state: return None
     own = list(_worker())
     if state['worker'] != own:
-        raise ValueError(f"stream state is of DataLoader worker {state['worker']}, but this is {own} (number, of how "
-                         "many): expected a loader with as many workers")
+        raise ValueError(f"stream state is of DataLoader worker {state['worker']}, but this is "
+                         f"{own} (number, of how many): expected a loader with as many workers")
     skip = state.get('skip')
     if type(skip) is not int or not 0 <= skip < own[1]:
         raise ValueError(f"stream state has skip={skip!r}: expected 0 to {own[1] - 1}")
@@ -697,18 +715,21 @@ def take_rows(
 # %% ../nbs/02_dataset.ipynb #ds2stm06
 #| code-fold: true
 def _window_text(stream:PairFiles, groups:np.ndarray)->pa.Table:
-    "The text of a window's row groups. Raises OSError that names a file whose bytes are not those that were planned."
+    """The text of a window's row groups.
+    Raises OSError that names a file whose bytes are not those that were planned."""
     files = stream.files
     for f in np.unique(groups[:, 0]):
         if content_key(files[f], stream.notes) == stream.contents[f]: continue
-        raise OSError(f"{files[f]} has changed since it was opened: expected the rows that were planned")
+        raise OSError(f"{files[f]} has changed since it was opened: "
+                      "expected the rows that were planned")
     return read_groups([(files[f], g) for f, g, _, _ in groups])
 
 # %% ../nbs/02_dataset.ipynb #b7d5fd81
 class PairStream(PairFiles, IterableDataset):
-    """Batches from parquet, epoch after epoch. Resumes at any batch; any number of ranks share the same global batches.
-    For a DataLoader, a dataset of batches (`batch_size=None`): its workers take turns."""
-    skip = None # batches of other workers that come before the next own one; None: as many as the worker's number
+    """Batches from parquet, epoch after epoch. Resumes at any batch; any number of ranks share
+    the same global batches. For a DataLoader, a dataset of batches (`batch_size=None`):
+    its workers take turns."""
+    skip = None # batches of other workers before the next own one; None: the worker's number
 
     def state_dict(self)->dict: # integers, strings and a boolean; JSON-able
         "The position of the next batch, as the consumer sees it, and what the stream is made of."
@@ -735,7 +756,8 @@ class PairStream(PairFiles, IterableDataset):
                 yield batch
 
     def _shares(self, k:int, n:int)->Iterator[tuple[Position, dict[str, LongTensor]]]:
-        "(position afterwards, this rank's share) of every n-th batch; reads a window's text when the walk enters it."
+        """(position afterwards, this rank's share) of every n-th batch;
+        reads a window's text when the walk enters it."""
         groups = None
         first = k if self.skip is None else self.skip
         for batch in islice(walk(self.planner, self.pos, self.n_epochs), first, None, n):
@@ -743,12 +765,13 @@ class PairStream(PairFiles, IterableDataset):
                 groups = batch.groups
                 text = _window_text(self, groups)
             own = take_rows(text, batch.rows[self.rank::self.world])
-            yield batch.after, collate(_encode_table(own, self.tok, self.planner.max_len, self.planner.too_long))
+            yield batch.after, collate(
+                _encode_table(own, self.tok, self.planner.max_len, self.planner.too_long))
 
 # %% ../nbs/02_dataset.ipynb #5de6c97c
 #| code-fold: true
 def _as_pairs(table:pa.Table, path:Path, first:int)->list[Pair]:
-    "Rows as pairs, the first of them row `first` of the file. Raises ValueError that names a null cell."
+    "Rows as pairs, the first is row `first` of the file. Raises ValueError that names a null cell."
     for col in table.column_names:
         if not table[col].null_count: continue
         row = first + table[col].is_null().index(True).as_py()
@@ -788,7 +811,7 @@ def columns(
 class PairDataset:
     "Encoded pairs in memory, map style."
     def __init__(self,
-        pairs:Iterable[tuple[list[int], list[int]]]=(), # (prompt ids, response ids), as `encode_pairs` gives
+        pairs:Iterable[tuple[list[int], list[int]]]=(), # (prompt, response) ids, see `encode_pairs`
     ):
         "Join all ids into one array; `ends` are the boundaries, two segments a pair."
         segments = [np.array(ids, np.int32) for pair in pairs for ids in pair]
@@ -833,20 +856,22 @@ def hf_dataset(
     files:Path|str|list[Path], # parquet file or files
     tok:PreTrainedTokenizerBase, # with [PAD] = 0 and [EOS] = 1
     max_len:int=256, # tokens kept per text, [EOS] included
-    cache_dir:Path|None=None, # where `datasets` keeps its Arrow files; None: `run_path('data', 'hf')`
+    cache_dir:Path|None=None, # where `datasets` keeps Arrow files; None: `run_path('data', 'hf')`
     too_long:str='close', # what happens to rows longer than `max_len`, as for `encode_pairs`
-)->object: # datasets.Dataset with input_ids, attention_mask, labels, length (prompt + response tokens)
+)->object: # datasets.Dataset: input_ids, attention_mask, labels, length (prompt + response tokens)
     """The same samples for `Seq2SeqTrainer`, in file order, on disk.
     Raises ValueError or FileNotFoundError as `check_files` does."""
     from datasets import Dataset
-    paths = [path for path in check_files(files) if check_columns(path)] # `datasets` cannot read one without rows
+    paths = [path for path in check_files(files)
+             if check_columns(path)] # `datasets` cannot read one without rows
     cache = Path(cache_dir or run_path('data', 'hf'))
     def encode_rows(rows:dict[str, list[str]])->dict[str, list]:
         "The columns of some rows."
         pairs = encode_pairs(rows['prompt'], rows['response'], tok, max_len, too_long)
         return dict(
             input_ids=[p.prompt for p in pairs], attention_mask=[[1]*len(p.prompt) for p in pairs],
-            labels=[p.response for p in pairs], length=[len(p.prompt) + len(p.response) for p in pairs])
+            labels=[p.response for p in pairs],
+            length=[len(p.prompt) + len(p.response) for p in pairs])
     both = ['prompt', 'response']
     ds = Dataset.from_parquet([str(o) for o in paths], columns=both, cache_dir=str(cache))
     seen = [content_key(path, cache) for path in paths]

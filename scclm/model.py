@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
+from transformers import (PreTrainedModel, PreTrainedTokenizerBase, T5Config,
+    T5ForConditionalGeneration)
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from .runs import scale_name
@@ -36,10 +37,14 @@ def bias_bucket(
 
 # %% ../nbs/03_model.ipynb #453ad2bf
 PRESETS = dict(
-    tiny=dict(d_model=192, d_ff=512, num_heads=6, d_kv=32, num_layers=2, num_decoder_layers=2, dropout_rate=0.0),
-    small=dict(d_model=256, d_ff=1024, num_heads=8, d_kv=32, num_layers=4, num_decoder_layers=4, dropout_rate=0.0),
-    mini=dict(d_model=384, d_ff=1024, num_heads=6, d_kv=64, num_layers=6, num_decoder_layers=6, dropout_rate=0.1),
-    base=dict(d_model=768, d_ff=3072, num_heads=12, d_kv=64, num_layers=10, num_decoder_layers=10, dropout_rate=0.1))
+    tiny=dict(d_model=192, d_ff=512, num_heads=6, d_kv=32,
+              num_layers=2, num_decoder_layers=2, dropout_rate=0.0),
+    small=dict(d_model=256, d_ff=1024, num_heads=8, d_kv=32,
+               num_layers=4, num_decoder_layers=4, dropout_rate=0.0),
+    mini=dict(d_model=384, d_ff=1024, num_heads=6, d_kv=64,
+              num_layers=6, num_decoder_layers=6, dropout_rate=0.1),
+    base=dict(d_model=768, d_ff=3072, num_heads=12, d_kv=64,
+              num_layers=10, num_decoder_layers=10, dropout_rate=0.1))
 
 # %% ../nbs/03_model.ipynb #89b4d5a2
 #| code-fold: true
@@ -64,7 +69,7 @@ def model_config(
     vocab_size:int, # rows of the embedding, `len(tok)`
     **overrides:object, # any field of T5Config, such as d_model=256
 )->T5Config: # ReLU, tied embeddings, pad = decoder start = 0, eos = 1
-    "The architecture of a scale. Raises ValueError for an unknown scale or field, or too deep a decoder."
+    "The architecture of a scale. ValueError for an unknown scale or field, or too deep a decoder."
     special = dict(pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
     fixed = dict(vocab_size=vocab_size, feed_forward_proj='relu', **special)
     config = T5Config(**(PRESETS[scale_name(scale)] | fixed | overrides))
@@ -88,7 +93,8 @@ def n_params(
 # %% ../nbs/03_model.ipynb #c002be19
 #| code-fold: true
 KINDS = dict(relative_attention_bias='norms and biases', layer_norm='norms and biases',
-    SelfAttention='self-attention', EncDecAttention='cross-attention', DenseReluDense='feed-forward')
+    SelfAttention='self-attention', EncDecAttention='cross-attention',
+    DenseReluDense='feed-forward')
 
 def _part(
     name:str, # parameter name, such as 'encoder.block.0.layer.0.SelfAttention.q.weight'
@@ -131,7 +137,8 @@ def aim_heads_(
     offsets:tuple[int, ...], # offsets[h]: the neighbour that head h looks at
     strength:float=5.0, # added score, in nats
 ):
-    "Let head h of every layer look at the neighbour `offsets[h]`; with fewer heads the last offsets are dropped."
+    """Let head h of every layer look at the neighbour `offsets[h]`;
+    with fewer heads the last offsets are dropped."""
     attn = stack.block[0].layer[0].SelfAttention
     for head, offset in zip(range(attn.n_heads), offsets):
         bucket = bias_bucket(offset, not attn.is_decoder, stack.config)
@@ -142,7 +149,7 @@ def aim_heads_(
 def pass_through_(
     attn:nn.Module, # a T5Attention
 ):
-    "V orthogonal, O its transpose: what a head looks at arrives unchanged, each head in its own subspace."
+    "V orthogonal, O its transpose: what heads look at arrives unchanged, each in its own subspace."
     nn.init.orthogonal_(attn.v.weight)
     attn.o.weight.copy_(attn.v.weight.T)
 
@@ -151,7 +158,7 @@ def pass_through_(
 def match_same_(
     attn:nn.Module, # a T5Attention
 ):
-    "K orthogonal, Q the same divided by sqrt(d_kv): the score of two positions is how alike they are."
+    "K orthogonal, Q the same over sqrt(d_kv): the score of two positions is how alike they are."
     nn.init.orthogonal_(attn.k.weight)
     attn.q.weight.copy_(attn.k.weight * attn.key_value_proj_dim**-0.5)
 
@@ -160,7 +167,8 @@ def mimetic_(
     model:T5ForConditionalGeneration, # stock weights, changed in place
     strength:float=5.0, # bias of the heads that look at neighbours, in nats
 )->T5ForConditionalGeneration: # `model`
-    "Mimetic initialisation (after Trockman & Kolter 2023): start with the copying circuit training has to find."
+    """Mimetic initialisation (after Trockman & Kolter 2023):
+    start with the copying circuit training has to find."""
     for m in model.modules():
         if isinstance(m, T5Attention): pass_through_(m)
     for block in model.decoder.block: match_same_(block.layer[1].EncDecAttention)
@@ -217,7 +225,7 @@ def copied(
     model:T5ForConditionalGeneration, # any
     batch:dict, # of `copy_batch`
 )->float: # 0 to 1
-    "Share of answers whose every token is the most likely one: what greedy writing would get right."
+    "Share of answers whose every token is the most likely: what greedy writing would get right."
     right = (model(**batch).logits.argmax(-1) == batch['labels']) | (batch['labels'] < 0)
     return right.all(1).float().mean().item()
 
@@ -230,11 +238,12 @@ def learn_to_copy(
     every:int=40, # steps between exams
     goal:float=1., # share copied, of both exams, at which to stop
     lr:float=1e-3, # after ten steps of warm-up
-)->list[dict]: # step; share copied of names with known and with new characters; loss of the last batch
-    "Train on random names, 24 a step; every `every` steps an exam with 200 other names of either kind."
+)->list[dict]: # step; share copied of names with known and new characters; loss of the last batch
+    "Train on random names, 24 a step; every `every` steps an exam with 200 others of either kind."
     g, chars = torch.Generator().manual_seed(1), copy_chars(tok)
     exams = [copy_batch(torch.Generator().manual_seed(2), tok, kind, 200) for kind in chars]
-    opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0, fused=True)
+    opt = torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0, fused=True)
     curve, loss = [], None
     for step in range(steps + 1):
         if step % every == 0:
@@ -265,9 +274,10 @@ def write_tokens(
     ids:Tensor, # (B, S) prompts, each ending in its end mark
     mask:Tensor, # (B, S), 1 where there is a token
     max_new_tok:int, # most tokens written
-    choose:Callable[[Tensor, Tensor], Tensor]=most_likely, # (said (B, T), logits (B, V)) -> ids (B,)
+    choose:Callable[[Tensor, Tensor], Tensor]=most_likely, # said (B, T), logits (B, V) -> ids (B,)
 )->Iterator[Tensor]: # (B,) ids per step; rows that are done give the pad id
-    "Write B answers token by token: the encoder runs once, the decoder reads one new token a step and a cache."
+    """Write B answers token by token: the encoder runs once,
+    the decoder reads one new token a step and a cache."""
     cfg, device = model.config, model.device
     ids, mask = ids.to(device), mask.to(device)
     encoded = model.get_encoder()(input_ids=ids, attention_mask=mask)
@@ -301,8 +311,10 @@ def end_id(
     model:PreTrainedModel, # sequence to sequence
     tok:PreTrainedTokenizerBase, # its tokenizer
 )->int: # id
-    "The id that ends a text to be read: the tokenizer's, else the model's first. Raises ValueError if there is none."
+    """The id that ends a text to be read: the tokenizer's, else the model's first.
+    Raises ValueError if there is none."""
     if tok.eos_token_id is not None: return tok.eos_token_id
     ends = end_ids(model)
     if ends: return ends[0]
-    raise ValueError('neither the tokenizer nor config.json has an end token: expected eos_token or eos_token_id')
+    raise ValueError('neither the tokenizer nor config.json has an end token: '
+                     'expected eos_token or eos_token_id')

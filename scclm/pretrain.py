@@ -28,8 +28,8 @@ from .trainer import Run, TrainCfg, fit, lr_factor, make_optimizers, probe_preci
 
 # %% ../nbs/05_pretrain.ipynb #c23b9067
 class CharBigram:
-    """Character bigram with a unigram back-off, additive at the bottom (Jelinek-Mercer, fixed weight).
-    `order` 1 drops the bigram."""
+    """Character bigram with a unigram back-off, additive at the bottom (Jelinek-Mercer,
+    fixed weight). `order` 1 drops the bigram."""
     def __init__(self,
         texts:Iterable[str], # training texts
         order:int=2, # 2: bigram; 1: unigram
@@ -88,7 +88,7 @@ class PretrainCfg(TrainCfg):
     "Pretraining: the loop's fields, data and initialisation."
     scale:str='tiny'            # model size: tiny, small, mini or base
     init:str='auto'             # stock, mimetic; auto: the scale's default
-    files:tuple[str, ...]=()    # parquet files with prompt and response; none: data/train.parquet of this scale
+    files:tuple[str, ...]=()    # prompt/response parquets; none: data/train.parquet of this scale
     budget_tok:int=768          # padded tokens per batch
     max_len:int=128             # longest prompt and answer, tokens
     too_long:str='cut'          # rows longer than max_len: cut, drop, close (chapter 02)
@@ -100,22 +100,24 @@ class PretrainCfg(TrainCfg):
 PRESETS = dict(
     tiny=PretrainCfg(steps=3600, lr=1e-3, emb_lr=6., budget_tok=512, precision='fp32',
                      eval_every=900, save_every=500, log_every=25),
-    small=PretrainCfg(scale='small', steps=10_000, lr=2e-3, emb_lr=3., budget_tok=4096, max_len=257, window=65_536,
+    small=PretrainCfg(scale='small', steps=10_000, lr=2e-3, emb_lr=3., budget_tok=4096,
+                      max_len=257, window=65_536,
                       eval_every=1000, save_every=500, log_every=50),
-    mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192, max_len=513, window=65_536,
+    mini=PretrainCfg(scale='mini', steps=60_000, lr=1e-3, budget_tok=8192,
+                     max_len=513, window=65_536,
                      eval_every=2000, save_every=1000, log_every=50),
     base=PretrainCfg(scale='base', steps=300_000, lr=5e-4, schedule='cosine', weight_decay=0.01,
                      budget_tok=8192, accum=4, max_len=513, window=65_536,
                      eval_every=5000, save_every=1000, log_every=50))
 
-TINY_REAL = dict(steps=6000, budget_tok=2048, max_len=257) # tiny on real text: as long as chapter 00 leaves it
+TINY_REAL = dict(steps=6000, budget_tok=2048, max_len=257) # tiny on real text: chapter 00's lengths
 
 # %% ../nbs/05_pretrain.ipynb #226e7a55
 #| code-fold: true
 def pretrain_cfg(
     scale:str|None=None, # tiny, small, mini or base; None reads SCCLM_SCALE
 )->PretrainCfg: # the scale's preset
-    "The preset of a scale. With real raw files (`SCCLM_RAW`) tiny gets longer texts and more steps."
+    "The scale's preset. With real raw files (`SCCLM_RAW`) tiny gets longer texts and more steps."
     scale = scale_name(scale)
     if scale == 'tiny' and raw_dir(): return replace(PRESETS[scale], **TINY_REAL)
     return PRESETS[scale]
@@ -156,17 +158,17 @@ def rows_per_batch(
 # %% ../nbs/05_pretrain.ipynb #1312b2c5
 #| code-fold: true
 def one_table_(
-    model:nn.Module, # a T5 whose encoder and decoder hold modules of their own around one tied embedding
+    model:nn.Module, # a T5 whose encoder and decoder hold own modules around one tied embedding
 )->nn.Module: # `model`
-    "One embedding module instead of three that share a weight: FSDP2 refuses those. Nothing else changes."
+    "One embedding module, not three sharing a weight: FSDP2 refuses those. Nothing else changes."
     model.set_input_embeddings(model.get_input_embeddings())
     return model
 
 # %% ../nbs/05_pretrain.ipynb #3c83a061
 #| code-fold: true
 def _hf_trainer(cfg:TrainCfg)->type:
-    """A Seq2SeqTrainer that makes our optimiser and schedule when it needs them: ready-made ones DeepSpeed drops
-    for its own, at 5e-5. Raises ValueError for Muon."""
+    """A Seq2SeqTrainer that makes our optimiser and schedule when it needs them: ready-made
+    ones DeepSpeed drops for its own, at 5e-5. Raises ValueError for Muon."""
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import Seq2SeqTrainer
     if cfg.optimizer == 'muon':
@@ -176,16 +178,19 @@ def _hf_trainer(cfg:TrainCfg)->type:
     class Trainer(Seq2SeqTrainer):
         "Its loop, our optimiser and learning rates."
         def create_optimizer(self, model:nn.Module|None=None)->torch.optim.Optimizer:
-            "Ours, made once. A group's own multiple of the learning rate is set here and kept by the schedule."
+            """Ours, made once. A group's own multiple of the learning rate is set here
+            and kept by the schedule."""
             if self.optimizer is None:
                 self.optimizer, = make_optimizers(model or self.model, cfg)
                 set_lr([self.optimizer], cfg.lr)
             return self.optimizer
 
-        def create_scheduler(self, num_training_steps:int, optimizer:torch.optim.Optimizer|None=None)->LambdaLR:
+        def create_scheduler(self, num_training_steps:int,
+                             optimizer:torch.optim.Optimizer|None=None)->LambdaLR:
             "Our learning rates, made once."
             if self.lr_scheduler is None:
-                self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: lr_factor(step, cfg))
+                self.lr_scheduler = LambdaLR(optimizer or self.optimizer,
+                                             lambda step: lr_factor(step, cfg))
             return self.lr_scheduler
 
     return Trainer
@@ -208,21 +213,21 @@ def hf_fit(
     model:nn.Module, # trained in place; frozen parameters stay frozen
     tok:PreTrainedTokenizerBase, # tokenizer
     files:Path|str|list[Path], # parquet files with prompt and response
-    cfg:TrainCfg, # gives steps, optimizer, schedule, clip, seed, precision, log_every; max_len, too_long
+    cfg:TrainCfg, # steps, optimizer, schedule, clip, seed, precision, log_every; max_len, too_long
     out:Path, # folder of the Hugging Face trainer's checkpoints
     batch_size:int, # rows per batch
     resume:bool=False, # True: go on from its newest checkpoint
-    **overrides:object, # of Seq2SeqTrainingArguments, such as train_sampling_strategy='group_by_length'
+    **overrides:object, # of Seq2SeqTrainingArguments, as train_sampling_strategy='group_by_length'
 )->list[dict]: # log entries with step and loss, as `plot_loss` reads them
-    """The same training through transformers' Seq2SeqTrainer: our optimiser and learning rates, its loop, batches
-    and checkpoints. Raises ValueError for Muon."""
+    """The same training through transformers' Seq2SeqTrainer: our optimiser and learning rates,
+    its loop, batches and checkpoints. Raises ValueError for Muon."""
     from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments
     from transformers.trainer_callback import PrinterCallback
     settings = _hf_settings(cfg, out, batch_size) | overrides
     make = _hf_trainer(cfg)
     data = hf_dataset(files, tok, cfg.max_len, too_long=cfg.too_long)
-    trainer = make(one_table_(model), Seq2SeqTrainingArguments(**settings), DataCollatorForSeq2Seq(tok, model),
-                   train_dataset=data)
+    trainer = make(one_table_(model), Seq2SeqTrainingArguments(**settings),
+                   DataCollatorForSeq2Seq(tok, model), train_dataset=data)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)
     return [dict(step=e['step'], loss=e['loss']) for e in trainer.state.log_history if 'loss' in e]

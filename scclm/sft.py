@@ -39,7 +39,8 @@ def freeze(
     names = [n for n, _ in model.named_parameters()]
     for p in patterns:
         if any(fnmatch(n, p) for n in names): continue
-        raise ValueError(f'freeze={p!r} matches no parameter: expected a pattern such as {names[1]!r} or encoder.*')
+        raise ValueError(f'freeze={p!r} matches no parameter: '
+                         f'expected a pattern such as {names[1]!r} or encoder.*')
     frozen = [n for n in names if _match_any(n, patterns)]
     if len(frozen) == len(names): raise ValueError(f'freeze={patterns!r} leaves nothing to train')
     for n, p in model.named_parameters(): p.requires_grad_(n not in frozen)
@@ -52,8 +53,8 @@ class SftCfg(TrainCfg):
     "Supervised fine-tuning: the loop's fields, data, where to start and what to freeze."
     scale:str='tiny'            # tiny, small, mini or base; chooses the preset
     base:str=''                 # model folder to start from; none: pretrain/model of this scale
-    files:tuple[str, ...]=()    # parquet files with prompt and response; none: data/sft_train.parquet of this scale
-    freeze:tuple[str, ...]=('shared.*', 'encoder.*') # patterns of parameter names that stay; () trains everything
+    files:tuple[str, ...]=()    # prompt/response parquets; none: the scale's data/sft_train.parquet
+    freeze:tuple[str, ...]=('shared.*', 'encoder.*') # patterns of frozen parameters; () trains all
     max_char:int=512            # longer prompts or answers are left out, characters
     budget_tok:int=768          # padded tokens per batch
     max_len:int=128             # longest prompt and answer, tokens
@@ -69,7 +70,8 @@ PRESETS = dict(
                  eval_every=250, save_every=250, log_every=25),
     mini=SftCfg(scale='mini', steps=6000, lr=1e-4, budget_tok=8192, max_len=513,
                 eval_every=500, save_every=500, log_every=50),
-    base=SftCfg(scale='base', steps=20_000, lr=5e-5, schedule='cosine', budget_tok=8192, accum=2, max_len=513,
+    base=SftCfg(scale='base', steps=20_000, lr=5e-5, schedule='cosine',
+                budget_tok=8192, accum=2, max_len=513,
                 eval_every=1000, save_every=500, log_every=50))
 
 TINY_REAL = dict(max_char=256, max_len=257) # tiny on real text: as long as chapter 00 leaves it
@@ -107,8 +109,9 @@ def length_filter(
     max_char:int, # longest prompt or answer, characters
     out:Path, # parquet written
 )->dict: # rows: read; kept; null: rows with a null cell, which are left out too
-    """Copy the rows whose prompt and response are both short enough; one row group at a time, written aside.
-    Raises FileNotFoundError or ValueError for files without the two text columns, ValueError if no row is left."""
+    """Copy the rows whose prompt and response are both short enough; one row group at a time,
+    written aside. Raises FileNotFoundError or ValueError for files without the two text columns,
+    ValueError if no row is left."""
     n = dict(rows=0, kept=0, null=0)
     with write_aside(out) as tmp, pq.ParquetWriter(tmp, _PAIR) as writer:
         for f in map(pq.ParquetFile, check_files(files)):
@@ -122,7 +125,8 @@ def length_filter(
                 if len(kept): writer.write_table(kept)
         if not n['kept']:
             names = ', '.join(map(str, files))
-            raise ValueError(f'no row of {names} has prompt and response of at most max_char={max_char} characters')
+            raise ValueError(f'no row of {names} has prompt and response of at most '
+                             f'max_char={max_char} characters')
     return n
 
 # %% ../nbs/06_sft.ipynb #5f7a11ed
@@ -134,8 +138,8 @@ def say_left_out(
     "One line about the rows that were left out, if there are any."
     if n['kept'] == n['rows']: return
     long = n['rows'] - n['kept'] - n['null']
-    print(f"{n['rows'] - n['kept']:,} of {n['rows']:,} rows are left out: {n['null']:,} with a null cell, "
-          f"{long:,} longer than max_char={max_char} characters")
+    print(f"{n['rows'] - n['kept']:,} of {n['rows']:,} rows are left out: "
+          f"{n['null']:,} with a null cell, {long:,} longer than max_char={max_char} characters")
 
 # %% ../nbs/06_sft.ipynb #92c2ad85
 #| code-fold: true
@@ -157,7 +161,8 @@ def sft(
     if processes().is_main_process: say_left_out(kept, cfg.max_char)
     freeze(model, cfg.freeze)
     stream = stage_stream([out/'train.parquet'], tok, cfg)
-    evaluate = stage_eval(tok, cfg.max_len, run_path('data', 'sft_valid.parquet'), too_long=cfg.too_long)
+    evaluate = stage_eval(tok, cfg.max_len, run_path('data', 'sft_valid.parquet'),
+                          too_long=cfg.too_long)
     run = fit(model, stream, cfg, out, resume=resume, progress=progress, eval_fn=evaluate,
               callbacks=watch_callbacks(tok, watch, cfg.steps))
     if not run.done: return finish_stage(run, tok)

@@ -76,14 +76,16 @@ class _RowGroup(NamedTuple):
 # %% ../nbs/01_tokenizer.ipynb #51b800a1
 #| code-fold: true
 def _open_parquet(file:Path)->pq.ParquetFile:
-    "Open a file of pairs. Raises FileNotFoundError or ValueError that names a missing file or column."
+    "Open a file of pairs. Raises FileNotFoundError or ValueError naming a missing file or column."
     if not Path(file).exists():
-        raise FileNotFoundError(f"{file} is missing: expected a parquet file with columns prompt, response")
+        raise FileNotFoundError(f"{file} is missing: "
+                                "expected a parquet file with columns prompt, response")
     try: opened = pq.ParquetFile(file)
     except pa.ArrowInvalid as e: raise ValueError(f"{file} is not a parquet file: {e}") from None
     found = opened.schema_arrow.names
     for column in ('prompt', 'response'):
-        if column not in found: raise ValueError(f"{file} has no column {column!r}: found {', '.join(found)}")
+        if column not in found:
+            raise ValueError(f"{file} has no column {column!r}: found {', '.join(found)}")
     return opened
 
 # %% ../nbs/01_tokenizer.ipynb #699bac37
@@ -98,7 +100,8 @@ def _read_texts(group:_RowGroup)->Iterator[pa.Array]:
     "Arrays of at most 4096 texts, '' for null: prompts and responses in turn."
     with pq.ParquetFile(group.file, pre_buffer=False) as f:
         columns = ['prompt', 'response']
-        for batch in f.iter_batches(4096, row_groups=[group.number], columns=columns, use_threads=False):
+        for batch in f.iter_batches(4096, row_groups=[group.number], columns=columns,
+                                    use_threads=False):
             for column in batch.columns: yield column.cast(pa.large_string()).fill_null('')
 
 # %% ../nbs/01_tokenizer.ipynb #7b4a86c7
@@ -135,7 +138,8 @@ def wrap_tokenizer(
     max_len:int=512, # longest input of the model, in tokens
 )->PreTrainedTokenizerFast: # for `transformers`
     "The Hugging Face face of a tokenizer. Encoding adds nothing by itself."
-    names = {f'{n}_token': f'[{n.upper()}]' for n in ('pad', 'eos', 'sep', 'bos', 'cls', 'mask', 'unk')}
+    names = {f'{n}_token': f'[{n.upper()}]'
+             for n in ('pad', 'eos', 'sep', 'bos', 'cls', 'mask', 'unk')}
     return PreTrainedTokenizerFast(
         tokenizer_object=tok, **names, model_max_length=max_len, padding_side='right',
         clean_up_tokenization_spaces=False, model_input_names=['input_ids', 'attention_mask'])
@@ -147,7 +151,8 @@ def train_bpe(
     level:str='char', # 'char' or 'byte'
 )->PreTrainedTokenizerFast: # same special ids as ours
     "Stock BPE, trained by the `tokenizers` library. Raises ValueError for another `level`."
-    if level not in ('char', 'byte'): raise ValueError(f"level={level!r} is not known: expected 'char' or 'byte'")
+    if level not in ('char', 'byte'):
+        raise ValueError(f"level={level!r} is not known: expected 'char' or 'byte'")
     if level == 'char':
         t = Tokenizer(models.BPE(unk_token='[UNK]'))
         t.pre_tokenizer = _word_runs()
@@ -166,8 +171,8 @@ def train_bpe(
 # %% ../nbs/01_tokenizer.ipynb #387e0182
 #| code-fold: true
 class SpillCounter:
-    """Exact counts in bounded memory: more than `limit` distinct words are written to disk as a sorted run,
-    runs are merged when read."""
+    """Exact counts in bounded memory: more than `limit` distinct words are written to disk
+    as a sorted run, runs are merged when read."""
     def __init__(self,
         folder:Path, # where runs go
         name:str, # prefix of the runs, unique in `folder`
@@ -213,17 +218,19 @@ def _read_run(path:Path)->Iterator[pa.RecordBatch]:
 # %% ../nbs/01_tokenizer.ipynb #tkm00001
 #| code-fold: true
 def _merge_runs(paths:Iterable[Path])->Iterator[pa.Table]:
-    "Tables of columns word and n_sum, in order; a word is in one of them, with its counts of all runs together."
-    runs = [(run, next(run)) for run in map(_read_run, paths)] # each with the batch that it has come to
+    """Tables of columns word and n_sum, in order; a word is in one of them,
+    with its counts of all runs together."""
+    runs = [(run, next(run)) for run in map(_read_run, paths)] # each with the batch it has come to
     while runs:
-        known = min(batch['word'][-1].as_py() for _, batch in runs) # no run has a word up to here left to read
+        known = min(batch['word'][-1].as_py() for _, batch in runs) # all runs are read up to here
         parts, later = [], []
         for run, batch in runs:
             end = bisect_right(batch['word'], known, key=str)
             parts.append(batch.slice(0, end))
             batch = batch.slice(end) if end < len(batch) else next(run, None)
             if batch is not None: later.append((run, batch))
-        yield pa.Table.from_batches(parts).group_by('word', use_threads=False).aggregate([('n', 'sum')])
+        yield pa.Table.from_batches(parts).group_by('word', use_threads=False).aggregate(
+            [('n', 'sum')])
         runs = later
 
 # %% ../nbs/01_tokenizer.ipynb #tkm00002
@@ -238,8 +245,9 @@ def _frequent(tables:Iterable[pa.Table], min_count:int)->Iterator[tuple[str, int
 #| code-fold: true
 @cache
 def _jieba_joins()->Joins:
-    "Where jieba may find a word across two characters: its dictionary, letters and digits in a row, a line's end."
-    file = Path(find_spec('jieba').origin).parent/'dict.txt' # found, not imported: that takes a second
+    """Where jieba may find a word across two characters: its dictionary,
+    letters and digits in a row, a line's end."""
+    file = Path(find_spec('jieba').origin).parent/'dict.txt' # found, not imported: takes a second
     lines = file.read_text(encoding='utf-8').splitlines()
     alphabet = ascii_letters + digits
     pairs = map(''.join, product(alphabet, alphabet))
@@ -250,7 +258,8 @@ def _jieba_joins()->Joins:
 def _lumps(texts:pa.Array, size:int=256)->list[str]:
     "The texts joined by NUL, `size` at a time: fewer, longer calls, and no word crosses a NUL."
     starts = pa.array([*range(0, len(texts), size), len(texts)], pa.int32())
-    return pc.binary_join(pa.ListArray.from_arrays(starts, texts), pa.scalar('\0', texts.type)).to_pylist()
+    return pc.binary_join(pa.ListArray.from_arrays(starts, texts),
+                          pa.scalar('\0', texts.type)).to_pylist()
 
 # %% ../nbs/01_tokenizer.ipynb #tkm00006
 #| code-fold: true
@@ -342,9 +351,9 @@ def count_words(
     workers:int=0, # processes; 0: one per core
     limit:int=300_000, # distinct words a process holds before it spills to disk
 )->tuple[dict[str, int], Counter, int]: # counts of words, counts of all characters, number of texts
-    """Count jieba's words, exactly, the same for any number of workers. Of two cuts that are equally likely,
-    one is taken everywhere; jieba takes now this, now that. Raises FileNotFoundError; ValueError for a bad file
-    or no text."""
+    """Count jieba's words, exactly, the same for any number of workers. Of two cuts that are
+    equally likely, one is taken everywhere; jieba takes now this, now that.
+    Raises FileNotFoundError; ValueError for a bad file or no text."""
     groups = _row_groups(files)
     workers = min(workers or os.cpu_count() or 1, len(groups))
     n_shards = min(len(groups), 2*workers)
@@ -381,7 +390,7 @@ def plot_counts(
 @dataclass(frozen=True)
 class TokenizerCfg:
     "What `train_tokenizer` reads, keeps and writes."
-    files:tuple[Path, ...]=() # parquet files with prompt and response; empty: data/train.parquet of this scale
+    files:tuple[Path, ...]=() # parquet with prompt, response; empty: the scale's data/train.parquet
     min_count:int=1500 # keep words seen at least this often
     min_char_count:int=1500 # keep characters seen at least this often
     max_vocab:int=29298 # at most this many entries, special tokens included
@@ -413,14 +422,16 @@ def choose_chars(
     min_char_count:int, # keep those seen at least this often
     max_chars:int, # at most this many
 )->list[str]: # kept characters: `ALWAYS` first, then by count
-    "Characters that get an id. Raises ValueError if `max_chars` has no room for `ALWAYS`, or the corpus keeps none."
+    """Characters that get an id. Raises ValueError if `max_chars` has no room for `ALWAYS`,
+    or the corpus keeps none."""
     if max_chars < len(ALWAYS):
         least = len(ALWAYS) + len(SPECIALS)
         raise ValueError(f"max_vocab must be >= {least}: special tokens, ASCII, punctuation")
     kept = [c for c in by_count(chars) if chars[c] >= min_char_count]
     if not kept:
         most = max(chars.values())
-        raise ValueError(f"min_char_count={min_char_count} leaves no character: the most frequent is seen {most} times")
+        raise ValueError(f"min_char_count={min_char_count} leaves no character: "
+                         f"the most frequent is seen {most} times")
     return [*ALWAYS, *(c for c in kept if c not in ALWAYS)][:max_chars]
 
 # %% ../nbs/01_tokenizer.ipynb #b326455e
@@ -430,11 +441,13 @@ def choose_words(
     min_count:int, # keep words seen at least this often
     max_len:int, # longest word, in characters
 )->dict[str, int]: # kept words, most frequent first
-    "Words of one script (Chinese or Latin) whose characters are all kept. Raises ValueError if none is left."
+    """Words of one script (Chinese or Latin) whose characters are all kept.
+    Raises ValueError if none is left."""
     have = set(chars)
     def fits(word:str)->bool:
         "Long enough, not too long, one script, no character without an id."
-        return 1 < len(word) <= max_len and _WORD.fullmatch(word) is not None and have.issuperset(word)
+        return (1 < len(word) <= max_len and _WORD.fullmatch(word) is not None
+                and have.issuperset(word))
     words = {w: n for w, n in counts.items() if n >= min_count and fits(w)}
     if not words:
         raise ValueError(f"min_count={min_count} leaves no word of 2 to {max_len} characters: "
@@ -481,11 +494,13 @@ def close_pieces(
 
 # %% ../nbs/01_tokenizer.ipynb #tkm00008
 #| code-fold: true
-def _fill_room(chars:list[str], pieces:dict[str, int], later:dict[str, int], room:int)->dict[str, int]:
-    "The pieces and the next words of two characters: they need no bridge, and ranked last they take nothing away."
+def _fill_room(chars:list[str], pieces:dict[str, int], later:dict[str, int],
+               room:int)->dict[str, int]:
+    """The pieces and the next words of two characters: they need no bridge,
+    and ranked last they take nothing away."""
     pairs = [word for word in later if len(word) == 2 and word not in pieces]
     filled = pieces | {word: later[word] for word in pairs[:room - len(pieces)]}
-    while stuck := _stuck(chars, filled): # a bridge that is counted as rarely may be ranked after one of them
+    while stuck := _stuck(chars, filled): # a bridge counted as rarely may rank after one of them
         late = stuck.keys() - pieces.keys()
         if not late: return pieces
         filled = {piece: n for piece, n in filled.items() if piece not in late}
@@ -498,11 +513,11 @@ def fit_pieces(
     words:dict[str, int], # kept words, most frequent first
     room:int, # ids left for words and bridges
 )->dict[str, int]: # words and bridges with their counts, at most `room`
-    """The most frequent words, fewer and fewer until they fit with their bridges; what room is left goes to the next
-    words that need none. Raises ValueError if there is no room."""
+    """The most frequent words, fewer and fewer until they fit with their bridges; what room
+    is left goes to the next words that need none. Raises ValueError if there is no room."""
     if room < 1:
-        raise ValueError(f"max_vocab leaves no room for words: {len(chars)} characters are kept already; "
-                         "raise it or min_char_count")
+        raise ValueError(f"max_vocab leaves no room for words: {len(chars)} characters are kept "
+                         "already; raise it or min_char_count")
     order = list(words)
     keep = min(len(words), room)
     while True:
@@ -516,8 +531,9 @@ def bpe_tokenizer(
     vocab:list[str], # all entries in id order, special tokens first
     merges:list[tuple[str, str]], # merges, first rank first
 )->Tokenizer: # BPE in the `tokenizers` format
-    "No normaliser, no pre-tokeniser: what goes in comes out. An unknown character becomes one `[UNK]`."
-    t = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(vocab)}, merges=merges, unk_token='[UNK]'))
+    "No normaliser, no pre-tokeniser: what goes in comes out. An unknown character is one `[UNK]`."
+    t = Tokenizer(models.BPE(
+        vocab={p: i for i, p in enumerate(vocab)}, merges=merges, unk_token='[UNK]'))
     t.decoder = decoders.Fuse()
     t.add_special_tokens(list(SPECIALS))
     return t
@@ -531,7 +547,8 @@ def save_tokenizer(
     "`save_pretrained` into `path`, with the class name that transformers 4 and 5 both open."
     tok.save_pretrained(path)
     file = Path(path)/'tokenizer_config.json'
-    cfg = json.loads(file.read_text(encoding='utf-8')) | {'tokenizer_class': 'PreTrainedTokenizerFast'}
+    cfg = json.loads(file.read_text(encoding='utf-8')) | {
+        'tokenizer_class': 'PreTrainedTokenizerFast'}
     file.write_text(json.dumps(cfg, ensure_ascii=False, indent=2), encoding='utf-8')
 
 # %% ../nbs/01_tokenizer.ipynb #3c8e3d47
@@ -542,9 +559,11 @@ def load_tokenizer(
     """Open a tokenizer. Raises FileNotFoundError if it is missing,
     ValueError if special tokens have other ids than `SPECIALS`."""
     path = require(Path(path or run_path('tokenizer')), 'tokenizer')
-    tok = PreTrainedTokenizerFast.from_pretrained(require(path/'tokenizer.json', 'tokenizer').parent)
+    tok = PreTrainedTokenizerFast.from_pretrained(
+        require(path/'tokenizer.json', 'tokenizer').parent)
     vocab = tok.get_vocab()
-    wrong = [f"{s} is {vocab.get(s)}, expected {i}" for i, s in enumerate(SPECIALS) if vocab.get(s) != i]
+    wrong = [f"{s} is {vocab.get(s)}, expected {i}" for i, s in enumerate(SPECIALS)
+             if vocab.get(s) != i]
     if wrong: raise ValueError(f"{path}: special tokens have the wrong ids: {'; '.join(wrong)}")
     return tok
 
@@ -586,7 +605,7 @@ def train_tokenizer(
 def coverage(
     tok:PreTrainedTokenizerFast, # any fast tokenizer
     texts:Iterable[str], # texts
-)->dict: # chars, unknown (both counts), coverage (share known), missing (Counter of unknown characters)
+)->dict: # chars, unknown (both counts), coverage (share known), missing (Counter of unknown chars)
     "How many characters of `texts` the tokenizer does not know."
     counts = Counter(chain.from_iterable(texts))
     chars = list(counts)
@@ -603,15 +622,16 @@ def retrain(
 )->PreTrainedTokenizerFast: # a new vocabulary: weights trained with `tok` do not fit it
     "`train_new_from_iterator`, with a pre-tokeniser that keeps the trainer's units short."
     old = copy.deepcopy(tok)
-    if old.backend_tokenizer.pre_tokenizer is None: old.backend_tokenizer.pre_tokenizer = _word_runs()
+    if old.backend_tokenizer.pre_tokenizer is None:
+        old.backend_tokenizer.pre_tokenizer = _word_runs()
     return old.train_new_from_iterator(texts, vocab_size, show_progress=False)
 
 # %% ../nbs/01_tokenizer.ipynb #d1cff886
 def compare_tokenizers(
     toks:dict[str, PreTrainedTokenizerFast], # name: tokenizer
     texts:list[str], # text none of them has seen
-)->list[dict]: # one row each: tokenizer, vocab, chars_per_token, unknown, coverage, round_trip (share of texts)
-    "The same texts through each tokenizer."
+)->list[dict]: # tokenizer, vocab, chars_per_token, unknown, coverage, round_trip (share of texts)
+    "The same texts through each tokenizer, one row each."
     rows = []
     for name, tok in toks.items():
         ids = tok(texts, add_special_tokens=False, verbose=False).input_ids
@@ -619,8 +639,9 @@ def compare_tokenizers(
         same = sum(tok.decode(x) == t for x, t in zip(ids, texts))
         known = coverage(tok, texts)
         rows.append({
-            'tokenizer': name, 'vocab': len(tok), 'chars_per_token': known['chars']/max(n_tokens, 1),
-            'unknown': known['unknown'], 'coverage': known['coverage'], 'round_trip': same/max(len(texts), 1)})
+            'tokenizer': name, 'vocab': len(tok),
+            'chars_per_token': known['chars']/max(n_tokens, 1), 'unknown': known['unknown'],
+            'coverage': known['coverage'], 'round_trip': same/max(len(texts), 1)})
     return rows
 
 # %% ../nbs/01_tokenizer.ipynb #e0ae0963

@@ -43,8 +43,8 @@ from .model import first_not_finite
 from .plots import new_axes
 from .runlog import Progress, read_log
 from .runs import folder_aside, write_aside, writer_lives
-from .trainer_options import (CURVES, OPTIMIZERS, PRECISIONS, Pace, in_phase, make_optimizers, phase,
-    probe_precision, set_lr)
+from .trainer_options import (CURVES, OPTIMIZERS, PRECISIONS, Pace, in_phase,
+    make_optimizers, phase, probe_precision, set_lr)
 from .trainer_several import lock_stage, make_accelerator, processes, sum_over_processes
 
 # %% ../nbs/04_trainer.ipynb #b130921d
@@ -63,7 +63,8 @@ def lm_loss(
     labels:Tensor, # (B, T), -100 is ignored
 )->Tensor: # scalar: the SUM over the labels that count, in nats
     "Cross-entropy over the labels that count."
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction='sum')
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(),
+                           ignore_index=-100, reduction='sum')
 
 # %% ../nbs/04_trainer.ipynb #bda3f0b5
 def answer_logits(
@@ -130,17 +131,19 @@ class TrainCfg:
     eval_every:int=0            # steps between evaluations; 0: only after the last step
     save_every:int=500          # steps between checkpoints; one is always written at the end
     keep_last:int=2             # checkpoints kept, besides the best weights
-    max_skipped:int=20          # steps in a row with a gradient that is not finite before the run stops
+    max_skipped:int=20          # steps in a row without a finite gradient before the run stops
     seed:int=0                  # data order, dropout
     trackers:tuple[str, ...]=() # accelerate trackers by name, such as tensorboard, wandb
 
     def __post_init__(self):
         "Raises ValueError for values that cannot train, naming the field."
         rules = [
-            ('steps', self.steps >= 1, '>= 1'), ('lr', self.lr > 0, '> 0'), ('accum', self.accum >= 1, '>= 1'),
-            ('warmup', 0 <= self.warmup < 1, 'in [0, 1)'), ('clip', self.clip >= 0, '>= 0'),
-            ('keep_last', self.keep_last >= 1, '>= 1'), ('log_every', self.log_every >= 1, '>= 1'),
-            ('save_every', self.save_every >= 1, '>= 1'), ('eval_every', self.eval_every >= 0, '>= 0'),
+            ('steps', self.steps >= 1, '>= 1'), ('lr', self.lr > 0, '> 0'),
+            ('accum', self.accum >= 1, '>= 1'), ('warmup', 0 <= self.warmup < 1, 'in [0, 1)'),
+            ('clip', self.clip >= 0, '>= 0'), ('keep_last', self.keep_last >= 1, '>= 1'),
+            ('log_every', self.log_every >= 1, '>= 1'),
+            ('save_every', self.save_every >= 1, '>= 1'),
+            ('eval_every', self.eval_every >= 0, '>= 0'),
             ('schedule', self.schedule in CURVES, f"one of {', '.join(CURVES)}"),
             ('optimizer', self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
             ('precision', self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")]
@@ -152,8 +155,8 @@ def lr_factor(
     step:int, # optimiser steps done so far, 0-based
     cfg:TrainCfg, # gives steps, schedule, warmup, final_lr
 )->float: # multiple of the peak learning rate for the coming step
-    """Linear warm-up, then the schedule. One-cycle (Smith 2018) brings its own warm-up: 1/50 of the peak and up
-    over 30 %."""
+    """Linear warm-up, then the schedule. One-cycle (Smith 2018) brings its own warm-up:
+    1/50 of the peak and up over 30 %."""
     warm = 0 if cfg.schedule == 'onecycle' else round(cfg.warmup * cfg.steps)
     if step < warm: return (step + 1) / (warm + 1)
     progress = (step - warm) / max(1, cfg.steps - warm - 1)
@@ -181,13 +184,15 @@ def step_seed(
     rank:int=0, # process number
 )->int: # 63 bits
     "The seed of everything random inside one step."
-    return int.from_bytes(hashlib.blake2b(f'{seed}/{step}/{rank}'.encode(), digest_size=8).digest(), 'big') >> 1
+    return int.from_bytes(
+        hashlib.blake2b(f'{seed}/{step}/{rank}'.encode(), digest_size=8).digest(), 'big') >> 1
 
 # %% ../nbs/04_trainer.ipynb #c4d40ea9
 #| code-fold: true
 @dataclass
 class Run:
-    "A run in progress: what callbacks see, what a checkpoint holds."
+    """A run in progress: what callbacks see, what a checkpoint holds. Its phases:
+    data, forward, backward, optimiser, log, eval, callbacks, save."""
     model:nn.Module               # as prepared by accelerate
     opts:list                     # optimisers
     acc:Accelerator               # devices, precision, processes
@@ -204,13 +209,13 @@ class Run:
     seconds:float=0.            # training time, all sessions
     entry:dict=field(default_factory=dict) # the newest log entry
     ended:str|None=None         # why a callback ended the run before `cfg.steps`
-    stopped:str|None=None       # the signal that stopped `fit`, or 'another process'; the same call goes on
+    stopped:str|None=None       # signal that stopped `fit`, or 'another process'; same call goes on
     saved:int=-1                # step of the newest checkpoint
     began:int=0                 # step at which this session started
     callbacks:tuple=()          # those with `state_dict` are part of the checkpoint
     writer:object=field(default_factory=lambda: Writer()) # writes checkpoints in the background
     pace:object=field(default_factory=lambda: Pace()) # notices that this session has become slow
-    phases:dict=field(default_factory=dict) # seconds: data, forward, backward, optimiser, log, eval, callbacks, save
+    phases:dict=field(default_factory=dict) # seconds of each phase
 
     @property
     def done(self)->bool: # True: nothing left to train
@@ -220,7 +225,8 @@ class Run:
     def end(self,
         why:str, # kept in the checkpoint
     ):
-        "For callbacks: no step after this one, and none after a resume. All processes must call it at the same step."
+        """For callbacks: no step after this one, and none after a resume.
+        All processes must call it at the same step."""
         self.ended = why
 
 # %% ../nbs/04_trainer.ipynb #91b6e0d4
@@ -233,7 +239,8 @@ def empty_tally()->dict: # zeros
     "What a log line sums up."
     return dict(loss=0., n=0, real_tok=0, seconds=0.)
 
-_SAVED = ('step', 'pos', 'best', 'skipped', 'skipped_in_row', 'tally', 'real_tok', 'seconds', 'precision', 'ended')
+_SAVED = ('step', 'pos', 'best', 'skipped', 'skipped_in_row', 'tally', 'real_tok', 'seconds',
+          'precision', 'ended')
 
 # %% ../nbs/04_trainer.ipynb #f8a1b7b9
 #| code-fold: true
@@ -242,7 +249,8 @@ def named_weights(
 )->dict[str, Tensor]: # parameters, then persistent buffers, in the model's order
     "The tensors a checkpoint holds."
     kept = model.state_dict().keys()
-    return {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()] if n in kept}
+    return {n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]
+            if n in kept}
 
 def save_weights(
     weights:dict[str, Tensor], # from `named_weights`
@@ -258,8 +266,8 @@ def load_weights(
     model:nn.Module, # filled in place
     path:Path, # written by `save_weights`
 ):
-    """Fill a model. Raises ValueError naming the first tensor that is missing, unknown, of another shape,
-    or not finite."""
+    """Fill a model. Raises ValueError naming the first tensor that is missing, unknown,
+    of another shape, or not finite."""
     saved = load_file(str(path))
     broken = first_not_finite(saved.items())
     if broken: raise ValueError(f'{path}: tensor {broken} holds numbers that are not finite')
@@ -268,7 +276,8 @@ def load_weights(
         a = tuple(saved[n].shape) if n in saved else None
         b = tuple(own[n].shape) if n in own else None
         if a != b:
-            raise ValueError(f'{path} holds another model: {n} has shape {a} in the file, {b} in the model')
+            raise ValueError(f'{path} holds another model: '
+                             f'{n} has shape {a} in the file, {b} in the model')
     for n, t in own.items(): t.copy_(saved[n])
 
 # %% ../nbs/04_trainer.ipynb #93d07def
@@ -291,7 +300,8 @@ def snapshot(
         callbacks=[c.state_dict() if hasattr(c, 'state_dict') else None for c in run.callbacks])
     state = {k: getattr(run, k) for k in _SAVED} | dict(cfg=asdict(run.cfg))
     weights = named_weights(run.acc.unwrap_model(run.model))
-    return dict(weights=_cpu_copy(weights), optim=_cpu_copy(optim), state=json.dumps(state, indent=1, default=str))
+    return dict(weights=_cpu_copy(weights), optim=_cpu_copy(optim),
+                state=json.dumps(state, indent=1, default=str))
 
 # %% ../nbs/04_trainer.ipynb #fcc125d9
 #| code-fold: true
@@ -303,10 +313,11 @@ def check_same_cfg(
     cfg:TrainCfg, # the configuration now
     where:Path, # the checkpoint, for the message
 ):
-    "Raises ValueError that names every field that changed, but for those that do not touch the result."
+    "Raises ValueError naming every field that changed, but for those that do not touch the result."
     now = json.loads(json.dumps(asdict(cfg), default=str))
     fields = [k for k in sorted(now | saved) if k not in FREE_FIELDS]
-    diff = [f'{k} was {saved.get(k)!r}, is {now.get(k)!r}' for k in fields if saved.get(k) != now.get(k)]
+    diff = [f'{k} was {saved.get(k)!r}, is {now.get(k)!r}' for k in fields
+            if saved.get(k) != now.get(k)]
     if diff: raise ValueError(f"{where} was made with another configuration: {'; '.join(diff)}. "
                               f'Give the old values, or {start_over(Path(where).parent.parent)}')
 
@@ -314,7 +325,8 @@ def start_over(
     out:Path, # a stage's folder
 )->str: # the end of a sentence
     "What to do where a run cannot go on, in a terminal or in a notebook."
-    return f"start over: delete {Path(out)/'checkpoints'}, or give another --out (in a notebook: resume=False)"
+    return (f"start over: delete {Path(out)/'checkpoints'}, "
+            'or give another --out (in a notebook: resume=False)')
 
 log = logging.getLogger('scclm')
 
@@ -324,7 +336,8 @@ def restore(
     path:Path, # a good checkpoint
     loader:Iterable[dict], # with load_state_dict
 ):
-    "Put a run back to where a checkpoint left it. Raises ValueError if the configuration or the model's shape differs."
+    """Put a run back to where a checkpoint left it.
+    Raises ValueError if the configuration or the model's shape differs."""
     state = json.loads((path/'state.json').read_text())
     check_same_cfg(state['cfg'], run.cfg, path)
     load_weights(run.acc.unwrap_model(run.model), path/'model.safetensors')
@@ -347,7 +360,8 @@ def write_manifest(
     path:Path, # a folder whose files are complete
 ):
     "Write manifest.json: bytes and SHA-256 of every file."
-    manifest = {p.name: dict(bytes=p.stat().st_size, sha256=_sha256(p)) for p in sorted(path.iterdir())}
+    manifest = {p.name: dict(bytes=p.stat().st_size, sha256=_sha256(p))
+                for p in sorted(path.iterdir())}
     (path/'manifest.json').write_text(json.dumps(manifest, indent=1))
 
 # %% ../nbs/04_trainer.ipynb #e476a33d
@@ -382,8 +396,8 @@ def checkpoints(
 def newest_good(
     out:Path, # a stage's folder
 )->Path|None: # None: there is no checkpoint at all
-    """The newest checkpoint that matches its manifest. Damaged ones are passed over aloud; RuntimeError if all are
-    damaged."""
+    """The newest checkpoint that matches its manifest. Damaged ones are passed over aloud;
+    RuntimeError if all are damaged."""
     found = checkpoints(out)
     faults = []
     for path in reversed(found):
@@ -391,8 +405,8 @@ def newest_good(
         if not wrong: return path
         log.warning('checkpoint passed over: %s', wrong)
         faults.append(wrong)
-    if found: raise RuntimeError(f'{out}: none of the {len(found)} checkpoints is readable; the newest: {faults[0]}. '
-                                 f'Restore one, or {start_over(out)}')
+    if found: raise RuntimeError(f'{out}: none of the {len(found)} checkpoints is readable; '
+                                 f'the newest: {faults[0]}. Restore one, or {start_over(out)}')
 
 # %% ../nbs/04_trainer.ipynb #f3f1cd59
 def write_checkpoint(
@@ -400,8 +414,8 @@ def write_checkpoint(
     snap:dict, # from `snapshot`
     keep_last:int, # checkpoints kept
 ):
-    """Write aside, rename, then drop all but the last `keep_last`. OSError names the folder and the last good
-    checkpoint."""
+    """Write aside, rename, then drop all but the last `keep_last`.
+    OSError names the folder and the last good checkpoint."""
     with _writing(path, path.parent.parent), folder_aside(path) as tmp:
         save_weights(snap['weights'], tmp/'model.safetensors')
         torch.save(snap['optim'], tmp/'optim.pt')
@@ -412,7 +426,7 @@ def write_checkpoint(
 # %% ../nbs/04_trainer.ipynb #7f93c47a
 #| code-fold: true
 class Writer:
-    "Does jobs in one background thread, in order; what fails there is raised here, at the next call."
+    "Does jobs in one background thread, in order; what fails there is raised at the next call."
     def __init__(self):
         "No thread until the first job."
         self.pool = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
@@ -464,9 +478,11 @@ def _writing(path:Path, out:Path):
     "Whatever fails inside is an OSError that names the file and the last good checkpoint."
     try: yield
     except Exception as e:
-        hint = '' if isinstance(e, OSError) else '; is the disk full?' # torch and safetensors have words of their own
+        # torch and safetensors have words of their own
+        hint = '' if isinstance(e, OSError) else '; is the disk full?'
         last_good = _newest_name(out)
-        raise OSError(f'{path} could not be written ({e}{hint}); last good checkpoint: {last_good}') from e
+        raise OSError(f'{path} could not be written ({e}{hint}); '
+                      f'last good checkpoint: {last_good}') from e
 
 # %% ../nbs/04_trainer.ipynb #b8c9fe84
 #| code-fold: true
@@ -476,26 +492,29 @@ def _newest_name(out:Path)->str:
     return str(found[-1]) if found else 'none'
 
 def _prune_checkpoints(run:Run, ckpt:Path):
-    """A crash may have come before the clean-up: drop what is too old. Only up to the checkpoint in force, so that a
-    good one behind a damaged one stays."""
+    """A crash may have come before the clean-up: drop what is too old. Only up to the
+    checkpoint in force, so that a good one behind a damaged one stays."""
     if not run.acc.is_main_process: return
     good = [p for p in checkpoints(run.out) if p <= ckpt]
     for old in good[:-run.cfg.keep_last]: _remove_checkpoint(old)
 
 def _remove_checkpoint(path:Path):
-    "Remove a checkpoint: out of sight by one rename first, so that a crash leaves no half folder under its name."
+    """Remove a checkpoint: out of sight by one rename first,
+    so that a crash leaves no half folder under its name."""
     gone = path.with_name(f'.gone-{path.name}')
     os.replace(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 # %% ../nbs/04_trainer.ipynb #4b196914
 #| code-fold: true
-HALF_WRITTEN = ('.*.tmp', '.tmp??????') # files that are not whole yet: our names, and safetensors' own
+HALF_WRITTEN = ('.*.tmp', '.tmp??????') # files not whole yet: our names, and safetensors' own
 
 def _remove_half_written(out:Path):
-    "Drop what a killed run was writing. What carries the number of a process that lives stays: it may be writing."
+    """Drop what a killed run was writing.
+    What carries the number of a process that lives stays: it may be writing."""
     for junk in (out/'checkpoints').glob('.*step-*'): shutil.rmtree(junk, ignore_errors=True)
-    for junk in [j for folder in (out, out/'checkpoints') for form in HALF_WRITTEN for j in folder.glob(form)]:
+    for junk in [j for folder in (out, out/'checkpoints') for form in HALF_WRITTEN
+                 for j in folder.glob(form)]:
         if writer_lives(junk.name): continue
         if junk.is_file(): junk.unlink(missing_ok=True)
         else: shutil.rmtree(junk, ignore_errors=True)
@@ -503,8 +522,8 @@ def _remove_half_written(out:Path):
 # %% ../nbs/04_trainer.ipynb #344d76ef
 #| code-fold: true
 class StopSignals:
-    """While active, SIGINT and SIGTERM are noted in `asked` and nothing is torn; a second SIGINT raises
-    KeyboardInterrupt."""
+    """While active, SIGINT and SIGTERM are noted in `asked` and nothing is torn;
+    a second SIGINT raises KeyboardInterrupt."""
     def __init__(self):
         "Nobody has asked yet."
         self.asked, self._old = None, {}
@@ -515,7 +534,8 @@ class StopSignals:
         self.asked = signal.Signals(signum).name
 
     def __enter__(self):
-        "Install the handlers; outside the main thread Python allows none, and a stop is then an exception as usual."
+        """Install the handlers; outside the main thread Python allows none,
+        and a stop is then an exception as usual."""
         if threading.current_thread() is threading.main_thread():
             self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
@@ -548,13 +568,15 @@ def train_step(
 
 # %% ../nbs/04_trainer.ipynb #aca71452
 def _accumulate(run:Run, group:list[dict], loss_fn:LossFn, n:int, stop:StopSignals)->Tensor|None:
-    "Add up the gradients of a step, each loss over the `n` items of all batches; the summed loss, None if stopped."
+    """Add up the gradients of a step, each loss over the `n` items of all batches;
+    the summed loss, None if stopped."""
     acc, total = run.acc, 0.
     for i, batch in enumerate(group):
         last = i == len(group) - 1
         with nullcontext() if last else acc.no_sync(run.model):
             with phase(run, 'forward'):
-                loss = loss_fn(run.model, {k: v.to(acc.device, non_blocking=True) for k, v in batch.items()})
+                loss = loss_fn(run.model, {k: v.to(acc.device, non_blocking=True)
+                                           for k, v in batch.items()})
             with phase(run, 'backward'): acc.backward(loss * (acc.num_processes / max(1, n)))
         total = total + loss.detach()
         if stop.asked and acc.num_processes == 1 and not last: return None
@@ -565,7 +587,7 @@ def _accumulate(run:Run, group:list[dict], loss_fn:LossFn, n:int, stop:StopSigna
 def _update(run:Run)->float:
     "Clip, step, drop the gradients; their norm. No step where it is not finite."
     norm = run.acc.clip_grad_norm_(run.model.parameters(), run.cfg.clip or math.inf).item()
-    # All optimisers or none; accelerate's own step would unscale and update the scale once per optimiser.
+    # All or none; accelerate's own step would unscale and update the scale once per optimiser.
     if math.isfinite(norm):
         for o in run.opts: o.optimizer.step()
     if run.acc.scaler: run.acc.scaler.update()
@@ -579,7 +601,8 @@ def _drop_gradients(run:Run):
 # %% ../nbs/04_trainer.ipynb #0255941b
 #| code-fold: true
 def _tally_step(run:Run, norm:float, loss:float, n:int):
-    "Add the step to the tally; without a finite gradient it counts as skipped. RuntimeError after too many in a row."
+    """Add the step to the tally; without a finite gradient it counts as skipped.
+    RuntimeError after too many in a row."""
     if math.isfinite(norm):
         run.tally['loss'] += loss
         run.tally['n'] += n
@@ -589,14 +612,15 @@ def _tally_step(run:Run, norm:float, loss:float, n:int):
     run.skipped_in_row += 1
     if run.skipped_in_row > run.cfg.max_skipped:
         run.writer.check(0)
-        raise RuntimeError(f'step {run.step}: {run.skipped_in_row} gradients in a row are not finite; '
-                           f'last good checkpoint: {_newest_name(run.out)}')
+        raise RuntimeError(f'step {run.step}: {run.skipped_in_row} gradients in a row are not '
+                           f'finite; last good checkpoint: {_newest_name(run.out)}')
 
 # %% ../nbs/04_trainer.ipynb #a1fdebd1
 #| code-fold: true
 def _set_checkpointing(model:nn.Module, on:bool):
     "Activation checkpointing (Chen 2016), on or off."
-    with warnings.catch_warnings(action='ignore', category=FutureWarning): # its name changes in transformers 6
+    # its name changes in transformers 6
+    with warnings.catch_warnings(action='ignore', category=FutureWarning):
         if on: model.gradient_checkpointing_enable(dict(use_reentrant=False))
         else: model.gradient_checkpointing_disable()
 
@@ -628,7 +652,8 @@ def start_run(
     if cfg.act_ckpt: _set_checkpointing(model, True)
     opts = make_optimizers(model, cfg)
     model, *opts = acc.prepare(fast_dropout_(model), *opts)
-    run = Run(model, opts, acc, cfg, out, precision, pos=loader.state_dict(), callbacks=tuple(callbacks))
+    run = Run(model, opts, acc, cfg, out, precision, pos=loader.state_dict(),
+              callbacks=tuple(callbacks))
     if ckpt:
         restore(run, ckpt, loader)
         _prune_checkpoints(run, ckpt)
@@ -660,9 +685,12 @@ def append_log(
     run.entry = entry
     if run.acc.is_main_process:
         path = run.out/'log.jsonl'
-        with _writing(path, run.out), open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(entry) + '\n')
-    if run.acc.log_with: run.acc.log({k: v for k, v in entry.items() if k != 'step'}, step=entry['step'])
-    log.info(' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in entry.items()))
+        with _writing(path, run.out), open(path, 'a', encoding='utf-8') as f:
+            f.write(json.dumps(entry) + '\n')
+    if run.acc.log_with:
+        run.acc.log({k: v for k, v in entry.items() if k != 'step'}, step=entry['step'])
+    log.info(' '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}'
+                      for k, v in entry.items()))
 
 # %% ../nbs/04_trainer.ipynb #a7401858
 #| code-fold: true
@@ -674,8 +702,9 @@ def log_step(
     "Log the mean loss per item since the last line, and empty the tally."
     t = run.tally
     entry = dict(
-        step=run.step, loss=t['loss'] / max(1, t['n']), lr=run.cfg.lr * lr_factor(run.step - 1, run.cfg),
-        grad_norm=grad_norm, real_tok_per_s=t['real_tok'] / max(1e-9, t['seconds']), real_tok=run.real_tok,
+        step=run.step, loss=t['loss'] / max(1, t['n']),
+        lr=run.cfg.lr * lr_factor(run.step - 1, run.cfg), grad_norm=grad_norm,
+        real_tok_per_s=t['real_tok'] / max(1e-9, t['seconds']), real_tok=run.real_tok,
         seconds=run.seconds, skipped=run.skipped)
     append_log(run, entry)
     run.tally = empty_tally()
@@ -706,7 +735,8 @@ def log_eval(
     run:Run, # after a step
     eval_fn:EvalFn, # model -> dict
 ):
-    "Log what `eval_fn` measures; keep the weights with the lowest loss_valid in checkpoints/best.safetensors."
+    """Log what `eval_fn` measures; keep the weights with the lowest loss_valid
+    in checkpoints/best.safetensors."""
     model = run.acc.unwrap_model(run.model)
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(): figures = eval_fn(model)
@@ -716,7 +746,8 @@ def log_eval(
     if loss is None or (run.best is not None and loss >= run.best): return
     run.best = loss
     if run.acc.is_main_process:
-        run.writer(_write_best, run.out/'checkpoints'/'best.safetensors', _cpu_copy(named_weights(model)))
+        run.writer(_write_best, run.out/'checkpoints'/'best.safetensors',
+                   _cpu_copy(named_weights(model)))
 
 def _write_best(path:Path, weights:dict[str, Tensor]):
     "In the writer's thread: the best weights so far, written aside."
@@ -726,7 +757,8 @@ def _write_best(path:Path, weights:dict[str, Tensor]):
 #| code-fold: true
 @contextmanager
 def _training_mode(run:Run, progress:bool):
-    "Training mode and progress while inside; a finished write, eval mode, plain forward and closed trackers after."
+    """Training mode and progress while inside; a finished write, eval mode, plain forward
+    and closed trackers after."""
     run.model.train()
     show = Progress(run, progress)
     try: yield show
@@ -747,29 +779,30 @@ def _naming_lost_process(out:Path):
         state = processes()
         lost = re.search('gloo|NCCL|onnection|imed out', str(e))
         if state.num_processes == 1 or not lost: raise
-        raise RuntimeError(f'process {state.process_index} of {state.num_processes}: another process is gone or does '
-                           f'not answer. The last checkpoint is {_newest_name(out)}; if it died without an error of '
-                           'its own, give the same command again to go on') from e
+        raise RuntimeError(f'process {state.process_index} of {state.num_processes}: '
+                           'another process is gone or does not answer. '
+                           f'The last checkpoint is {_newest_name(out)}; if it died without '
+                           'an error of its own, give the same command again to go on') from e
 
 # %% ../nbs/04_trainer.ipynb #40753a1f
 def fit(
     model:nn.Module, # trained in place
-    loader:Iterable[dict], # batches, with state_dict() and load_state_dict(state), such as PairStream
+    loader:Iterable[dict], # batches, with state_dict() and load_state_dict(state), like PairStream
     cfg:TrainCfg, # of the stage
     out:Path, # the stage's folder: checkpoints/ and log.jsonl
     loss_fn:LossFn=seq2seq_loss, # (model, batch) -> summed loss
     count_fn:Callable[[dict], int]=count_labels, # batch -> items the sum is over
     eval_fn:EvalFn|None=None, # model -> dict with loss_valid and other figures
-    callbacks:Sequence[Callback]=(), # called with the Run after every step; any `state_dict` is saved and restored
+    callbacks:Sequence[Callback]=(), # get the Run after each step; `state_dict` saved and restored
     trackers:Sequence[object]=(), # accelerate GeneralTracker objects, besides the names in `cfg`
     resume:bool=True, # False: start over, dropping the checkpoints
     progress:bool=True, # bar or live plot
 )->Run: # `done` tells whether all steps are done, `stopped` which signal stopped it
-    """Train until `cfg.steps`, or until asked to stop; call again to go on. On a CPU the resumed run equals the
-    uninterrupted one bit for bit. Raises ValueError for a checkpoint of another configuration or model, or a loader
-    that ends early; RuntimeError if no checkpoint is readable or another process trains in `out`; OSError if a
-    checkpoint cannot be written."""
-    with lock_stage(Path(out)) as out, _naming_lost_process(out), StopSignals() as stop, torch.random.fork_rng():
+    """Train until `cfg.steps` or asked to stop; call again to go on: on a CPU as if never stopped,
+    bit for bit. ValueError: a checkpoint of another configuration or model, a loader ending early;
+    RuntimeError: none readable, another process trains in `out`; OSError: one cannot be written."""
+    with (lock_stage(Path(out)) as out, _naming_lost_process(out), StopSignals() as stop,
+          torch.random.fork_rng()):
         run = start_run(model, loader, cfg, out, resume, callbacks, trackers)
         with _training_mode(run, progress) as show:
             for began, group in _step_groups(run, loader):
@@ -785,7 +818,8 @@ def fit(
 
 # %% ../nbs/04_trainer.ipynb #5e8f1a37
 def _step_groups(run:Run, loader:Iterable[dict])->Iterator[tuple[float, list[dict]]]:
-    "Until the run is done: when the next step began, and its batches. ValueError if the loader has no more."
+    """Until the run is done: when the next step began, and its batches.
+    ValueError if the loader has no more."""
     batches = iter(loader)
     while not run.done:
         began = time.perf_counter()
@@ -801,7 +835,8 @@ def _after_step(
     eval_fn:EvalFn|None, # model -> dict; None: no evaluation
     callbacks:Sequence[Callback], # called in this order
 ):
-    "Whatever is due now, always in this order: log, evaluate, callbacks, save. Raises what a write failed at."
+    """Whatever is due now, always in this order: log, evaluate, callbacks, save.
+    Raises what a write failed at."""
     if is_due(run, run.cfg.log_every): log_step(run, norm)
     if eval_fn and is_due(run, run.cfg.eval_every): log_eval(run, eval_fn)
     with phase(run, 'callbacks'):
