@@ -439,8 +439,7 @@ def test_titles_and_lines(path):
     elif path.parent.name == 'appendix': assert title.startswith('# 附录：')
     exercises = re.search(r'^##+ .*练习$(.*?)(?=^## |\Z)', '\n'.join(sources(nb, 'markdown')), re.M | re.S)
     if exercises: assert set(re.findall(r'^([ \t]*)<details', exercises[1], re.M)) <= {'   '}
-    lessons = [s for s in sources(nb) if not re.search(r'^#\| *export', s, re.M)]
-    assert [line for s in lessons for line in s.split('\n') if len(line) > 100] == []
+    assert [line for s in sources(nb) for line in s.split('\n') if len(line) > 100] == []
     outputs = [''.join(o.get('text', '')) + ''.join(map(str, o.get('data', {}).values()))
                for c in nb['cells'] for o in c.get('outputs', [])]
     elsewhere = re.compile(r'\bruns_\w+/|SCCLM_\w+ is set')
