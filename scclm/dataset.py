@@ -461,13 +461,12 @@ class EpochPlan:
         self.budget_tok = budget_tok
         self.max_len = max_len
         self.window = window
-        self.seed = seed
-        self.shuffle = shuffle
-        self.too_long = too_long
+        self.seed, self.shuffle, self.too_long = seed, shuffle, too_long
         self.groups = _tabulate(sizes)
         if too_long == 'drop': self.groups = _with_fitting_rows(self.groups, lens, max_len)
 
-    def windows(self, epoch:int, # 0-based
+    def windows(self,
+        epoch:int, # 0-based
     )->list[np.ndarray]: # per window (groups, 4): file, row group, first row in the file, rows
         "Permute all row groups, then take consecutive groups until a window is full."
         groups = self.groups
@@ -484,8 +483,8 @@ class EpochPlan:
         rows = np.arange(len(lens))
         if self.too_long == 'drop': rows = np.flatnonzero((lens < self.max_len).all(1))
         key = (self.seed, epoch, w) if self.shuffle else None
-        return [rows[b]
-                for b in plan_window(kept_lengths(lens[rows], self.max_len), self.budget_tok, key)]
+        kept = kept_lengths(lens[rows], self.max_len)
+        return [rows[b] for b in plan_window(kept, self.budget_tok, key)]
 
 # %% ../nbs/02_dataset.ipynb #2acaca04
 #| code-fold: true
@@ -655,11 +654,11 @@ class PairFiles:
         n_epochs:int|None=None, # stop after so many; None: never
         too_long:str='close', # what happens to rows longer than `max_len`, as for `encode_pairs`
     ):
-        "Open files, build or map their length index. ValueError, FileNotFoundError: unstreamable."
+        """Open the files, build or map their length index. Raises ValueError or FileNotFoundError
+        for what cannot be streamed."""
         _check_dials(budget_tok, max_len, window, seed, rank, world, prefetch, too_long)
-        self.files, self.tok = check_files(files), tok
+        self.files, self.tok, self.pos = check_files(files), tok, Position(0, 0, 0)
         self.rank, self.world, self.prefetch, self.n_epochs = rank, world, prefetch, n_epochs
-        self.pos = Position(0, 0, 0)
         self.notes = Path(index_dir or run_path('data', 'lengths'))
         self.contents = [content_key(o, self.notes) for o in self.files]
         lens = length_index(self.files, tok, self.notes, rank)
