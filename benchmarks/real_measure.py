@@ -1,11 +1,15 @@
-"""What the real run came to: figures, samples and a card, kept in results/real_small/.
+"""What the real run came to: figures, samples and a card, in results/ of the run itself, under SCCLM_RUNS.
 
     python benchmarks/real_measure.py --raw RAW                     # figures, samples, a blank sheet for the judges
     python benchmarks/real_measure.py --raw RAW --judged A.json B.json  # what two judges said of the sheet; the card
     SCCLM_EVENING=3 python benchmarks/real_measure.py --raw RAW         # the third evening: third.json, and that is all
+    python benchmarks/real_measure.py --raw RAW --first                 # an evening without exercises: first.json
+    python benchmarks/real_measure.py --raw RAW --hours RUNS RUNS RUNS  # what the three evenings' trainings took
 
-Reads what real.py left under SCCLM_RUNS. A part that is measured already is kept (delete its file to measure again).
-No weights and no rows of the data go to the results but the questions asked and the answers given."""
+Reads what real.py left under SCCLM_RUNS. A part that is measured already is not measured again unless a training of the
+run has been made anew since. benchmarks/results/real_small/ holds the authors' run, which the page shows: nothing is
+read from there, and only --keep writes there. No weights and no rows of the data go to the results but the questions
+asked and the answers given."""
 import argparse
 import hashlib
 import random
@@ -14,36 +18,58 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 from ngram import CharNgram
-from real import EVENING, EVENINGS, IE_STARTS, IE_STEPS, LAW, SLOWER, done_steps, key, named_rows, set_dials, test_name
+from real import (EVENING, EVENINGS, FEW, IE_STARTS, IE_STEPS, LAW, MIXTURES, SLOWER, done_steps, key, named_rows,
+                  set_dials, test_name)
 from report import RESULTS, machine
+from safetensors.torch import load_file
 
 from scclm.chat import ChatBot
 from scclm.chat_exam import in_circles
-from scclm.dataset import columns, encode, read_pairs
+from scclm.dataset import columns, encode, encode_pairs, read_pairs
 from scclm.evaluation import EvaluateCfg, distinct, evaluate, repeats
-from scclm.ie_finetune import by_relation, find_errors, prf, telling_errors
+from scclm.ie_finetune import FRESH, by_relation, find_errors, prf, scores, tallies, telling_errors
 from scclm.model import load_model, meta_model, model_config, n_params
+from scclm.pref_files import Pref
+from scclm.pref_stream import fit_prefs, logp_table
 from scclm.pretrain import pretrain_cfg
 from scclm.real_text import fit_law
 from scclm.reproduce import read_diary
 from scclm.runlog import read_log
-from scclm.runs import raw_dir, read_json, run_path, write_json
-from scclm.scores import bits_per_char, ratio_score, scored, share_score
+from scclm.runs import fingerprint, raw_dir, read_json, run_path, write_json
+from scclm.scores import answer_logp, bits_per_char, bootstrap, ratio_score, scored, scored_chars, share_score
 from scclm.tokenizer import load_tokenizer, tokenizer_cfg
 from scclm.triple_files import Rejects, parse_triples, read_duie
 
-OUT = RESULTS/'real_small'
+KEPT = RESULTS/'real_small' # the authors' run, for the page; written with --keep alone
 STAGES = ('pretrain', 'sft', 'dpo')
 DRAWN, SHOWN, SEED = 200, 50, 2026 # questions asked, those of them that are printed and judged, the draw
 WITH_IE = 'ie_17000_sft' # after extraction was learnt: is the chat still there?
 HELD_OUT = 2000 # rows of the test that bits are counted on
 
+ASKED = dict(f1_17000=.60, lead_1000=.10, bits_below_ngram5=.5, repetition=.02, hours=7) # before anything was run
+
+def out(
+    *parts:str, # below the folder
+)->Path: # <SCCLM_RUNS>/small/results/<parts>
+    "Where what is measured goes: beside the run that it was measured on."
+    return run_path('results', *parts)
+
+def made_of()->str:
+    "Identity of the run: its diary, configuration and figures of every training in it."
+    places = (f'{at}/{name}.json' for at in ('*', 'ie_choice/*') for name in ('config', 'figures'))
+    found = [p for place in (*places, 'diary.jsonl') for p in run_path().glob(place)]
+    return fingerprint(*(x for p in sorted(found) for x in (p.relative_to(run_path()).as_posix(), p)))
+
 def kept(make:Callable[[], dict], name:str)->dict:
-    "What is in results/real_small/<name>.json, else what `make` gives, written there."
-    path = OUT/f'{name}.json'
-    if not path.exists(): write_json(path, make())
+    "What is in <name>.json of this run's results; what `make` gives, written there, if it is of an older state of it."
+    path, stamps = out(f'{name}.json'), out('made_of.json')
+    known, now = read_json(stamps) if stamps.exists() else {}, made_of()
+    if not path.exists() or known.get(name) != now:
+        write_json(path, make())
+        write_json(stamps, known | {name: now})
     return read_json(path)
 
 # ---- text
@@ -90,13 +116,34 @@ def bits()->dict:
         for kind, rows in groups.items(): found[kind][stage] = bits_per_char(model.eval(), tok, rows, 257)
     return found
 
+STAGE_BITS = ('pretrain_plain', *STAGES) # compared row by row
+
+def bits_by_row(
+    stage:str, # a folder with a model
+    pairs:list[tuple[str, str]], # held-out rows
+)->tuple[np.ndarray, np.ndarray]: # bits and characters of every answer, the end counted as one
+    "What `bits_per_char` is a ratio of sums of."
+    model, tok = load_model(run_path(stage, 'model'))
+    encoded = encode_pairs(*columns(pairs), tok, 257, 'close')
+    nats = -answer_logp(model.eval(), [(ids.prompt, ids.response) for ids in encoded])
+    chars = [scored_chars(tok, text, ids.response, 257) for (_, text), ids in zip(pairs, encoded)]
+    ends = [ids.response[-1] != tok.eos_token_id for ids in encoded] # no end was scored, so none is counted
+    return nats / np.log(2), np.array(chars) - np.array(ends)
+
+def stage_bits()->dict:
+    "Bits per character of the stages with intervals, and how far each stage is from the one before, on the same rows."
+    test = read_pairs(run_path('data', 'test.parquet'), HELD_OUT)
+    found = {stage: bits_by_row(stage, test) for stage in STAGE_BITS}
+    steps = dict(sft=('sft', 'pretrain'), dpo=('dpo', 'sft'))
+    return dict(rows=len(test), bits={stage: ratio_score(*rows) for stage, rows in found.items()},
+                change={name: ratio_score(found[a][0] - found[b][0], found[b][1]) for name, (a, b) in steps.items()})
+
 def curve(stage:str)->dict:
     "Validation loss over tokens, parameters and what the run took."
     log, figures = read_log(run_path(stage, 'log.jsonl')), read_json(run_path(stage, 'figures.json'))
-    seen, points = 0, []
-    for entry in log:
-        seen = entry.get('real_tok', seen)
-        if 'loss_valid' in entry: points.append(dict(step=entry['step'], real_tok=seen, loss=entry['loss_valid']))
+    steps, toks = zip((0, 0), *((entry['step'], entry['real_tok']) for entry in log if 'real_tok' in entry))
+    points = [dict(step=entry['step'], real_tok=round(float(np.interp(entry['step'], steps, toks))),
+                   loss=entry['loss_valid']) for entry in log if 'loss_valid' in entry] # seldom at a logged step
     last = points[-1]['loss']
     per_nat = figures['bits_per_char_valid'] / last # bits per character for a nat per token: the same all along
     for p in points: p['bits_per_char'] = p['loss'] * per_nat
@@ -189,8 +236,55 @@ def judged(
         means = {stage: [(x + y) / 2 for (s, x), y in zip(ways[0], b) if s == stage] for stage in STAGES}
         same = sum(x == y for x, y in zip(a, b))
         found[mark] = {stage: ratio_score(m, [1] * len(m)) for stage, m in means.items()} | dict(
-            agree=share_score(same, len(a)), kappa=weighted_kappa(a, b))
+            agree=share_score(same, len(a)), kappa=weighted_kappa(a, b), less=lessened(means))
     return found
+
+def lessened(
+    means:dict[str, list[float]], # stage -> what each question got, in the same order
+)->dict: # '<earlier>_<later>' -> how much less the later stage got, with its interval
+    "Stages compared question by question: the questions are the same, so their spread does not count."
+    pairs = ('pretrain', 'sft'), ('sft', 'dpo'), ('pretrain', 'dpo')
+    return {f'{a}_{b}': ratio_score(np.subtract(means[a], means[b]), [1] * len(means[a])) for a, b in pairs}
+
+def sheet_key(
+    sheet:dict, # from `blind`
+)->str: # as it stands in judged.json
+    "Identity of the sheet: marks belong to the answers that they were given to."
+    return fingerprint(sheet['sheet'])
+
+def marked_sheet(
+    sheet:dict, # from `blind`
+)->dict: # what two judges made of it
+    "Means, differences and agreement. Raises ValueError where the marks are of another sheet."
+    given = read_json(out('judged.json'))
+    if given['sheet'] == sheet_key(sheet): return judged(*given['judges'], sheet['who'])
+    raise ValueError('judged.json: the marks are of another sheet; give the new blind_sheet.json to two judges')
+
+# ---- preferences
+
+def preferences()->dict:
+    """Held-out pairs: how often the better answer is likelier, and how often it gained more than the worse one. In
+    nats, on average: `apart`, by how much it was less likely before; `moved`, how much of that training made good."""
+    figures, cfg = read_json(run_path('dpo', 'figures.json')), read_json(run_path('dpo', 'config.json'))
+    rows = pq.read_table(run_path('dpo', 'valid.parquet')).to_pylist()
+    prefs = [Pref(row['source'], '', 0, row['prompt'], row['chosen'], row['rejected'], True) for row in rows]
+    model, tok = load_model(run_path('dpo', 'model'))
+    fitting = fit_prefs(prefs, tok, cfg['max_len'], cfg['too_long'])
+    before = load_file(run_path('dpo', 'ref_valid.safetensors'))['logp']
+    after = logp_table(model.eval(), fitting.rows)
+    gained = (after - before).numpy()
+    margin = cfg['beta'] * (gained[:, 0] - gained[:, 1])
+    likelier = dict(pref_acc_before=before, pref_acc_after=after)
+    right = {name: (t[:, 0] > t[:, 1]).numpy() for name, t in likelier.items()} | dict(reward_acc=margin > 0)
+    for name in ('reward_acc', 'margin'): # of the same model, on another day
+        found = float(np.mean(margin > 0 if name == 'reward_acc' else margin))
+        if abs(found - figures[name]) > .02: raise ValueError(f'{name}: {found} here, {figures[name]} in figures.json')
+    sources = np.array([p.source for p in fitting.prefs])
+    groups = dict(all=sources == sources) | {str(s): sources == s for s in sorted(set(sources))}
+    return {group: {name: share_score(int(ok[mine].sum()), int(mine.sum())) for name, ok in right.items()} | dict(
+        margin=ratio_score(margin[mine], [1] * int(mine.sum())), n=int(mine.sum()),
+        moved=float((gained[mine, 0] - gained[mine, 1]).mean()),
+        apart=float((before[:, 1] - before[:, 0]).numpy()[mine].mean())) for group, mine in groups.items()}
 
 # ---- triples
 
@@ -261,9 +355,23 @@ def text()->dict:
                 talk=len(talk), copied={name: copied_share(pairs) for name, pairs in tasks.items()}, longer=longer())
 
 def strict(pred:list[list], gold:list[list])->dict:
-    "Strict micro precision, recall and F1, without an interval."
-    found = prf(pred, gold, n_boot=1)
-    return {name: found[name] for name in ('p', 'r', 'f1')}
+    "Strict micro precision, recall and F1 with its interval."
+    found = prf(pred, gold)
+    return {name: found[name] for name in ('p', 'r', 'f1', 'ci95')}
+
+def more_f1(
+    first:list[list], # what one extracted, sentence by sentence
+    second:list[list], # and another
+    stated:list[list], # what the sentences state
+)->dict: # value, ci95
+    "By how much the first has the higher F1, with the interval of the difference: both on the same drawn sentences."
+    counts = np.hstack([tallies(first, stated), tallies(second, stated)])
+
+    def lead(sums:np.ndarray)->float:
+        "F1 of one less F1 of the other."
+        return float(scores(sums[:3])[2] - scores(sums[3:])[2])
+
+    return scored(lead(counts.sum(0)), bootstrap(counts, lead))
 
 def extracted(folder:str)->tuple[list[str], list[list], list[list]]:
     "Sentences, what they state, what was extracted, as the stage wrote it down."
@@ -294,34 +402,83 @@ def passes(folder:str)->float:
 
 def fine_tuned(folder:str)->dict:
     "What a fine-tuning for extraction came to."
-    f = read_json(run_path(folder, 'figures.json'))
+    f, cfg = read_json(run_path(folder, 'figures.json')), read_json(run_path(folder, 'config.json'))
     name = test_name(f)
+    _, stated, said = extracted(folder)
+    counts = dict(zip(('right', 'extracted', 'stated'), map(int, tallies(said, stated).sum(0))))
     return dict(f1=f[f'f1_{name}'], ci95=f[f'f1_{name}_ci95'], p=f[f'p_{name}'], r=f[f'r_{name}'], n=f[f'f1_{name}_n'],
                 raw=f[f'published_f1_{name}'], unreadable=f[f'unreadable_{name}'], loss=f['loss_valid'],
-                steps=f['steps'], seconds=f['seconds'], passes=passes(folder))
+                steps=f['steps'], seconds=f['seconds'], passes=passes(folder), lr=cfg['lr'], counts=counts)
+
+def run_name(rows:int, start:str)->str:
+    "What a fine-tuning goes by in the results."
+    return f'{rows}_{"pretrained" if start == "sft" else start}'
+
+NINE = {run_name(n, start): f'ie_{n}_{start}' for n in IE_STEPS for start in IE_STARTS} # name -> folder
+
+def finished(
+    names:dict[str, str], # name -> folder
+)->dict[str, str]: # those that were trained to the end
+    "The others are said to be missing."
+    return {name: folder for name, folder in names.items() if run_path(folder, 'figures.json').exists()}
+
+def leads(
+    said:dict[str, list[list]], # name -> what was extracted
+    stated:list[list], # what the sentences state
+)->dict: # rows -> how far the pretrained start is ahead of new weights, with its interval
+    "On the same sentences."
+    return {n: more_f1(said[run_name(n, 'sft')], said[run_name(n, 'scratch')], stated) for n in IE_STEPS}
+
+def evening(
+    names:dict[str, str], # of the fine-tunings for extraction
+    others:tuple[str, ...], # the other steps of that evening
+    logs:str, # folder of the results for its logs
+)->dict: # machine, missing, runs, diary, settings
+    "What every evening has of its own."
+    there = finished(names)
+    steps = [*others, *names.values()]
+    copy_each(steps, logs)
+    return dict(machine=machine(), missing=sorted(names.keys() - there.keys()),
+                runs={name: fine_tuned(folder) for name, folder in there.items()},
+                diary=diary(steps), settings=settings(steps)['stages'])
 
 def longer_run()->dict:
     "The third evening: extraction as far as it was trained, and the control at a lower rate. Says what is missing."
-    names = {f'{n}_{"pretrained" if start == "sft" else start}': f'ie_{n}_{start}'
-             for n in IE_STEPS for start in IE_STARTS} | {f'{SLOWER}_slower': f'ie_{SLOWER}_slower'}
-    there = {name: folder for name, folder in names.items() if run_path(folder, 'figures.json').exists()}
-    runs = {name: fine_tuned(folder) for name, folder in there.items()}
-    for name, run in runs.items(): run.update(lr=read_json(run_path(there[name], 'config.json'))['lr'])
+    names = NINE | {f'{SLOWER}_slower': f'ie_{SLOWER}_slower'}
+    found, there = evening(names, ('pretrain', 'sft', 'dpo'), 'logs_third'), finished(names)
+    said = {name: extracted(folder)[2] for name, folder in there.items()}
+    most = max(IE_STEPS)
+    texts, stated, _ = extracted(there[run_name(most, 'sft')])
+    plain = by_dictionary(texts)
+    few = EVENINGS['2'].max_test # what the second evening was scored on
+    first = {name: strict(pred[:few], stated[:few]) for name, pred in said.items()}
+    control, best = run_name(SLOWER, 'scratch'), run_name(most, 'scratch')
     ends = curve('pretrain')
-    copy_each(['pretrain', *there.values()], 'logs_third')
-    return dict(machine=machine(), missing=sorted(names.keys() - there.keys()), runs=runs,
-                pretrain=ends['points'][-1] | {k: ends[k] for k in ('real_tok', 'seconds')})
+    return found | dict(
+        dictionary={n: strict(pred, stated) for n, pred in plain.items()}, first=dict(n=few, runs=first),
+        leads=leads(said, stated), slower_lead=more_f1(said[f'{SLOWER}_slower'], said[control], stated),
+        dictionary_lead=more_f1(said[best], plain[most], stated),
+        pretrain=ends['points'][-1] | {k: ends[k] for k in ('real_tok', 'seconds')})
+
+def first_run()->dict:
+    "The evening without exercises; one fine-tuning started from a model that had practised copying after SFT."
+    practice = read_json(run_path('copied', 'config.json'))['steps']
+    about = (f'An earlier evening: extraction after pretraining without copying exercises, with fewer steps; "copied": '
+             f'{practice} steps of copying exercises between SFT and extraction.')
+    names = NINE | {'17000_copied': 'ie_17000_copied'}
+    others = ('pretrain', 'sft', 'dpo', 'copied', 'ie_choice')
+    return dict(about=about, practice_steps=practice) | evening(names, others, 'logs_first')
 
 def triples()->dict:
     "The nine fine-tunings, the plain baseline, a table of relations, ten mistakes."
-    found = {f'{n}_{"pretrained" if start == "sft" else start}': fine_tuned(f'ie_{n}_{start}')
-             for n in IE_STEPS for start in IE_STARTS}
+    found = {name: fine_tuned(folder) for name, folder in NINE.items()}
+    all_said = {name: extracted(folder)[2] for name, folder in NINE.items()}
     texts, stated, said = extracted(f'ie_{max(IE_STEPS)}_{SHOWN_RUN}')
     plain = {n: strict(pred, stated) for n, pred in by_dictionary(texts).items()}
     choice = read_json(run_path('ie_choice', 'choice.json'))
     relations = by_relation(said, stated).rename_axis('relation').reset_index()
-    return dict(choice=choice, runs=found, dictionary=plain, relations=relations.to_dict('records'),
-                errors=mistakes(texts, stated, said))
+    return dict(choice=choice, runs=found, leads=leads(all_said, stated), dictionary=plain,
+                relations=relations.to_dict('records'), errors=mistakes(texts, stated, said))
 
 # ---- the whole
 
@@ -336,13 +493,42 @@ def exams()->dict:
         found[stage] = scores['cmmlu']
     return found
 
-def diary()->dict:
+CHOSEN_BY = dict(trial=(*(f'pretrain_{m}' for m in MIXTURES), *(f'{m}_*' for m in MIXTURES)),
+                 ie_choice=('sft_0*', 'scratch_*'), ie_longer=(f'sft_{FEW}_*',)) # step -> its trainings in ie_choice/
+CHOSEN_BY |= dict(ie_steps=CHOSEN_BY['ie_longer']) # what the step was called at first
+
+def figures_of(
+    step:str, # of the diary
+)->list[Path]: # figures.json of what it trained
+    "A step that tries things has several trainings, others one or none."
+    if step not in CHOSEN_BY: return list(run_path().glob(f'{step}/figures.json'))
+    return [p for like in CHOSEN_BY[step] for p in sorted(run_path('ie_choice').glob(f'{like}/figures.json'))]
+
+def diary(
+    names:list[str]|None=None, # steps; None: all that were ever started
+)->dict[str, dict]: # step -> starts, stops, whether it was ended, seconds
     "How often each step was started and stopped, and how long it took in all, waiting between two starts left out."
-    starts = Counter(e['step'] for e in read_diary(run_path('diary.jsonl')) if e['what'] == 'start')
-    found = {name: dict(starts=starts[name], stops=starts[name] - 1) for name in done_steps()}
+    entries = [e for e in read_diary(run_path('diary.jsonl')) if names is None or e['step'] in names]
+    starts = Counter(e['step'] for e in entries if e['what'] == 'start')
+    ended = {e['step'] for e in entries if e['what'] == 'end'}
+    found = {name: dict(starts=n, stops=n - (name in ended), ended=name in ended) for name, n in sorted(starts.items())}
     for name, f in found.items():
-        figures = run_path(name, 'figures.json')
-        if figures.exists(): f['seconds'] = read_json(figures)['seconds']
+        trained = figures_of(name)
+        if trained: f['seconds'] = sum(read_json(p)['seconds'] for p in trained)
+    return found
+
+def hours(
+    runs:list[Path], # SCCLM_RUNS of the evenings, in order
+)->dict[str, dict[str, float]]: # evening -> training -> seconds
+    "What every training took that was ended. One that was copied into a later evening's folder is of the earlier one."
+    found, seen = {}, set()
+    for name, root in zip(('first', 'second', 'third'), runs, strict=True):
+        found[name] = {}
+        for path in sorted([*root.glob('small/*/figures.json'), *root.glob('small/ie_choice/*/figures.json')]):
+            figures = read_json(path)
+            if 'seconds' not in figures or (figures['seconds'], figures['steps']) in seen: continue
+            seen.add((figures['seconds'], figures['steps']))
+            found[name][path.parent.relative_to(root/'small').as_posix()] = figures['seconds']
     return found
 
 def inputs()->dict[str, dict]:
@@ -351,32 +537,35 @@ def inputs()->dict[str, dict]:
     return {str(p.relative_to(root)): dict(bytes=p.stat().st_size, sha256=hashlib.sha256(p.read_bytes()).hexdigest())
             for p in sorted(root.rglob('*')) if p.is_file()}
 
-def settings()->dict:
+def settings(
+    names:list[str]|None=None, # steps; None: all that are done
+)->dict: # machine, stages
     "The configuration of every stage, paths left out."
     found = {}
-    for name in sorted(done_steps()):
+    for name in sorted(done_steps() if names is None else done_steps() & set(names)):
         path = run_path(name, 'config.json')
         if not path.exists(): continue
         fields = {k: v for k, v in read_json(path).items() if k not in ('out', 'data', 'files', 'pairs')}
         for field in {'base', 'start'} & fields.keys(): # a model folder goes by the name of its stage
             if Path(fields[field]).name == 'model': fields[field] = Path(fields[field]).parent.name
+        if fields.get('start') in FRESH: fields['twins'] = False # it never ran for them, whatever older runs wrote down
         found[name] = fields
     return dict(machine=machine(), stages=found)
 
 def copy_logs():
     "Every training's log as it was written, and the answers given on the way."
-    shutil.copyfile(run_path('pretrain', 'samples.jsonl'), OUT/'along_the_way.jsonl')
+    shutil.copyfile(run_path('pretrain', 'samples.jsonl'), out('along_the_way.jsonl'))
     copy_each(sorted(done_steps()), 'logs')
 
 def copy_each(
     names:list[str], # of steps
-    folder:str, # in results/real_small/
+    folder:str, # in the results
 ):
     "The logs of steps that trained."
-    (OUT/folder).mkdir(exist_ok=True)
+    out(folder).mkdir(parents=True, exist_ok=True)
     for name in names:
         log = run_path(name, 'log.jsonl')
-        if log.exists(): shutil.copyfile(log, OUT/folder/f'{name}.jsonl')
+        if log.exists(): shutil.copyfile(log, out(folder, f'{name}.jsonl'))
 
 def trial()->dict:
     "What was tried before the second evening."
@@ -402,34 +591,56 @@ def card()->dict:
     for n, f in t['dictionary'].items(): ie[f'f1_{n}_dictionary'] = f['f1']
     chat = {k: v['value'] for k, v in s['dpo']['measures'].items()}
     chat |= {f'{k}_ci95': v['ci95'] for k, v in s['dpo']['measures'].items() if 'ci95' in v}
-    prefs = read_json(run_path('dpo', 'figures.json'))
-    dpo = {k: prefs[k] for k in ('pref_acc_before', 'pref_acc_after', 'pref_acc_before_n', 'pref_acc_by_source')}
+    prefs = kept(preferences, 'preferences')['all']
+    dpo = dict(n=prefs['n'])
+    for name in ('pref_acc_before', 'pref_acc_after', 'reward_acc', 'margin'):
+        dpo |= {name: prefs[name]['value'], f'{name}_ci95': prefs[name]['ci95']}
     found = {f'cmmlu_{k}': v['0-shot'] for k, v in kept(exams, 'exams').items()}
     marks = {k: {name: score[name] for name in ('accuracy', 'ci95', 'n')} for k, score in found.items()}
     return dict(scale='small', machine=machine(), pretrain=pretrain, ie=ie, chat=chat, dpo=dpo, eval=marks,
-                published=PUBLISHED)
+                published=PUBLISHED, asked=ASKED)
 
 PUBLISHED = { # triples of ChatLM-mini-Chinese, 0.2B: F1, precision, recall on its DuIE test, as its README has them
     'pretrained': (.74, .75, .73), 'no pretraining': (.51, .53, .49), 'a classical model': (.80, .79, .80)}
+
+def keep():
+    "Lay this run's results where the page reads them."
+    shutil.copytree(out(), KEPT, ignore=shutil.ignore_patterns('made_of.json'), dirs_exist_ok=True)
+
+def measure(
+    marks:list[Path], # files of two judges, or none
+):
+    "What is missing; the sheet for the judges; the card last, when they have judged."
+    makers = (inputs, clean, trial, steps_tried, settings, diary, curves, law, bits, stage_bits, samples, triples, text,
+              exams, preferences)
+    for make in makers: kept(make, make.__name__)
+    sheet = blind(read_json(out('samples.json')))
+    write_json(run_path('blind_sheet.json'), dict(sheet=sheet['sheet']))
+    write_json(run_path('blind_who.json'), dict(who=sheet['who']))
+    copy_logs()
+    if marks:
+        judges = [read_json(path)['judged'] for path in marks]
+        write_json(out('judged.json'), dict(sheet=sheet_key(sheet), who=sheet['who'], judges=judges))
+    if not out('judged.json').exists(): return
+    write_json(out('blind.json'), marked_sheet(sheet))
+    write_json(out('card.json'), card())
 
 def main():
     "Measure what is missing; write the card last."
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--raw', type=Path, required=True, help='the raw folder that real.py laid out')
-    p.add_argument('--judged', type=Path, nargs=2, help='files of two judges')
+    p.add_argument('--judged', type=Path, nargs=2, default=[], help='files of two judges')
+    p.add_argument('--first', action='store_true', help='SCCLM_RUNS is an evening without exercises: first.json alone')
+    p.add_argument('--hours', type=Path, nargs=3, help='SCCLM_RUNS of the three evenings: hours.json alone')
+    p.add_argument('--keep', action='store_true', help="in place of the authors' figures in results/real_small/, too")
     a = p.parse_args()
     set_dials(a.raw)
-    OUT.mkdir(parents=True, exist_ok=True)
-    if EVENING is EVENINGS['3']: return write_json(OUT/'third.json', longer_run())
-    if a.judged:
-        first, second = (read_json(path)['judged'] for path in a.judged)
-        write_json(OUT/'blind.json', judged(first, second, read_json(run_path('blind_who.json'))['who']))
-    makers = inputs, clean, trial, steps_tried, settings, diary, curves, law, bits, samples, triples, text, exams
-    for make in makers: kept(make, make.__name__)
-    sheet = blind(read_json(OUT/'samples.json'))
-    write_json(run_path('blind_sheet.json'), dict(sheet=sheet['sheet']))
-    write_json(run_path('blind_who.json'), dict(who=sheet['who']))
-    copy_logs()
-    if (OUT/'blind.json').exists(): write_json(OUT/'card.json', card())
+    out().mkdir(parents=True, exist_ok=True)
+    if a.hours: write_json(out('hours.json'), hours(a.hours))
+    elif a.first: write_json(out('first.json'), first_run())
+    elif EVENING is EVENINGS['3']: write_json(out('third.json'), longer_run())
+    else: measure(a.judged)
+    print(f'results: {out()}')
+    if a.keep: keep()
 
 if __name__ == '__main__': main()

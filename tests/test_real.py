@@ -176,6 +176,100 @@ def test_a_judge_who_left_something_out_is_named():
         real_measure.judged(judge(3, 1), judge(1, 1), WHO)
 
 
+# Whose figures they are
+
+
+def folders(root):
+    "Every file below, and what is in it."
+    return {p.relative_to(root): p.read_bytes() for p in root.rglob('*') if p.is_file()}
+
+
+@pytest.fixture
+def own_run(tmp_path, monkeypatch):
+    "Makes a run of somebody: the cleaning's report and one training."
+    monkeypatch.setenv('SCCLM_SCALE', 'small')
+
+    def make(name, kept):
+        monkeypatch.setenv('SCCLM_RUNS', str(tmp_path/name))
+        report = dict(rows_in=9, kept=kept, rejected=9 - kept, duplicates={}, leaks=0, rules={}, splits={})
+        real.write_json(real.run_path('data', 'report.json'), report)
+        real.write_json(real.run_path('sft', 'figures.json'), dict(seconds=kept, steps=1))
+
+    return make
+
+
+def test_every_run_has_results_of_its_own_and_those_that_are_shipped_are_left_alone(own_run, tmp_path, monkeypatch):
+    shipped, found = folders(real_measure.KEPT), {}
+    for name, rows in (('mine', 5), ('yours', 7)):
+        own_run(name, rows)
+        assert real_measure.kept(real_measure.clean, 'clean')['kept'] == rows
+        assert {p.name for p in real_measure.out().iterdir()} == {'clean.json', 'made_of.json'}, 'nothing is taken over'
+        found[name] = (real_measure.out('clean.json')).read_bytes()
+    assert found['mine'] != found['yours'] and folders(real_measure.KEPT) == shipped
+    monkeypatch.setattr(real_measure, 'KEPT', tmp_path/'page')
+    real_measure.keep()
+    assert folders(tmp_path/'page') == {Path('clean.json'): found['yours']}
+
+
+def test_what_is_measured_is_measured_again_after_another_training_only(own_run):
+    own_run('mine', 5)
+    real_measure.kept(lambda: dict(n=1), 'clean')
+    assert real_measure.kept(lambda: dict(n=2), 'clean') == dict(n=1)
+    real.write_json(real.run_path('ie_choice', 'sft_0.1', 'figures.json'), dict(seconds=3))
+    assert real_measure.kept(lambda: dict(n=3), 'clean') == dict(n=3) == real_measure.kept(lambda: dict(n=4), 'clean')
+
+
+def test_marks_count_for_the_sheet_that_they_were_given_to(own_run):
+    own_run('mine', 5)
+    sheet = dict(sheet=[dict(answers='子丑')], who=WHO)
+    given = dict(sheet=real_measure.sheet_key(sheet), who=WHO, judges=[judge(2, 0), judge(2, 1)])
+    real.write_json(real_measure.out('judged.json'), given)
+    assert real_measure.marked_sheet(sheet) == real_measure.judged(*given['judges'], WHO)
+    with pytest.raises(ValueError, match='marks are of another sheet'):
+        real_measure.marked_sheet(sheet | dict(sheet=[dict(answers='寅卯')]))
+
+
+def test_the_diary_keeps_what_was_never_ended(own_run):
+    own_run('mine', 5)
+    entries = [('sft', 'start'), ('sft', 'stop'), ('sft', 'start'), ('sft', 'end'), ('dpo', 'start')]
+    lines = [json.dumps(dict(step=step, args=[], what=what, at=1.)) for step, what in entries]
+    real.diary().write_text('\n'.join(lines), encoding='utf-8')
+    assert real_measure.diary() == dict(dpo=dict(starts=1, stops=1, ended=False),
+                                        sft=dict(starts=2, stops=1, ended=True, seconds=5))
+    assert list(real_measure.diary(['dpo'])) == ['dpo']
+
+
+def test_a_training_that_was_copied_into_a_later_evening_is_counted_once(tmp_path):
+    for evening, names in dict(a='xy', b='yz', c='').items():
+        for name in names:
+            seconds = dict(x=1, y=2, z=4)[name]
+            real.write_json(tmp_path/evening/'small'/name/'figures.json', dict(seconds=seconds, steps=9))
+    found = real_measure.hours([tmp_path/name for name in 'abc'])
+    assert found == dict(first=dict(x=1, y=2), second=dict(z=4), third={})
+
+
+def test_a_point_of_the_curve_lies_between_the_logged_steps_around_it(own_run, monkeypatch):
+    own_run('mine', 5)
+    monkeypatch.setattr(real_measure, 'load_model', lambda path: (None, None))
+    monkeypatch.setattr(real_measure, 'n_params', lambda model: 7)
+    log = [dict(step=4, loss_valid=3.), dict(step=10, real_tok=100), dict(step=15, loss_valid=2.),
+           dict(step=20, real_tok=300), dict(step=20, loss_valid=1.)]
+    real.run_path('sft', 'log.jsonl').write_text('\n'.join(map(json.dumps, log)), encoding='utf-8')
+    real.write_json(real.run_path('sft', 'figures.json'), dict(bits_per_char_valid=1.5, seconds=1, real_tok=300))
+    points = real_measure.curve('sft')['points']
+    assert [p['real_tok'] for p in points] == [40, 200, 300] and points[0]['bits_per_char'] == 4.5
+
+
+def test_a_difference_is_taken_on_the_same_sentences():
+    stated = [[('甲', '作者', '乙')]] * 20
+    right, wrong = stated, [[('甲', '作者', '丙')]] * 20
+    same = real_measure.more_f1(right, right, stated)
+    assert same == dict(value=0, ci95=[0, 0]), 'whatever is drawn'
+    assert real_measure.more_f1(right, wrong, stated)['value'] == 1
+    less = real_measure.lessened(dict(pretrain=[2., 1.], sft=[1., 0.], dpo=[1., 0.]))
+    assert less['pretrain_sft'] == dict(value=1, ci95=[1, 1]) and less['sft_dpo']['value'] == 0
+
+
 # The page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,6 +279,9 @@ NAMES = {'4', # the loss that students ask about
          '0.34', '0.28', '2022', # exponents as published, and when
          '0.2', '2.0'} # the ancestor's parameters in billions, DuIE's version
 BESIDE = r'```.*?```|`[^`]*`|\]\([^)]*\)|<details>.*?</details>|第 \d\d 章|distinct-\d|[A-Za-z_]+\d+' # code, names
+
+
+SPELT = {'零点一', '十倍', '百分之二十六', '四倍'} # in characters: the course's loss, an axis, an example, 4 or 3.75
 
 
 def prose():
@@ -200,12 +297,14 @@ def test_every_number_in_the_prose_of_the_page_comes_from_a_stored_file():
         if title.startswith(ON_PAPER): continue
         loose = [n.rstrip('.,') for n in re.findall(r'\d[\d.,]*', text)]
         assert set(loose) <= NAMES, f'{title}: {set(loose) - NAMES} stand outside a mark'
+        spelt = set(re.findall('零点.|百分之[零一二三四五六七八九十]+|[二三四五六七八九十]+倍|几分钟', text))
+        assert spelt <= SPELT, f'{title}: {spelt - SPELT} are spelt out'
     assert filled_page(ROOT, fill) == (ROOT/PAGE).read_text(encoding='utf-8'), 'make front'
     cells = json.loads((ROOT/PAGE).read_text(encoding='utf-8'))['cells']
     marks = dict(MARK.findall(''.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')))
     assert marks.keys() == real_values(ROOT).keys(), 'asked for and made are the same'
     logs = {p.stem: [json.loads(line) for line in p.read_text(encoding='utf-8').splitlines() if line]
-            for p in (real_measure.OUT/'logs').glob('*.jsonl')}
+            for p in (real_measure.KEPT/'logs').glob('*.jsonl')}
     assert float(marks['loss']) == round(logs['pretrain'][-1]['loss_valid'], 2)
     assert float(marks['plain_loss']) == round(logs['pretrain_plain'][-1]['loss_valid'], 2)
     assert float(marks['tiny_loss']) == round(logs['pretrain_tiny'][-1]['loss_valid'], 2)
@@ -214,7 +313,7 @@ def test_every_number_in_the_prose_of_the_page_comes_from_a_stored_file():
 
 
 def test_the_card_has_every_figure_that_is_quoted():
-    card = json.loads((real_measure.OUT/'card.json').read_text(encoding='utf-8'))
+    card = json.loads((real_measure.KEPT/'card.json').read_text(encoding='utf-8'))
     for n in (1000, 4000, 17000):
         for start in ('pretrained', 'scratch', 'stock'):
             assert 0 <= card['ie'][f'f1_{n}_{start}'] <= 1 and 0 <= card['ie'][f'f1_{n}_{start}_raw'] <= 1
@@ -223,15 +322,46 @@ def test_the_card_has_every_figure_that_is_quoted():
 
 
 def test_what_is_stored_agrees_with_itself():
-    "Precision, recall and F1; the law at its own points; shares and their counts."
-    read = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in real_measure.OUT.glob('*.json')}
-    quoted = json.loads((real_measure.OUT/'card.json').read_text(encoding='utf-8'))['ie']
+    "Precision, recall and F1 with their counts; the law at its own points; marks, differences, shares and counts."
+    read = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in real_measure.KEPT.glob('*.json')}
+    quoted = read['card']['ie']
     for name, r in read['triples']['runs'].items():
         assert quoted[f'f1_{name}'] == r['f1'] and quoted[f'f1_{name}_raw'] == r['raw']
-        assert r['f1'] == pytest.approx(2*r['p']*r['r']/(r['p'] + r['r']) if r['p'] + r['r'] else 0, abs=1e-9)
-        assert r['ci95'][0] <= r['f1'] <= r['ci95'][1]
+    runs = [(name, r) for evening in ('first', 'triples', 'third') for name, r in read[evening]['runs'].items()]
+    for name, r in runs:
+        right, extracted, stated = (r['counts'][k] for k in ('right', 'extracted', 'stated'))
+        assert r['p'] == pytest.approx(right / extracted if extracted else 0) and r['r'] == right / stated, name
+        assert r['f1'] == pytest.approx(2 * right / (extracted + stated)) and r['ci95'][0] <= r['f1'] <= r['ci95'][1]
+    for evening in ('triples', 'third'):
+        scores = read[evening]['runs']
+        for n, lead in read[evening]['leads'].items():
+            assert lead['value'] == pytest.approx(scores[f'{n}_pretrained']['f1'] - scores[f'{n}_scratch']['f1'])
+    third = read['third']
+    assert third['dictionary_lead']['value'] == pytest.approx(
+        third['runs']['17000_scratch']['f1'] - third['dictionary']['17000']['f1'])
+    assert third['first']['n'] == read['triples']['runs']['1000_scratch']['n']
     found = fit_law(read['law']['points'])
     assert list(found)[:3] == pytest.approx([read['law']['law'][k] for k in ('floor', 'by_size', 'by_tokens')])
     assert read['clean']['kept'] + read['clean']['rejected'] == read['clean']['rows_in']
     assert sum(read['clean']['rules'].values()) == read['clean']['rejected']
     assert len(read['samples']['questions']) == real_measure.SHOWN
+    given, sheet = read['judged'], real_measure.blind(read['samples'])
+    assert given['who'] == sheet['who'] and given['sheet'] == real_measure.sheet_key(sheet)
+    assert read['blind'] == real_measure.judged(*given['judges'], given['who'])
+    assert read['preferences']['all']['reward_acc']['value'] == read['card']['dpo']['reward_acc']
+    for stage, score in read['stage_bits']['bits'].items():
+        assert score['value'] == pytest.approx(read['bits']['all'][stage], abs=1e-5)
+
+
+def test_settings_say_what_ran_and_hours_what_it_took():
+    read = {name: json.loads((real_measure.KEPT/f'{name}.json').read_text(encoding='utf-8'))
+            for name in ('first', 'settings', 'third', 'hours')}
+    for stages in (read['first']['settings'], read['settings']['stages'], read['third']['settings']):
+        starts = {name: stage for name, stage in stages.items() if 'twins' in stage}
+        assert len(starts) >= 9
+        for name, stage in starts.items(): assert stage['twins'] == (stage['start'] not in ('scratch', 'stock')), name
+    assert read['hours']['third'].keys() == {name for name, d in read['third']['diary'].items() if d['ended']}
+    for name, d in read['third']['diary'].items():
+        if d['ended']: assert d['seconds'] == read['hours']['third'][name]
+    for path in real_measure.KEPT.rglob('*.json*'):
+        assert '"/' not in path.read_text(encoding='utf-8'), f'{path.name}: a path of the machine that it was made on'
