@@ -182,7 +182,8 @@ def base_values(lang:str)->dict[str, str]:
     read = tokens_of('base', sum(cost['tok_per_row']), ReproduceCfg(scale='base')) # as `scclm reproduce` counts
     passes, times = read['pretrain'] / cost['tokens'], sum(read.values()) / cost['tokens']
     return dict(base_passes=f'{passes:.0f}', base_all=f"{times * cost['hours']:.0f}",
-                base_all_range=f'{times * low:.0f}–{times * high:.0f}', base_parameters=count(cost['n_params'], lang), base_pairs=count(1e7, lang),
+                base_all_range=f'{times * low:.0f}–{times * high:.0f}',
+                base_parameters=count(cost['n_params'], lang), base_pairs=count(1e7, lang),
                 base_hours=f"{cost['hours']:.0f}", base_range=f'{low:.0f}–{high:.0f}',
                 base_gib=f"{cost['memory_gb']['peak']:.0f}", base_gpu='24')
 

@@ -138,8 +138,8 @@ def total_line(
 )->str: # hours with their range
     "The one total. Without a speed it says how to give one."
     if 'tok_per_s' not in planned:
-        return ('in all  hours not known: give --tok-per-s, the real tokens a second '
-                'that pretraining logs')
+        return ('in all  hours not known: give --tok-per-s, '
+                'such as real_tok_per_s in the log.jsonl of a pretraining')
     hours = tokens / planned['tok_per_s'] / 3600
     low, high = (hours * x / planned['hours'] for x in planned['hours_range'])
     around = '' if low == high else f' ({_short(low)} to {_short(high)})'
