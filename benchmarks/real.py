@@ -129,9 +129,9 @@ def check_raw(
 ):
     "Raises FileNotFoundError for a raw folder that `prepare` did not lay out whole, before a step begins."
     if not (raw/MARK).exists():
-        raise FileNotFoundError(f'--raw {raw}: expected a folder that `real.py prepare --data DIR --raw {raw}` laid out')
+        raise FileNotFoundError(f'--raw {raw}: expected a folder laid out by real.py prepare --data DIR --raw {raw}')
     gone = [name for name in NEEDED if not (raw/name).exists()]
-    if gone: raise FileNotFoundError(f"--raw {raw}: expected {', '.join(gone)} in it; complete --data, prepare again")
+    if gone: raise FileNotFoundError(f"--raw {raw}: expected {', '.join(gone)} in it; complete --data and prepare")
 
 QUESTIONS = ('你好', '你是谁？', '感冒了要怎么办？', '高血压患者能吃鸡蛋吗？', '中国的首都是哪里？', '《红楼梦》的作者是谁？',
     '写一首关于春天的诗。', '如何学好英语？', '我最近总是睡不着，怎么办？', '解释一下什么是光合作用。', '给出三条保持健康的建议。',
@@ -344,7 +344,7 @@ FINE_TUNED = [f'ie_{n}_{start}' for n in IE_STEPS for start in IE_STARTS]
 TAKEN = dict( # what the third evening takes over from the second, and what each leaves that later steps read
     clean=('data',), leaks=(), tokenizer=('tokenizer',), mixture=('talk.parquet', 'exercises.parquet'),
     ie_choice=('ie_choice/choice.json',))
-LISTS = { # evening -> its steps, in order; the first evening's pretraining and the points of the law are in the second's
+LISTS = { # evening -> its steps, in order; the first one's pretraining and the points of the law are in the second's
     '2': ['clean', 'leaks', 'tokenizer', 'mixture', 'trial', 'pretrain', 'sft', 'dpo', 'ie_choice', 'ie_longer',
           *FINE_TUNED, *LAW],
     '3': ['pretrain', 'sft', *FINE_TUNED, f'ie_{SLOWER}_slower']}
