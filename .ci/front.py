@@ -21,6 +21,7 @@ from picture import draw
 from real_page import PAGE, filled_page
 
 from scclm.planner import PlanCfg, plan
+from scclm.reproduce import ReproduceCfg, tokens_of
 from scclm.runs import checkout_root, read_json, write_aside
 from scclm.sample_facts import facts
 
@@ -175,10 +176,14 @@ def course_values(course:dict, lang:str)->dict[str, str]:
         parameters=count(model['parameters'], lang), model_mb=f"{model['mb']:.0f}")
 
 def base_values(lang:str)->dict[str, str]:
-    "What `base` would cost."
+    "What `base` would cost: ten million pairs read once, and its presets."
     cost = base_cost()
     low, high = cost['hours_range']
-    return dict(base_parameters=count(cost['n_params'], lang), base_pairs=count(1e7, lang),
+    read = tokens_of('base', sum(cost['tok_per_row']), ReproduceCfg(scale='base')) # as `scclm reproduce` counts
+    passes, times = read['pretrain'] / cost['tokens'], sum(read.values()) / cost['tokens']
+    return dict(base_passes=f'{passes:.0f}', base_all=f"{times * cost['hours']:.0f}",
+                base_all_range=f'{times * low:.0f}–{times * high:.0f}',
+                base_parameters=count(cost['n_params'], lang), base_pairs=count(1e7, lang),
                 base_hours=f"{cost['hours']:.0f}", base_range=f'{low:.0f}–{high:.0f}',
                 base_gib=f"{cost['memory_gb']['peak']:.0f}", base_gpu='24')
 

@@ -2,19 +2,22 @@
 
     python benchmarks/real.py prepare --data DIR --raw RAW   # lay the public files out for the stages
     python benchmarks/real.py run --raw RAW                  # clean … extraction; what is done is not done again
-    python benchmarks/real_measure.py --raw RAW              # figures, samples, card -> results/real_small/
+    python benchmarks/real_measure.py --raw RAW              # figures, samples, card -> SCCLM_RUNS/small/results/
 
 DIR holds pairs/mixed.parquet, pairs/smile.parquet, raw/, prefs/, duie/, eval/ as their owners publish them. Everything
-that is made lies under SCCLM_RUNS (default runs/) in small/; nothing of the data or the weights goes to results/.
-SCCLM_EVENING=3: the same with more steps, see EVENINGS."""
+that is made lies under SCCLM_RUNS (default runs/) in small/; real_measure's `--keep` puts figures into the repository.
+
+    SCCLM_EVENING=3 SCCLM_RUNS=runs3 python benchmarks/real.py run --raw RAW --from runs
+
+The third evening: more steps, in runs of its own; what it keeps of the second evening is taken from that one's runs."""
 import argparse
 import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +36,8 @@ from scclm.ie_finetune import ie, ie_cfg
 from scclm.leaks import LeakCfg, check_leaks
 from scclm.pretrain import pretrain, pretrain_cfg
 from scclm.real_text import line_exercises, lines_of
-from scclm.reproduce import Step, note, read_diary
-from scclm.runs import check_out, raw_dir, read_json, run_path, write_json
+from scclm.reproduce import Step, call, note, read_diary
+from scclm.runs import check_out, folder_aside, raw_dir, read_json, run_path, write_aside, write_json
 from scclm.sft import sft, sft_cfg
 from scclm.tokenizer import tokenizer_cfg, train_tokenizer
 
@@ -43,7 +46,21 @@ SFT_SOURCES = ('A_carbonz0', 'A_hikariming_extra', 'A_medicalgpt_sharegpt_zh', '
 LINKED = {'pairs/smile.parquet': 'pretrain/smile.parquet', 'raw': 'pretrain/raw', 'prefs': 'prefs',
           'duie': 'duie', 'eval': 'eval'} # public file or folder -> its place below the raw folder
 
-MARK = '.laid_out' # in the raw folder: it may be made anew
+ALPACA = 'raw/alpaca/alpaca_chinese_part_0.json'
+INPUTS = (*LINKED, 'pairs/mixed.parquet', ALPACA) # what `prepare` reads
+NEEDED = ('duie/duie_train.json', 'duie/duie_valid.json', 'eval/cmmlu.tar.xz') # read below the raw folder by name
+MARK = '.laid_out' # in the raw folder, written last: it is whole, and may be made anew
+
+@contextmanager
+def in_one_line()->Iterator[None]:
+    "Ends the program with one line instead of a traceback for what a user can mend; SCCLM_TRACEBACK=1 shows it."
+    try: yield
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as e:
+        if os.environ.get('SCCLM_TRACEBACK'): raise
+        sys.exit(f'{Path(sys.argv[0]).name}: {e}')
 
 def link(
     target:Path, # a file, or a folder of files
@@ -55,14 +72,17 @@ def link(
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     try: os.link(target, place)
+    except FileNotFoundError: raise
     except OSError: shutil.copyfile(target, place)
+
+COLUMNS = ('prompt', 'response', 'source') # of mixed.parquet
 
 def split_mixed(
     file:Path, # mixed.parquet: prompt, response, source
     raw:Path, # the raw folder
 ):
     "Instructions to sft/, everything else to pretrain/."
-    table = pq.read_table(file)
+    table = pq.read_table(file, columns=list(COLUMNS))
     is_sft = pc.is_in(table['source'], pa.array(SFT_SOURCES))
     for name, part in (('sft', table.filter(is_sft)), ('pretrain', table.filter(pc.invert(is_sft)))):
         (raw/name).mkdir(parents=True, exist_ok=True)
@@ -74,22 +94,44 @@ def own_answers(
     place:Path, # written: a list of instruction, input, output
 ):
     "Preference rows without a rejected answer: chapter 07 takes the model's own."
-    rows = json.loads(file.read_text(encoding='utf-8'))
-    rows = [{name: r[f'zh_{name}'] for name in ('instruction', 'input', 'output')} for r in rows]
+    names = 'instruction', 'input', 'output'
+    try: rows = [{n: r[f'zh_{n}'] for n in names} for r in json.loads(file.read_text(encoding='utf-8'))]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file}: expected JSON, a list of zh_{', zh_'.join(names)}") from None
     write_json(place, rows)
+
+def check_inputs(
+    data:Path, # the public files
+):
+    "Raises FileNotFoundError that names every file and folder that is not there, ValueError for missing columns."
+    gone = [name for name in INPUTS if not (data/name).exists()]
+    if gone: raise FileNotFoundError(f"--data {data}: expected {', '.join(gone)} in it")
+    found = pq.read_schema(data/'pairs'/'mixed.parquet').names
+    if absent := [name for name in COLUMNS if name not in found]:
+        raise ValueError(f"{data/'pairs'/'mixed.parquet'}: expected the columns {', '.join(absent)} too, has {found}")
 
 def prepare(
     data:Path, # the public files
     raw:Path, # the raw folder, made anew
 ):
-    "Lay the public files out as SCCLM_RAW wants them: sft/, prefs/, duie/, eval/, and the rest for pretraining."
+    """Lay the public files out as SCCLM_RAW wants them: sft/, prefs/, duie/, eval/, and the rest for pretraining.
+    It is laid out beside, then renamed: whatever fails, an earlier raw folder is as it was."""
+    check_inputs(data)
     check_out(raw, data, 'raw folder of this script', (raw/MARK).exists())
-    shutil.rmtree(raw, ignore_errors=True)
-    raw.mkdir(parents=True)
-    (raw/MARK).touch()
-    for target, place in LINKED.items(): link(data/target, raw/place)
-    split_mixed(data/'pairs'/'mixed.parquet', raw)
-    own_answers(data/'raw'/'alpaca'/'alpaca_chinese_part_0.json', raw/'prefs'/'alpaca_own_answers.json')
+    with folder_aside(raw) as tmp:
+        for target, place in LINKED.items(): link(data/target, tmp/place)
+        split_mixed(data/'pairs'/'mixed.parquet', tmp)
+        own_answers(data/ALPACA, tmp/'prefs'/'alpaca_own_answers.json')
+        (tmp/MARK).touch()
+
+def check_raw(
+    raw:Path, # the raw folder
+):
+    "Raises FileNotFoundError for a raw folder that `prepare` did not lay out whole, before a step begins."
+    if not (raw/MARK).exists():
+        raise FileNotFoundError(f'--raw {raw}: expected a folder laid out by real.py prepare --data DIR --raw {raw}')
+    gone = [name for name in NEEDED if not (raw/name).exists()]
+    if gone: raise FileNotFoundError(f"--raw {raw}: expected {', '.join(gone)} in it; complete --data and prepare")
 
 QUESTIONS = ('你好', '你是谁？', '感冒了要怎么办？', '高血压患者能吃鸡蛋吗？', '中国的首都是哪里？', '《红楼梦》的作者是谁？',
     '写一首关于春天的诗。', '如何学好英语？', '我最近总是睡不着，怎么办？', '解释一下什么是光合作用。', '给出三条保持健康的建议。',
@@ -147,13 +189,17 @@ EVENINGS = { # the first one had no exercises: PLAIN
     '2': Evening(5400, {1000: 400, 4000: 600, 17_000: 1600}, 1000),
     '3': Evening(10_000, {1000: 1600, 4000: 2400, 17_000: 6000}, 0)}
 
+def evening_name()->str:
+    "What SCCLM_EVENING says, the second if nothing."
+    return os.environ.get('SCCLM_EVENING') or '2'
+
 def evening()->Evening:
     "What SCCLM_EVENING names, the second if nothing. Raises ValueError for another."
-    name = os.environ.get('SCCLM_EVENING', '2')
+    name = evening_name()
     if name in EVENINGS: return EVENINGS[name]
     raise ValueError(f"SCCLM_EVENING={name!r}: expected one of {', '.join(EVENINGS)}")
 
-EVENING = evening() # each in runs of its own; rates are chosen in the second
+with in_one_line(): EVENING = evening() # each in runs of its own; rates are chosen in the second
 
 # An evening on two cores: many small batches
 PRETRAIN = replace(pretrain_cfg('small'), steps=EVENING.pretrain_steps, lr=1e-3, budget_tok=1024,
@@ -279,7 +325,7 @@ def shorter(
 LAW = {'pretrain_plain': ('small', 1.), 'pretrain_tiny': ('tiny', 1.)} | {f'pretrain_{scale}_{part}': (scale, share)
                                          for scale in ('small', 'tiny') for part, share in PARTS.items()}
 
-STEPS:dict[str, Callable] = dict(
+FUNCTIONS:dict[str, Callable] = dict(
     clean=clean,
     leaks=without_leaks,
     tokenizer=lambda: train_tokenizer(tokenizer_cfg()),
@@ -294,24 +340,87 @@ STEPS:dict[str, Callable] = dict(
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_STEPS for start in IE_STARTS} | {
     name: partial(shorter, *how, name) for name, how in LAW.items()}
 
+FINE_TUNED = [f'ie_{n}_{start}' for n in IE_STEPS for start in IE_STARTS]
+TAKEN = dict( # what the third evening takes over from the second, and what each leaves that later steps read
+    clean=('data',), leaks=(), tokenizer=('tokenizer',), mixture=('talk.parquet', 'exercises.parquet'),
+    ie_choice=('ie_choice/choice.json',))
+LISTS = { # evening -> its steps, in order; the first one's pretraining and the points of the law are in the second's
+    '2': ['clean', 'leaks', 'tokenizer', 'mixture', 'trial', 'pretrain', 'sft', 'dpo', 'ie_choice', 'ie_longer',
+          *FINE_TUNED, *LAW],
+    '3': ['pretrain', 'sft', *FINE_TUNED, f'ie_{SLOWER}_slower']}
+STEPS = LISTS[evening_name()]
+
 def diary()->Path:
     "Where it is noted what began, ended or was stopped, and when."
     return run_path('diary.jsonl')
+
+def noted(
+    name:str, # of the step
+    what:str, # start, end or stop
+    **more:object, # such as from where it was taken
+):
+    "A line in the diary, with the evening."
+    note(diary(), Step(name, (), ''), what, evening=evening_name(), **more)
 
 def step(
     name:str, # of STEPS
 ):
     "One step in this process; exits with 3 if it was stopped on the way."
-    noted = Step(name, (), '')
-    note(diary(), noted, 'start')
-    run = STEPS[name]()
+    noted(name, 'start')
+    run = FUNCTIONS[name]()
     done = getattr(run, 'done', True)
-    note(diary(), noted, 'end' if done else 'stop')
+    noted(name, 'end' if done else 'stop')
     if not done: sys.exit(3)
+
+def done_in(
+    path:Path, # a diary
+)->set[str]: # names of steps
+    "What a diary says is finished."
+    return {e['step'] for e in read_diary(path) if e['what'] == 'end'}
 
 def done_steps()->set[str]:
     "What the diary says is finished."
-    return {e['step'] for e in read_diary(diary()) if e['what'] == 'end'}
+    return done_in(diary())
+
+def check_runs():
+    "Raises ValueError for runs of another evening: their steps have the same names."
+    others = {e.get('evening', '2') for e in read_diary(diary())} - {evening_name()}
+    if not others: return
+    raise ValueError(f"{run_path()} holds evening {', '.join(sorted(others))}: expected an SCCLM_RUNS of its own "
+                     f'for evening {evening_name()}')
+
+def check_earlier(
+    earlier:Path|None, # the second evening's SCCLM_RUNS
+    names:list[str], # of TAKEN, still to be taken over
+):
+    "Raises ValueError that says what is missing, before anything is taken over."
+    if not earlier:
+        raise ValueError(f"evening {evening_name()} takes {', '.join(names)} over from the second: expected "
+                         "--from RUNS, the second evening's SCCLM_RUNS")
+    folder = earlier/'small'
+    if folder.resolve() == run_path().resolve():
+        raise ValueError(f'--from {earlier}: expected other runs than those of this evening; set SCCLM_RUNS')
+    done = done_in(folder/'diary.jsonl')
+    gone = [n for n in names if n not in done or not all((folder/part).exists() for part in TAKEN[n])]
+    if gone: raise ValueError(f"--from {earlier}: expected the second evening's {', '.join(gone)} finished in it")
+    begun = {e['step'] for e in read_diary(diary())}
+    held = [part for n in names if n not in begun for part in TAKEN[n] if run_path(part).exists()]
+    if held: raise ValueError(f"{run_path()} holds {', '.join(held)} already: expected a new SCCLM_RUNS")
+
+def take_over(
+    earlier:Path|None, # the second evening's SCCLM_RUNS
+):
+    "What this evening keeps of the second, linked or copied and noted, each once. Raises ValueError for a gap."
+    names = [n for n in TAKEN if n not in done_steps()]
+    if not names: return
+    check_earlier(earlier, names)
+    for name in names:
+        noted(name, 'start')
+        for part in TAKEN[name]:
+            made = earlier/'small'/part
+            with (folder_aside if made.is_dir() else write_aside)(run_path(part)) as tmp: link(made, tmp)
+        noted(name, 'end', taken_from=str(earlier))
+        print(f'{name}: taken over from {earlier}', flush=True)
 
 def run_all(
     names:list[str], # of STEPS, in order
@@ -319,8 +428,9 @@ def run_all(
     "Every step that is not done, each in a process of its own; the first that fails or is stopped ends it."
     for name in names:
         if name in done_steps(): continue
-        made = subprocess.run([sys.executable, __file__, 'step', name]) # the dials go on in the environment
-        if made.returncode: sys.exit(f'{name}: ended with {made.returncode}; the same command goes on from here')
+        code = call([sys.executable, __file__, 'step', name]) # the dials go on in the environment
+        if code in (3, 130, 143): sys.exit(f'{name}: stopped; the same command goes on from here')
+        if code: sys.exit(f'{name}: ended with {code}, see above; once it is mended, the same command goes on')
 
 def set_dials(
     raw:Path, # the raw folder
@@ -328,18 +438,32 @@ def set_dials(
     "Scale, raw folder and allocator of those that this process starts."
     os.environ |= KEEP_FREED | dict(SCCLM_SCALE='small', SCCLM_RAW=str(raw.absolute()))
 
-def main():
-    "What the command line asks for."
+def asked()->argparse.Namespace:
+    "What the command line asks for. Exits with 2 for what cannot be."
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('what', choices=('prepare', 'run', 'step'))
-    p.add_argument('names', nargs='*', help='steps; none: all')
+    p.add_argument('names', nargs='*', help='steps; of run none: all')
     p.add_argument('--data', type=Path, help='the public files')
     p.add_argument('--raw', type=Path, default=Path(os.environ.get('SCCLM_RAW', 'raw_real')), help='the raw folder')
+    p.add_argument('--from', type=Path, dest='earlier', metavar='RUNS', help='third evening: SCCLM_RUNS of the second')
     a = p.parse_intermixed_args()
+    if a.what == 'prepare' and not a.data: p.error('prepare wants --data')
+    if a.what == 'step' and not a.names: p.error(f"step wants names: expected some of {' '.join(STEPS)}")
+    if a.earlier and evening_name() != '3': p.error('--from: expected with SCCLM_EVENING=3 only')
+    if unknown := [n for n in a.names if n not in STEPS]:
+        p.error(f"{', '.join(unknown)}: expected some of {' '.join(STEPS)}")
+    return a
+
+def main():
+    "Do what the command line asks for."
+    a = asked()
     set_dials(a.raw)
-    if a.what == 'prepare': return prepare(a.data, a.raw) if a.data else p.error('prepare wants --data')
-    if unknown := set(a.names) - STEPS.keys(): p.error(f"{', '.join(unknown)}: expected some of {' '.join(STEPS)}")
-    if a.what == 'run': return run_all(a.names or list(STEPS))
+    if a.what == 'prepare': return prepare(a.data, a.raw)
+    check_raw(a.raw)
+    check_runs()
+    if evening_name() == '3': take_over(a.earlier)
+    if a.what == 'run': return run_all(a.names or STEPS)
     for name in a.names: step(name)
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    with in_one_line(): main()

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from ngram import CharNgram
-from real import (EVENING, EVENINGS, FEW, IE_STARTS, IE_STEPS, LAW, MIXTURES, SLOWER, done_steps, key, named_rows,
-                  set_dials, test_name)
+from real import (EVENING, EVENINGS, FEW, IE_STARTS, IE_STEPS, LAW, MIXTURES, SLOWER, done_steps, in_one_line, key,
+                  named_rows, set_dials, test_name)
 from report import RESULTS, machine
 from safetensors.torch import load_file
 
@@ -643,4 +643,5 @@ def main():
     print(f'results: {out()}')
     if a.keep: keep()
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    with in_one_line(): main()

@@ -85,7 +85,7 @@ ROOMS = {
     'page_rules': 'text_rules chat',
     'page_chat': 'runs model chat page_rules',
     'export': 'runs tokenizer model runtimes chat scores report_card model_card stage adapters',
-    'reproduce': 'runs pretrain sft dpo ie_finetune planner',
+    'reproduce': 'runs tokenizer pretrain sft dpo ie_finetune planner',
     'download': 'runs readers',
     'fetch': 'runs readers download',
     'cluster': 'readers duplicates sources clean_stage data_cleaning cli',
