@@ -26,9 +26,17 @@ def smaller(png:str)->str:
     picture.quantize(128, dither=Image.Dither.NONE).save(out, format='PNG', optimize=True)
     return min(base64.b64encode(out.getvalue()).decode(), png, key=len)
 
+def joined(outputs:list[NotebookNode])->list[NotebookNode]:
+    "Text that was printed in pieces, one after the other, as one output: how it was cut is the clock's doing."
+    whole = []
+    for o in outputs:
+        if whole and o.get('name') and o.get('name') == whole[-1].get('name'): whole[-1]['text'] += o['text']
+        else: whole.append(o)
+    return whole
+
 def stored(outputs:list[NotebookNode])->list[NotebookNode]:
     "What a reader needs: no standard error, no widget views (they need a live kernel)."
-    keep = [o for o in outputs if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})]
+    keep = joined([o for o in outputs if o.get('name') != 'stderr' and WIDGET not in o.get('data', {})])
     for o in keep:
         if 'execution_count' in o: o['execution_count'] = None
         if 'metadata' in o: o['metadata'] = {}

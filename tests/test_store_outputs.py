@@ -52,6 +52,11 @@ def test_outputs_arrive_and_noise_does_not(house):
     assert [o.text for o in first] == ['1\n']
     assert second[0].data == {'text/plain': '2'} and second[0].execution_count is None and second[0].metadata == {}
 
+def test_what_was_printed_in_pieces_is_one_output():
+    value = nbformat.v4.new_output('execute_result', data={'text/plain': '2'})
+    kept = store_outputs.stored([says('1'), says('noise', 'stderr'), says('\n2\n'), value, says('3')])
+    assert [o.get('text', o.output_type) for o in kept] == ['1\n2\n', 'execute_result', '3']
+
 def test_sources_and_markdown_stay(house):
     before = [(c.cell_type, c.source, c.id) for c in nbformat.read(house/'nbs/00_a.ipynb', 4).cells]
     store_outputs.store(store_outputs.fitting(house/'nbs'))
