@@ -443,8 +443,12 @@ def evening(
                 diary=diary(steps), settings=settings(steps)['stages'])
 
 def longer_run()->dict:
-    "The third evening: extraction as far as it was trained, and the control at a lower rate. Says what is missing."
+    """The third evening: extraction as far as it was trained, and the control at a lower rate. Of stock weights it says
+    what is missing. Raises ValueError if what is compared is not there."""
     names = NINE | {f'{SLOWER}_slower': f'ie_{SLOWER}_slower'}
+    compared = [name for name in names if not name.endswith('_stock')]
+    if absent := [name for name in compared if name not in finished(names)]:
+        raise ValueError(f"not trained to the end: {', '.join(absent)}; expected all of {', '.join(compared)}")
     found, there = evening(names, ('pretrain', 'sft', 'dpo'), 'logs_third'), finished(names)
     said = {name: extracted(folder)[2] for name, folder in there.items()}
     most = max(IE_STEPS)

@@ -239,6 +239,15 @@ def test_the_diary_keeps_what_was_never_ended(own_run):
     assert list(real_measure.diary(['dpo'])) == ['dpo']
 
 
+def test_an_evening_that_is_not_over_names_what_is_missing(own_run):
+    own_run('mine', 5)
+    for name in ('ie_1000_sft', 'ie_17000_scratch'):
+        real.write_json(real.run_path(name, 'figures.json'), dict(seconds=1, steps=1))
+    with pytest.raises(ValueError, match='not trained to the end: 1000_scratch, 4000_pretrained, ') as said:
+        real_measure.longer_run()
+    assert '_stock' not in str(said.value) and not real_measure.out('logs_third').exists()
+
+
 def test_a_training_that_was_copied_into_a_later_evening_is_counted_once(tmp_path):
     for evening, names in dict(a='xy', b='yz', c='').items():
         for name in names:
