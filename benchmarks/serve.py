@@ -1,8 +1,8 @@
 """The server under load: `scclm serve` in a process of its own, clients in this one, over the loopback address.
 
 Every client asks held-out questions one after another, streaming, greedy; a table by number of clients: answers and
-tokens a second, time to the first piece and to the last, p50, p95, p99. Baseline of both rows: one client, measured
-before and after each run with many, on the same server.
+tokens a second, time to the first piece and to the last, p50, p95, p99. Baselines: one client on the same server, and
+as many clients on a server whose engine takes no rest between steps, in alternation.
 `--soak MINUTES --clients N`: honest clients among hostile ones; exits 0 only if no honest client saw an error and the
 server's resident memory stayed within 5 % of what it was after the first minute."""
 import argparse
@@ -134,24 +134,31 @@ def table_line(n:int, m:Load)->str:
     return f'{n:>7} {m.answers_per_s:>10.1f} {m.tokens_per_s:>10.0f}  {times}'
 
 
+def compared(name:str, ours:list[Load], other:list[Load], baseline:str)->list[dict]:
+    "Tokens a second, and seconds to the first piece."
+    first = name.replace(name.split(',')[0], 'first token')
+    return [row(name, [m.tokens_per_s for m in ours], [m.tokens_per_s for m in other], baseline, 'tokens/s'),
+            row(first, [m.first[0] for m in ours], [m.first[0] for m in other], baseline, 's', False)]
+
+
 def throughput(args:argparse.Namespace, questions:list[str]):
-    "The table, then both rows: many and one in alternation."
-    served = start(args.model)
+    "The table, then the rows: many, one, and many without a rest, in alternation."
+    served, other = start(args.model), start(args.model, '--pause-ms', '0')
     try:
-        measure(served.port, 4, questions, 2)
+        for one in (served, other): measure(one.port, 4, questions, 2)
         by_n = {}
         print('clients  answers/s   tokens/s     first piece p50, p95, p99 (ms)    answer p50, p95, p99 (ms)')
         for n in args.table:
             by_n[n] = measure(served.port, n, questions, args.seconds)
             print(table_line(n, by_n[n]), flush=True)
-        alone, many = [], []
+        alone, many, restless = [], [], []
         for _ in range(args.runs):
             alone.append(measure(served.port, 1, questions, args.seconds))
             many.append(measure(served.port, args.clients, questions, args.seconds))
-    finally: assert stop(served) == 0
-    name = f'{args.clients} clients'
-    rows = [row(name, [m.tokens_per_s for m in many], [m.tokens_per_s for m in alone], 'one client', 'tokens/s'),
-            row('first token', [m.first[0] for m in many], [m.first[0] for m in alone], 'one client', 's', False)]
+            restless.append(measure(other.port, args.clients, questions, args.seconds))
+    finally: assert stop(served) == stop(other) == 0
+    rows = compared(f'{args.clients} clients', many, alone, 'one client')
+    rows += compared(f'{args.clients} clients, rest', many, restless, 'without a rest')
     config = dict(model=args.name, seconds=args.seconds, questions=len(questions),
         table={n: m._asdict() for n, m in by_n.items()})
     write('serve', config, rows, merge=True)

@@ -516,6 +516,14 @@ def _check_limits(**limits:int):
         if not whole or n < 1:
             raise ValueError(f"{name}={n!r} is not valid: expected an integer >= 1")
 
+# %% ../nbs/appendix/batching.ipynb #pau00001
+#| code-fold: true
+def _check_pause(pause_s:float):
+    "Raises ValueError unless it is a number of seconds."
+    number = isinstance(pause_s, (int, float)) and not isinstance(pause_s, bool)
+    if not (number and 0 <= pause_s < math.inf):
+        raise ValueError(f"pause_s={pause_s!r} is not valid: expected a number of seconds >= 0")
+
 # %% ../nbs/appendix/batching.ipynb #57ec1ee3
 class Engine:
     """Answers many questions side by side, each as if it were alone. One thread runs the batch;
@@ -527,12 +535,15 @@ class Engine:
         max_queue:int=256, # questions that may wait
         prefill_tok:int=256, # padded tokens of questions read between two steps
         max_beside:int=2, # answers written beside the batch at the same time
+        pause_s:float=0., # rest after a step, seconds for every running answer but the first
     ):
-        "Raises ValueError for a limit below 1."
+        "Raises ValueError for a limit below 1, or a rest below 0."
         _check_limits(max_rows=max_rows, max_queue=max_queue,
             prefill_tok=prefill_tok, max_beside=max_beside)
+        _check_pause(pause_s)
         self.bot, self.max_rows, self.max_queue, self.prefill_tok = (
             bot, max_rows, max_queue, prefill_tok)
+        self.pause_s = pause_s
         self._ends = set(end_ids(bot.model))
         self._batch = Batch(bot.model, bot.tok)
         self._queue, self._aside = deque(), deque() # who waits for a seat, who for an answer beside
@@ -682,6 +693,7 @@ def _turn(self:Engine)->bool: # False: all is done
     rows = sorted(self._batch.rows, key=lambda job: len(job.said)) # who has no word yet comes first
     if rows and self._run(self._batch.step, rows):
         self._batch.leave({job for job in rows if self._is_over(job)})
+        self._rest(len(rows))
     return True
 
 # %% ../nbs/appendix/batching.ipynb #8d469007
@@ -694,6 +706,15 @@ def _run(self:Engine, work:Callable[[], None], jobs:list[_Job])->bool:
         self._batch.leave(set(jobs))
         return False
     return True
+
+# %% ../nbs/appendix/batching.ipynb #pau00005
+@patch
+def _rest(self:Engine,
+    n:int, # answers that have just got a token
+):
+    """Let go of Python's lock once, for long enough that the threads of those who listen
+    can send all pieces and take in what comes, instead of a hundred times during the next step."""
+    if self.pause_s and n > 1: time.sleep(self.pause_s*(n - 1))
 
 # %% ../nbs/appendix/batching.ipynb #8e708499
 #| code-fold: true

@@ -66,6 +66,7 @@ class ServeCfg(ChatCfg):
     max_queue:int=256 # questions that may wait for a row; one more gets 429
     prefill_tok:int=256 # padded question tokens read between two answer tokens, which wait as long
     max_beside:int=2 # answers beside the batch (beam, contrastive search; exported models) at once
+    pause_ms:float=.15 # rest of the engine after a step, for every running answer but the first
     max_body:int=65_536 # longest body of a request, bytes
     max_head:int=16_384 # longest request line with its headers, bytes
     max_connections:int=512 # open at the same time
@@ -93,7 +94,8 @@ class ServeCfg(ChatCfg):
 # %% ../nbs/appendix/serve.ipynb #srv00009
 #| code-fold: true
 _LEAST = dict(port=0, max_prompt_tok=1, max_rows=1, max_queue=1, prefill_tok=1, max_beside=1,
-    max_body=64, max_head=1024, max_connections=1, head_s=.1, body_s=.1, answer_s=.1, drain_s=0)
+    pause_ms=0, max_body=64, max_head=1024, max_connections=1, head_s=.1, body_s=.1, answer_s=.1,
+    drain_s=0)
 
 # %% ../nbs/appendix/serve.ipynb #srv00014
 class Keys:
@@ -635,7 +637,8 @@ class Service:
         self.cfg = cfg
         self.keys = Keys(keys)
         self.decoding = Decoding(**{f.name: getattr(cfg, f.name) for f in fields(Decoding)})
-        self.engine = Engine(bot, cfg.max_rows, cfg.max_queue, cfg.prefill_tok, cfg.max_beside)
+        self.engine = Engine(bot, cfg.max_rows, cfg.max_queue, cfg.prefill_tok, cfg.max_beside,
+            cfg.pause_ms/1000)
         self.meter = Meter(self.engine)
         self.stopping = False # True: no new questions
 

@@ -1,9 +1,11 @@
 "Continuous batching: every answer as if it were alone, whoever joins, leaves, cancels or fails beside it."
 import asyncio
+import math
 import random
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -379,10 +381,25 @@ def test_bad_questions_are_refused_by_name(bot, how, words):
         assert engine.submit('你好').result(WAIT_S) == bot.answer(['你好'])[0]
 
 @pytest.mark.parametrize('how', [dict(max_rows=0), dict(max_queue=0), dict(prefill_tok=True), dict(max_rows=1.5),
-    dict(max_beside=None)])
+    dict(max_beside=None), dict(pause_s=-.1), dict(pause_s=True), dict(pause_s=math.nan), dict(pause_s=math.inf)])
 def test_bad_limits_are_refused_by_name(bot, how):
     (name, value), = how.items()
     with pytest.raises(ValueError, match=f'{name}={value}'): Engine(bot, **how)
+
+def test_one_alone_is_not_held_up_by_rests(endless):
+    "With a rest of an hour for every other row, a row that is alone writes all its tokens."
+    with Engine(endless, pause_s=3600.) as engine:
+        assert engine.submit('你好', Decoding(max_new_tok=20, loop_copies=0)).result(WAIT_S)
+
+def test_several_rest_after_every_step(endless):
+    "Two rows that write ten tokens each, side by side: at least nine rests; and what they say is as alone."
+    dec, pause_s = Decoding(max_new_tok=10, loop_copies=0), .05
+    with Engine(endless, pause_s=pause_s, prefill_tok=2000) as engine:
+        with engine._lock: tickets = [engine.submit(q, dec) for q in ('你好', '秋')] # both wait before the first step
+        began = time.monotonic()
+        said = [t.result(WAIT_S) for t in tickets]
+        assert time.monotonic() - began >= 9*pause_s
+    assert said == endless.answer(['你好', '秋'], dec)
 
 def test_what_is_no_t5_is_answered_beside(chars):
     "Its positions are counted, not distances: one by one, as ChatBot does."

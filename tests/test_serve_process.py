@@ -139,6 +139,7 @@ if os.name == 'posix':
     (['--host', '203.0.113.7', '--model', 'm'], 'cannot listen on 203.0.113.7:8812'),
     (['--max-rows', '0'], 'max_rows=0'), (['--prefill-tok', '0'], 'prefill_tok=0'),
     (['--max-beside', '0'], 'max_beside=0: expected >= 1'), (['--drain-s', 'nan'], 'drain_s=nan: expected >= 0'),
+    (['--pause-ms', '-1'], 'pause_ms=-1.0: expected >= 0'),
     (['--max-new-tok', '30000'], 'batch_tok=24576: expected >= 30512'),
     (['--strategy', 'contrastive', '--top-k', '100'], 'batch_tok=24576: expected >= 76800, the rows of'),
     (['--strategy', 'beam', '--num-beams', '40'], 'expected >= 30720, the rows of strategy=beam (40) x (max_')])
