@@ -68,7 +68,8 @@ def third_values(third:dict, second:dict)->dict[str, str]:
     quoted = [name for name in runs if not name.endswith('_stock')] # 0, and only in the table
     scores = {f'third_{name}': with_interval(runs[name]) for name in quoted}
     losses = {f'third_loss_{name}': f"{runs[name]['loss']:.2f}" for name in ('4000_slower', '4000_scratch')}
-    leads = {f'third_lead_{n}': with_interval(third['leads'][str(n)]) for n in sizes}
+    leads = {f'third_{name}_{n}': with_interval(third[f'{name}s'][str(n)])
+             for name in ('lead', 'slower_lead') for n in sizes}
     steps = [runs[f'{n}_pretrained']['steps'] for n in sizes]
     times = [runs[f'{n}_pretrained']['steps'] / second['runs'][f'{n}_pretrained']['steps'] for n in sizes]
     stopped = [step for step, d in third['diary'].items() if d['stops'] and d['ended']]
@@ -76,7 +77,7 @@ def third_values(third:dict, second:dict)->dict[str, str]:
         third_pretrain_steps=f"{pretrain['step']:,}", third_tok=millions(pretrain['real_tok']),
         third_loss=f"{pretrain['loss']:.2f}", third_steps='、'.join(f'{n:,}' for n in steps),
         third_times='、'.join(f'{t:g}' for t in times), third_stopped=f'{len(stopped)}',
-        third_slower_lead=with_interval(third['slower_lead']),
+        third_17000_stock=with_interval(runs['17000_stock']),
         third_dictionary=with_interval(third['dictionary']['17000']),
         third_dictionary_lead=with_interval(third['dictionary_lead']),
         third_n=f"{runs['1000_pretrained']['n']:,}", third_passes=f"{runs['17000_pretrained']['passes']:.1f}",
@@ -110,6 +111,20 @@ def chat_values(samples:dict, blind:dict)->dict[str, str]:
         repeat_sft=percent(samples['sft']['measures']['repetition']['value']),
         repeat_dpo=percent(samples['dpo']['measures']['repetition']['value']),
         to_the_point_agree=percent(point['agree']['value']), fluent_agree=percent(fluent['agree']['value']))
+
+def decoding_values(tried:dict, judged:dict)->dict[str, str]:
+    "What another way to decode came to, and whether it was liked."
+    agree = [judged[mark]['agree']['value'] for mark in ('to_the_point', 'fluent')]
+    found = dict(ways_agree='、'.join(map(percent, agree)), penalty=tried['chosen'].removeprefix('penalty_'),
+                 repeat_people=percent(tried['people']['repetition']['value']))
+    for stage, made in tried['on_test'].items():
+        found[f'repeat_{stage}_penalised'] = percent(made['measures']['repetition']['value'])
+        found[f'length_{stage}_penalised'] = f"{made['measures']['length_ratio']['value']:.2f}"
+        for mark in ('fluent', 'to_the_point'):
+            less = judged[mark]['less'][f'{stage}_{stage}_penalised']
+            gain = dict(value=-less['value'], ci95=[-end for end in reversed(less['ci95'])])
+            found[f'{mark}_gain_{stage}'] = with_interval(gain, 2)
+    return found
 
 def preference_values(pairs:dict)->dict[str, str]:
     "Which answers are preferred, of all held-out pairs."
@@ -172,7 +187,8 @@ def real_values(root:Path)->dict[str, str]:
                exam_n=f"{card['eval']['cmmlu_pretrain']['n']:,}")
     return (run | settings_values(files['settings']['stages']) | text_values(files['text'])
             | pretraining_values(files['curves'], files['bits'], files['law'], files['stage_bits'])
-            | chat_values(files['samples'], files['blind']) | preference_values(files['preferences']['all'])
+            | chat_values(files['samples'], files['blind'])
+            | decoding_values(files['decodings'], files['blind_ways']) | preference_values(files['preferences']['all'])
             | extraction_values(files['triples']) | earlier_values(files['first'], files['trial'])
             | tried_values(files['steps_tried']) | third_values(files['third'], files['triples'])
             | hours_values(files['hours']) | shape_values(shapes['config']['trials'])

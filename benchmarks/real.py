@@ -299,13 +299,13 @@ def triples(
                   out=str(run_path(f'ie_{rows}_{start}')))
     return ie(cfg, progress=False)
 
-SLOWER = 4000 # training sentences of the control below
-
-def slower()->object: # the run
+def slower(
+    rows:int, # training sentences
+)->object: # the run
     "The pretrained start at the rate that was best for new weights: the rates were chosen on much shorter trials."
     best = read_json(run_path('ie_choice', 'choice.json'))['best']
-    cfg = replace(IE, max_rows=SLOWER, start='sft', steps=IE_STEPS[SLOWER], lr=best['scratch'],
-                  out=str(run_path(f'ie_{SLOWER}_slower')))
+    cfg = replace(IE, max_rows=rows, start='sft', steps=IE_STEPS[rows], lr=best['scratch'],
+                  out=str(run_path(f'ie_{rows}_slower')))
     return ie(cfg, progress=False)
 
 PARTS = {'16th': 1/16} # whole trainings with a smaller budget: points for the law that the loss follows
@@ -336,8 +336,8 @@ FUNCTIONS:dict[str, Callable] = dict(
     dpo=partial(dpo, DPO, progress=False),
     ie_choice=choose_rates,
     ie_longer=try_longer,
-    ie_4000_slower=slower,
 ) | {f'ie_{n}_{start}': partial(triples, n, start) for n in IE_STEPS for start in IE_STARTS} | {
+    f'ie_{n}_slower': partial(slower, n) for n in IE_STEPS} | {
     name: partial(shorter, *how, name) for name, how in LAW.items()}
 
 FINE_TUNED = [f'ie_{n}_{start}' for n in IE_STEPS for start in IE_STARTS]
@@ -347,7 +347,7 @@ TAKEN = dict( # what the third evening takes over from the second, and what each
 LISTS = { # evening -> its steps, in order; the first one's pretraining and the points of the law are in the second's
     '2': ['clean', 'leaks', 'tokenizer', 'mixture', 'trial', 'pretrain', 'sft', 'dpo', 'ie_choice', 'ie_longer',
           *FINE_TUNED, *LAW],
-    '3': ['pretrain', 'sft', *FINE_TUNED, f'ie_{SLOWER}_slower']}
+    '3': ['pretrain', 'sft', *FINE_TUNED, *(f'ie_{n}_slower' for n in IE_STEPS)]}
 STEPS = LISTS[evening_name()]
 
 def diary()->Path:

@@ -2,6 +2,7 @@
 
     python benchmarks/real_measure.py --raw RAW                     # figures, samples, a blank sheet for the judges
     python benchmarks/real_measure.py --raw RAW --judged A.json B.json  # what two judges said of the sheet; the card
+    python benchmarks/real_measure.py --raw RAW --judged-ways A.json B.json # of the sheet with a repetition penalty
     SCCLM_EVENING=3 python benchmarks/real_measure.py --raw RAW         # the third evening: third.json, and that is all
     python benchmarks/real_measure.py --raw RAW --first                 # an evening without exercises: first.json
     python benchmarks/real_measure.py --raw RAW --hours RUNS RUNS RUNS  # what the three evenings' trainings took
@@ -21,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from ngram import CharNgram
-from real import (EVENING, EVENINGS, FEW, IE_STARTS, IE_STEPS, LAW, MIXTURES, SLOWER, done_steps, in_one_line, key,
+from real import (EVENING, EVENINGS, FEW, IE_STARTS, IE_STEPS, LAW, MIXTURES, done_steps, in_one_line, key,
                   named_rows, set_dials, test_name)
 from report import RESULTS, machine
 from safetensors.torch import load_file
 
-from scclm.chat import ChatBot
+from scclm.chat import ChatBot, Decoding
 from scclm.chat_exam import in_circles
 from scclm.dataset import columns, encode, encode_pairs, read_pairs
 from scclm.evaluation import EvaluateCfg, distinct, evaluate, repeats
@@ -184,32 +185,82 @@ def answers_of(stage:str)->dict:
     "The chat's own answers with its default decoding, and what can be counted in them."
     asked, wanted = columns(drawn_questions())
     said = ChatBot.from_dir(run_path(stage, 'model')).answer(list(asked))
+    return dict(measures=measured(said, wanted), answers=said[:SHOWN])
+
+def measured(
+    said:list[str], # answers
+    wanted:list[str], # one each
+)->dict: # measure -> value, and its interval where it has one
+    "What can be counted in answers."
     thrice = [any(t.count(t[k:k + 4]) >= 3 for k in range(len(t) - 3)) for t in said] # not one over the other
     pieces = [repeats(t) for t in said]
-    circles = sum(map(in_circles, said))
-    measures = dict(
-        repetition=share_score(sum(thrice), DRAWN), in_circles=share_score(circles, DRAWN),
+    return dict(
+        repetition=share_score(sum(thrice), len(said)), in_circles=share_score(sum(map(in_circles, said)), len(said)),
         pieces_again=ratio_score([p.again for p in pieces], [p.pieces for p in pieces]),
         length_ratio=ratio_score([len(t) for t in said], [len(t) for t in wanted]),
         distinct1=scored(distinct(said, 1)), distinct2=scored(distinct(said, 2)))
-    return dict(measures=measures, answers=said[:SHOWN])
+
+# What was tried against repetition; the first is the default
+WAYS = dict(default=Decoding()) | {f'penalty_{p}': Decoding(repetition_penalty=p) for p in (1.1, 1.2, 1.3)} | dict(
+    no_4_twice=Decoding(no_repeat_ngram=4), sampling=Decoding('sampling', temperature=.7, top_p=.9, seed=0))
+CHATS = ('sft', 'dpo') # the stages that are tried
+
+def tried_questions()->list[tuple[str, str]]:
+    "Rows that watch the training, drawn at random: none of them is reported on."
+    return random.Random(SEED + 2).sample(read_pairs(run_path('data', 'valid.parquet')), DRAWN)
+
+def mildest(
+    tried:dict[str, dict[str, dict]], # stage -> way -> measures
+)->str: # of WAYS
+    "The lowest penalty with which no stage repeats itself more than asked; the highest if none is enough."
+    penalties = [way for way in WAYS if way.startswith('penalty_')]
+    worst = {way: max(ways[way]['repetition']['value'] for ways in tried.values()) for way in penalties}
+    return next((way for way in penalties if worst[way] <= ASKED['repetition']), penalties[-1])
+
+def decodings()->dict:
+    "Ways to decode, tried on questions of their own; the mildest penalty that is enough, on those of `samples`."
+    asked, wanted = columns(tried_questions())
+    bots = {stage: ChatBot.from_dir(run_path(stage, 'model')) for stage in CHATS}
+    tried = {stage: {way: measured(bot.answer(list(asked), dec), wanted) for way, dec in WAYS.items()}
+             for stage, bot in bots.items()}
+    chosen, (asked, wanted) = mildest(tried), columns(drawn_questions())
+    said = {stage: bot.answer(list(asked), WAYS[chosen]) for stage, bot in bots.items()}
+    return dict(tried=tried, chosen=chosen, people=measured(list(wanted), wanted),
+                on_test={stage: dict(measures=measured(a, wanted), answers=a[:SHOWN]) for stage, a in said.items()})
 
 def samples()->dict:
     "Every stage's answers to the same questions; the first 50 are kept, in the order of the draw."
     asked, _ = columns(drawn_questions())
     return dict(questions=list(asked[:SHOWN])) | {stage: answers_of(stage) for stage in (*STAGES, WITH_IE)}
 
-def blind(found:dict)->dict:
-    "The first 50 questions with the stages' answers in an order that tells nothing; who wrote which is kept apart."
-    rng, sheet, who = random.Random(SEED + 1), [], []
-    for k, question in enumerate(found['questions']):
-        order = rng.sample(STAGES, len(STAGES))
+def blind(
+    questions:list[str], # asked
+    answers:dict[str, list[str]], # name of who answered -> one answer each
+)->dict: # sheet, who
+    "The questions with the answers in an order that tells nothing; who wrote which is kept apart."
+    rng, sheet, who, letters = random.Random(SEED + 1), [], [], 'ABCD'[:len(answers)]
+    for k, question in enumerate(questions):
+        order = rng.sample(list(answers), len(answers))
         sheet.append(dict(number=k + 1, question=question,
-                          answers={letter: found[s]['answers'][k] for letter, s in zip('ABC', order)}))
-        who.append(dict(zip('ABC', order)))
+                          answers={letter: answers[s][k] for letter, s in zip(letters, order)}))
+        who.append(dict(zip(letters, order)))
     return dict(sheet=sheet, who=who)
 
+def blind_stages()->dict:
+    "The sheet of the three stages, default decoding."
+    found = read_json(out('samples.json'))
+    return blind(found['questions'], {stage: found[stage]['answers'] for stage in STAGES})
+
+def blind_ways()->dict:
+    "The sheet of two stages, with the default decoding and with the penalty that was chosen."
+    found, tried = read_json(out('samples.json')), read_json(out('decodings.json'))
+    answers = {stage: found[stage]['answers'] for stage in CHATS}
+    return blind(found['questions'], answers | {f'{s}_penalised': tried['on_test'][s]['answers'] for s in CHATS})
+
+
 MARKS = ('to_the_point', 'fluent') # what is judged, 0, 1 or 2 each
+PAIRS = ('pretrain', 'sft'), ('sft', 'dpo'), ('pretrain', 'dpo')
+PENALISED = tuple((stage, f'{stage}_penalised') for stage in CHATS)
 # A judge's file: {"judged": [{"A": {"to_the_point": 0, "fluent": 2}, "B": …, "C": …}, …]}, as long as the sheet
 Judged = list[dict[str, dict[str, int]]] # of each question: letter -> mark -> 0, 1 or 2
 
@@ -223,6 +274,7 @@ def judged(
     first:Judged, # one judge
     second:Judged, # the other
     who:list[dict[str, str]], # of each question: letter -> stage
+    pairs:tuple[tuple[str, str], ...]=PAIRS, # stages that are compared
 )->dict: # per mark: the mean of each stage with its interval, and how far the two agree
     "What two judges made of the answers when they did not know who wrote them. Raises ValueError for a gap."
     if not len(first) == len(second) == len(who):
@@ -233,17 +285,18 @@ def judged(
                 for judge in (first, second)]
         a, b = ([value for _, value in way] for way in ways)
         if wrong := set(a + b) - {0, 1, 2}: raise ValueError(f'{mark}: {sorted(wrong)}, expected 0, 1 or 2')
-        means = {stage: [(x + y) / 2 for (s, x), y in zip(ways[0], b) if s == stage] for stage in STAGES}
+        stages = sorted(set(who[0].values()))
+        means = {stage: [(x + y) / 2 for (s, x), y in zip(ways[0], b) if s == stage] for stage in stages}
         same = sum(x == y for x, y in zip(a, b))
         found[mark] = {stage: ratio_score(m, [1] * len(m)) for stage, m in means.items()} | dict(
-            agree=share_score(same, len(a)), kappa=weighted_kappa(a, b), less=lessened(means))
+            agree=share_score(same, len(a)), kappa=weighted_kappa(a, b), less=lessened(means, pairs))
     return found
 
 def lessened(
     means:dict[str, list[float]], # stage -> what each question got, in the same order
+    pairs:tuple[tuple[str, str], ...], # stages that are compared
 )->dict: # '<earlier>_<later>' -> how much less the later stage got, with its interval
     "Stages compared question by question: the questions are the same, so their spread does not count."
-    pairs = ('pretrain', 'sft'), ('sft', 'dpo'), ('pretrain', 'dpo')
     return {f'{a}_{b}': ratio_score(np.subtract(means[a], means[b]), [1] * len(means[a])) for a, b in pairs}
 
 def sheet_key(
@@ -252,13 +305,46 @@ def sheet_key(
     "Identity of the sheet: marks belong to the answers that they were given to."
     return fingerprint(sheet['sheet'])
 
+# What a judge is told besides the sheet; so it was for `blind_ways`, the words for `blind` were not kept
+HOW = """You judge answers of a very small Chinese chat model: 50 questions with some answers each, in an order that tells
+nothing. Judge every answer yourself by reading it, on two marks, integers 0, 1 or 2.
+to_the_point: 0 = has nothing to do with the question; 1 = the right topic, but does not really answer; 2 = answers the
+question.
+fluent: 0 = broken, repeats itself, or cannot be understood; 1 = understandable with faults (an odd clause, a
+repetition, a cut end); 2 = reads as a person would write it.
+Judge each answer by itself, the same text always gets the same marks; whether medical facts are true does not matter
+for `fluent`."""
+
+SHEETS = dict(blind=(blind_stages, PAIRS), blind_ways=(blind_ways, PENALISED)) # result -> its sheet, who is compared
+
+def marks_of(
+    name:str, # of SHEETS
+)->Path: # judged.json, judged_ways.json
+    "Where the marks of two judges are kept."
+    return out(f"{name.replace('blind', 'judged')}.json")
+
 def marked_sheet(
     sheet:dict, # from `blind`
+    name:str='blind', # of SHEETS
 )->dict: # what two judges made of it
     "Means, differences and agreement. Raises ValueError where the marks are of another sheet."
-    given = read_json(out('judged.json'))
-    if given['sheet'] == sheet_key(sheet): return judged(*given['judges'], sheet['who'])
-    raise ValueError('judged.json: the marks are of another sheet; give the new blind_sheet.json to two judges')
+    given = read_json(marks_of(name))
+    if given['sheet'] == sheet_key(sheet): return judged(*given['judges'], sheet['who'], SHEETS[name][1])
+    raise ValueError(f'{marks_of(name).name}: the marks are of another sheet; give the new {name}_sheet.json to two '
+                     'judges')
+
+def judge(
+    name:str, # of SHEETS
+    marks:list[Path], # files of two judges, or none
+):
+    "Write the sheet; keep the marks, and what they come to, if there are any."
+    sheet = SHEETS[name][0]()
+    write_json(run_path(f'{name}_sheet.json'), dict(how=HOW, sheet=sheet['sheet']))
+    write_json(run_path(f'{name}_who.json'), dict(who=sheet['who']))
+    if marks:
+        judges = [read_json(path)['judged'] for path in marks]
+        write_json(marks_of(name), dict(sheet=sheet_key(sheet), who=sheet['who'], judges=judges))
+    if marks_of(name).exists(): write_json(out(f'{name}.json'), marked_sheet(sheet, name))
 
 # ---- preferences
 
@@ -425,9 +511,10 @@ def finished(
 def leads(
     said:dict[str, list[list]], # name -> what was extracted
     stated:list[list], # what the sentences state
-)->dict: # rows -> how far the pretrained start is ahead of new weights, with its interval
+    ours:str='pretrained', # what the runs that are compared are called
+)->dict: # rows -> how far these are ahead of new weights, with the interval
     "On the same sentences."
-    return {n: more_f1(said[run_name(n, 'sft')], said[run_name(n, 'scratch')], stated) for n in IE_STEPS}
+    return {n: more_f1(said[f'{n}_{ours}'], said[run_name(n, 'scratch')], stated) for n in IE_STEPS}
 
 def evening(
     names:dict[str, str], # of the fine-tunings for extraction
@@ -445,7 +532,7 @@ def evening(
 def longer_run()->dict:
     """The third evening: extraction as far as it was trained, and the control at a lower rate. Of stock weights it says
     what is missing. Raises ValueError if what is compared is not there."""
-    names = NINE | {f'{SLOWER}_slower': f'ie_{SLOWER}_slower'}
+    names = NINE | {f'{n}_slower': f'ie_{n}_slower' for n in IE_STEPS}
     compared = [name for name in names if not name.endswith('_stock')]
     if absent := [name for name in compared if name not in finished(names)]:
         raise ValueError(f"not trained to the end: {', '.join(absent)}; expected all of {', '.join(compared)}")
@@ -456,11 +543,10 @@ def longer_run()->dict:
     plain = by_dictionary(texts)
     few = EVENINGS['2'].max_test # what the second evening was scored on
     first = {name: strict(pred[:few], stated[:few]) for name, pred in said.items()}
-    control, best = run_name(SLOWER, 'scratch'), run_name(most, 'scratch')
-    ends = curve('pretrain')
+    best, ends = run_name(most, 'scratch'), curve('pretrain')
     return found | dict(
         dictionary={n: strict(pred, stated) for n, pred in plain.items()}, first=dict(n=few, runs=first),
-        leads=leads(said, stated), slower_lead=more_f1(said[f'{SLOWER}_slower'], said[control], stated),
+        leads=leads(said, stated), slower_leads=leads(said, stated, 'slower'),
         dictionary_lead=more_f1(said[best], plain[most], stated),
         pretrain=ends['points'][-1] | {k: ends[k] for k in ('real_tok', 'seconds')})
 
@@ -595,6 +681,10 @@ def card()->dict:
     for n, f in t['dictionary'].items(): ie[f'f1_{n}_dictionary'] = f['f1']
     chat = {k: v['value'] for k, v in s['dpo']['measures'].items()}
     chat |= {f'{k}_ci95': v['ci95'] for k, v in s['dpo']['measures'].items() if 'ci95' in v}
+    for stage, made in kept(decodings, 'decodings')['on_test'].items():
+        repeated = made['measures']['repetition']
+        name = f'repetition_{stage}_penalised'
+        chat |= {name: repeated['value'], f'{name}_ci95': repeated['ci95']}
     prefs = kept(preferences, 'preferences')['all']
     dpo = dict(n=prefs['n'])
     for name in ('pref_acc_before', 'pref_acc_after', 'reward_acc', 'margin'):
@@ -612,28 +702,22 @@ def keep():
     shutil.copytree(out(), KEPT, ignore=shutil.ignore_patterns('made_of.json'), dirs_exist_ok=True)
 
 def measure(
-    marks:list[Path], # files of two judges, or none
+    marks:dict[str, list[Path]], # of SHEETS -> files of two judges, or none
 ):
-    "What is missing; the sheet for the judges; the card last, when they have judged."
-    makers = (inputs, clean, trial, steps_tried, settings, diary, curves, law, bits, stage_bits, samples, triples, text,
-              exams, preferences)
+    "What is missing; the sheets for the judges; the card last, when they have judged the stages."
+    makers = (inputs, clean, trial, steps_tried, settings, diary, curves, law, bits, stage_bits, samples, decodings,
+              triples, text, exams, preferences)
     for make in makers: kept(make, make.__name__)
-    sheet = blind(read_json(out('samples.json')))
-    write_json(run_path('blind_sheet.json'), dict(sheet=sheet['sheet']))
-    write_json(run_path('blind_who.json'), dict(who=sheet['who']))
     copy_logs()
-    if marks:
-        judges = [read_json(path)['judged'] for path in marks]
-        write_json(out('judged.json'), dict(sheet=sheet_key(sheet), who=sheet['who'], judges=judges))
-    if not out('judged.json').exists(): return
-    write_json(out('blind.json'), marked_sheet(sheet))
-    write_json(out('card.json'), card())
+    for name, files in marks.items(): judge(name, files)
+    if marks_of('blind').exists(): write_json(out('card.json'), card())
 
 def main():
     "Measure what is missing; write the card last."
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--raw', type=Path, required=True, help='the raw folder that real.py laid out')
     p.add_argument('--judged', type=Path, nargs=2, default=[], help='files of two judges')
+    p.add_argument('--judged-ways', type=Path, nargs=2, default=[], help='the same of the other sheet')
     p.add_argument('--first', action='store_true', help='SCCLM_RUNS is an evening without exercises: first.json alone')
     p.add_argument('--hours', type=Path, nargs=3, help='SCCLM_RUNS of the three evenings: hours.json alone')
     p.add_argument('--keep', action='store_true', help="in place of the authors' figures in results/real_small/, too")
@@ -643,7 +727,7 @@ def main():
     if a.hours: write_json(out('hours.json'), hours(a.hours))
     elif a.first: write_json(out('first.json'), first_run())
     elif EVENING is EVENINGS['3']: write_json(out('third.json'), longer_run())
-    else: measure(a.judged)
+    else: measure(dict(blind=a.judged, blind_ways=a.judged_ways))
     print(f'results: {out()}')
     if a.keep: keep()
 

@@ -142,13 +142,40 @@ def test_what_is_copied_is_counted_by_pairs_of_characters():
 
 def test_the_sheet_hides_who_wrote_what_and_the_key_tells():
     shown = range(real_measure.SHOWN)
-    found = dict(questions=[f'问{k}' for k in shown])
-    for stage in real_measure.STAGES: found[stage] = dict(answers=[f'{stage}{k}' for k in shown])
-    made = real_measure.blind(found)
+    answers = {stage: [f'{stage}{k}' for k in shown] for stage in real_measure.STAGES}
+    made = real_measure.blind([f'问{k}' for k in shown], answers)
     assert len(made['sheet']) == len(made['who']) == real_measure.SHOWN
     for k, (row, who) in enumerate(zip(made['sheet'], made['who'])):
         assert row['answers'] == {letter: f'{stage}{k}' for letter, stage in who.items()}
     assert len({tuple(who.values()) for who in made['who']}) > 1, 'not always in one order'
+
+
+def test_the_sheet_of_the_ways_has_two_stages_as_they_are_and_penalised(own_run):
+    own_run('mine', 5)
+    shown = range(real_measure.SHOWN)
+    by_stage = {s: dict(answers=[f'{s}{k}' for k in shown]) for s in real_measure.CHATS}
+    penalised = {s: dict(answers=[f'{s}_penalised{k}' for k in shown]) for s in real_measure.CHATS}
+    real.write_json(real_measure.out('samples.json'), dict(questions=[f'问{k}' for k in shown]) | by_stage)
+    real.write_json(real_measure.out('decodings.json'), dict(on_test=penalised))
+    made = real_measure.blind_ways()
+    for k, (row, who) in enumerate(zip(made['sheet'], made['who'])):
+        assert set(who.values()) == {'sft', 'dpo', 'sft_penalised', 'dpo_penalised'}
+        assert row['answers'] == {letter: f'{name}{k}' for letter, name in who.items()}
+
+
+def test_what_is_counted_in_answers():
+    said = ['多喝热水，多喝热水。多喝热水！', '多喝水，多喝水，多喝水', '多喝水多喝水多喝水', '好']
+    found = real_measure.measured(said, ['好'*10]*4)
+    assert found['repetition']['value'] == 1/4, 'four characters three times, none over another; not three characters'
+    assert found['length_ratio']['value'] == sum(map(len, said))/40
+
+
+def test_the_mildest_penalty_that_is_enough_for_every_stage():
+    def tried(**stages):
+        ways = 'default', 'penalty_1.1', 'penalty_1.2', 'penalty_1.3', 'no_4_twice'
+        return {s: {w: dict(repetition=dict(value=v)) for w, v in zip(ways, found)} for s, found in stages.items()}
+    assert real_measure.mildest(tried(sft=[.3, .02, .01, 0, 0], dpo=[.3, .03, .02, 0, 0])) == 'penalty_1.2'
+    assert real_measure.mildest(tried(sft=[0, .2, .1, .05, 0])) == 'penalty_1.3', 'the last, if none is enough'
 
 
 def judge(*values):
@@ -275,7 +302,7 @@ def test_a_difference_is_taken_on_the_same_sentences():
     same = real_measure.more_f1(right, right, stated)
     assert same == dict(value=0, ci95=[0, 0]), 'whatever is drawn'
     assert real_measure.more_f1(right, wrong, stated)['value'] == 1
-    less = real_measure.lessened(dict(pretrain=[2., 1.], sft=[1., 0.], dpo=[1., 0.]))
+    less = real_measure.lessened(dict(pretrain=[2., 1.], sft=[1., 0.], dpo=[1., 0.]), real_measure.PAIRS)
     assert less['pretrain_sft'] == dict(value=1, ci95=[1, 1]) and less['sft_dpo']['value'] == 0
 
 
@@ -330,7 +357,7 @@ def test_the_card_has_every_figure_that_is_quoted():
     assert 0 <= card['chat']['repetition'] <= 1
 
 
-def test_what_is_stored_agrees_with_itself():
+def test_what_is_stored_agrees_with_itself(monkeypatch):
     "Precision, recall and F1 with their counts; the law at its own points; marks, differences, shares and counts."
     read = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in real_measure.KEPT.glob('*.json')}
     quoted = read['card']['ie']
@@ -346,6 +373,9 @@ def test_what_is_stored_agrees_with_itself():
         for n, lead in read[evening]['leads'].items():
             assert lead['value'] == pytest.approx(scores[f'{n}_pretrained']['f1'] - scores[f'{n}_scratch']['f1'])
     third = read['third']
+    for n, lead in third['slower_leads'].items():
+        slower, scratch = (third['runs'][f'{n}_{start}'] for start in ('slower', 'scratch'))
+        assert lead['value'] == pytest.approx(slower['f1'] - scratch['f1']) and slower['lr'] == scratch['lr']
     assert third['dictionary_lead']['value'] == pytest.approx(
         third['runs']['17000_scratch']['f1'] - third['dictionary']['17000']['f1'])
     assert third['first']['n'] == read['triples']['runs']['1000_scratch']['n']
@@ -354,9 +384,11 @@ def test_what_is_stored_agrees_with_itself():
     assert read['clean']['kept'] + read['clean']['rejected'] == read['clean']['rows_in']
     assert sum(read['clean']['rules'].values()) == read['clean']['rejected']
     assert len(read['samples']['questions']) == real_measure.SHOWN
-    given, sheet = read['judged'], real_measure.blind(read['samples'])
-    assert given['who'] == sheet['who'] and given['sheet'] == real_measure.sheet_key(sheet)
-    assert read['blind'] == real_measure.judged(*given['judges'], given['who'])
+    monkeypatch.setattr(real_measure, 'out', lambda *parts: real_measure.KEPT.joinpath(*parts))
+    for name, (make, pairs) in real_measure.SHEETS.items():
+        given, sheet = json.loads(real_measure.marks_of(name).read_text(encoding='utf-8')), make()
+        assert given['who'] == sheet['who'] and given['sheet'] == real_measure.sheet_key(sheet)
+        assert read[name] == real_measure.judged(*given['judges'], given['who'], pairs)
     assert read['preferences']['all']['reward_acc']['value'] == read['card']['dpo']['reward_acc']
     for stage, score in read['stage_bits']['bits'].items():
         assert score['value'] == pytest.approx(read['bits']['all'][stage], abs=1e-5)
