@@ -33,6 +33,13 @@ def with_interval(
     value = score['value'] if 'value' in score else score['f1']
     return f'{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
 
+def share_with_interval(
+    score:dict, # value and ci95, 0 to 1
+)->str: # value [low, high], in per cent
+    "A share with its interval."
+    low, high = map(percent, score['ci95'])
+    return f"{percent(score['value'])} [{low}, {high}]"
+
 def extraction_values(triples:dict)->dict[str, str]:
     "What the fine-tunings for extraction came to, and the dictionary."
     runs = triples['runs']
@@ -78,6 +85,7 @@ def third_values(third:dict, second:dict)->dict[str, str]:
         third_loss=f"{pretrain['loss']:.2f}", third_steps='、'.join(f'{n:,}' for n in steps),
         third_times='、'.join(f'{t:g}' for t in times), third_stopped=f'{len(stopped)}',
         third_17000_stock=with_interval(runs['17000_stock']),
+        third_few_17000=with_interval(third['first']['runs']['17000_pretrained']),
         third_dictionary=with_interval(third['dictionary']['17000']),
         third_dictionary_lead=with_interval(third['dictionary_lead']),
         third_n=f"{runs['1000_pretrained']['n']:,}", third_passes=f"{runs['17000_pretrained']['passes']:.1f}",
@@ -108,6 +116,7 @@ def chat_values(samples:dict, blind:dict)->dict[str, str]:
     judged |= {f'less_fluent_{pair}': with_interval(score, 2) for pair, score in fluent['less'].items()}
     return judged | dict(
         less_to_the_point=with_interval(point['less']['sft_dpo'], 2),
+        less_to_the_point_all=with_interval(point['less']['pretrain_dpo'], 2),
         repeat_sft=percent(samples['sft']['measures']['repetition']['value']),
         repeat_dpo=percent(samples['dpo']['measures']['repetition']['value']),
         to_the_point_agree=percent(point['agree']['value']), fluent_agree=percent(fluent['agree']['value']))
@@ -117,9 +126,12 @@ def decoding_values(tried:dict, judged:dict)->dict[str, str]:
     agree = [judged[mark]['agree']['value'] for mark in ('to_the_point', 'fluent')]
     found = dict(ways_agree='、'.join(map(percent, agree)), penalty=tried['chosen'].removeprefix('penalty_'),
                  repeat_people=percent(tried['people']['repetition']['value']))
+    found['repeat_dpo_heaviest'] = percent(tried['tried']['dpo'][tried['chosen']]['repetition']['value'])
     for stage, made in tried['on_test'].items():
-        found[f'repeat_{stage}_penalised'] = percent(made['measures']['repetition']['value'])
-        found[f'length_{stage}_penalised'] = f"{made['measures']['length_ratio']['value']:.2f}"
+        repeated, ways = made['measures']['repetition'], tried['tried'][stage]
+        found |= {f'repeat_{stage}_penalised': percent(repeated['value']),
+                  f'repeat_{stage}_penalised_ci': share_with_interval(repeated),
+                  f'repeat_{stage}_tried': share_with_interval(ways['default']['repetition'])}
         for mark in ('fluent', 'to_the_point'):
             less = judged[mark]['less'][f'{stage}_{stage}_penalised']
             gain = dict(value=-less['value'], ci95=[-end for end in reversed(less['ci95'])])

@@ -306,8 +306,8 @@ def sheet_key(
     return fingerprint(sheet['sheet'])
 
 # What a judge is told besides the sheet; so it was for `blind_ways`, the words for `blind` were not kept
-HOW = """You judge answers of a very small Chinese chat model: 50 questions with some answers each, in an order that tells
-nothing. Judge every answer yourself by reading it, on two marks, integers 0, 1 or 2.
+HOW = """You judge answers of a very small Chinese chat model: 50 questions with some answers each, in an order that
+tells nothing. Judge every answer yourself by reading it, on two marks, integers 0, 1 or 2.
 to_the_point: 0 = has nothing to do with the question; 1 = the right topic, but does not really answer; 2 = answers the
 question.
 fluent: 0 = broken, repeats itself, or cannot be understood; 1 = understandable with faults (an odd clause, a
@@ -315,7 +315,7 @@ repetition, a cut end); 2 = reads as a person would write it.
 Judge each answer by itself, the same text always gets the same marks; whether medical facts are true does not matter
 for `fluent`."""
 
-SHEETS = dict(blind=(blind_stages, PAIRS), blind_ways=(blind_ways, PENALISED)) # result -> its sheet, who is compared
+SHEETS = dict(blind=(blind_stages, PAIRS), blind_ways=(blind_ways, PENALISED)) # result -> sheet, who is compared
 
 def marks_of(
     name:str, # of SHEETS

@@ -707,15 +707,6 @@ def _run(self:Engine, work:Callable[[], None], jobs:list[_Job])->bool:
         return False
     return True
 
-# %% ../nbs/appendix/batching.ipynb #pau00005
-@patch
-def _rest(self:Engine,
-    n:int, # answers that have just got a token
-):
-    """Let go of Python's lock once, for long enough that the threads of those who listen
-    can send all pieces and take in what comes, instead of a hundred times during the next step."""
-    if self.pause_s and n > 1: time.sleep(self.pause_s*(n - 1))
-
 # %% ../nbs/appendix/batching.ipynb #8e708499
 #| code-fold: true
 @patch
@@ -815,6 +806,15 @@ def _loop(self:Engine, turn:Callable[[], bool]):
             left = list(self._open)
         for job in left: self._end(job, 'error', RuntimeError(f'the engine stopped: {e!r}'))
         raise
+
+# %% ../nbs/appendix/batching.ipynb #pau00005
+@patch
+def _rest(self:Engine,
+    n:int, # answers that have just got a token
+):
+    """Let go of Python's lock once, for long enough that the threads of those who listen
+    can send all pieces and take in what comes, instead of a hundred times during the next step."""
+    if self.pause_s and n > 1: time.sleep(self.pause_s*(n - 1))
 
 # %% ../nbs/appendix/batching.ipynb #0a2d39ae
 @patch

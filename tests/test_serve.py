@@ -646,7 +646,8 @@ def test_limits_reach_the_engine(bot):
     def threads():
         return {t.ident for t in threading.enumerate() if t.name.startswith('engine')}
     before = threads()
-    service = make_app(ServeCfg(max_rows=5, max_queue=6, prefill_tok=7, max_beside=3, pause_ms=250), (KEY,), bot).state.service
+    cfg = ServeCfg(max_rows=5, max_queue=6, prefill_tok=7, max_beside=3, pause_ms=250)
+    service = make_app(cfg, (KEY,), bot).state.service
     engine = service.engine
     try:
         assert (engine.max_rows, engine.max_queue, engine.prefill_tok, engine.pause_s) == (5, 6, 7, .25)
