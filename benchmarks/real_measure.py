@@ -257,7 +257,6 @@ def blind_ways()->dict:
     answers = {stage: found[stage]['answers'] for stage in CHATS}
     return blind(found['questions'], answers | {f'{s}_penalised': tried['on_test'][s]['answers'] for s in CHATS})
 
-
 MARKS = ('to_the_point', 'fluent') # what is judged, 0, 1 or 2 each
 PAIRS = ('pretrain', 'sft'), ('sft', 'dpo'), ('pretrain', 'dpo')
 PENALISED = tuple((stage, f'{stage}_penalised') for stage in CHATS)
@@ -305,7 +304,7 @@ def sheet_key(
     "Identity of the sheet: marks belong to the answers that they were given to."
     return fingerprint(sheet['sheet'])
 
-# What a judge is told besides the sheet; so it was for `blind_ways`, the words for `blind` were not kept
+# What a judge is told besides the sheet. In substance so it was for `blind_ways`; what was said for `blind` is not kept
 HOW = """You judge answers of a very small Chinese chat model: 50 questions with some answers each, in an order that
 tells nothing. Judge every answer yourself by reading it, on two marks, integers 0, 1 or 2.
 to_the_point: 0 = has nothing to do with the question; 1 = the right topic, but does not really answer; 2 = answers the

@@ -24,6 +24,7 @@ import psutil
 from report import row, write
 
 from scclm.chat import ChatBot, find_model
+from scclm.serve import ServeCfg
 from scclm.stage import heldout_sample
 
 KEY = 'key-of-the-benchmark'
@@ -134,11 +135,18 @@ def table_line(n:int, m:Load)->str:
     return f'{n:>7} {m.answers_per_s:>10.1f} {m.tokens_per_s:>10.0f}  {times}'
 
 
-def compared(name:str, ours:list[Load], other:list[Load], baseline:str)->list[dict]:
+def compared(
+    n:int, # clients
+    ours:list[Load], # run by run
+    other:list[Load], # the same of the baseline
+    baseline:str, # its name
+    how:str='', # what is told of ours
+)->list[dict]: # rows of the result
     "Tokens a second, and seconds to the first piece."
-    first = name.replace(name.split(',')[0], 'first token')
-    return [row(name, [m.tokens_per_s for m in ours], [m.tokens_per_s for m in other], baseline, 'tokens/s'),
-            row(first, [m.first[0] for m in ours], [m.first[0] for m in other], baseline, 's', False)]
+    speed = [[m.tokens_per_s for m in loads] for loads in (ours, other)]
+    first = [[m.first[0] for m in loads] for loads in (ours, other)]
+    return [row(f'{n} clients{how}', *speed, baseline, 'tokens/s'),
+            row(f'first token{how}', *first, baseline, 's', False)]
 
 
 def throughput(args:argparse.Namespace, questions:list[str]):
@@ -157,9 +165,9 @@ def throughput(args:argparse.Namespace, questions:list[str]):
             many.append(measure(served.port, args.clients, questions, args.seconds))
             restless.append(measure(other.port, args.clients, questions, args.seconds))
     finally: assert stop(served) == stop(other) == 0
-    rows = compared(f'{args.clients} clients', many, alone, 'one client')
-    rows += compared(f'{args.clients} clients, rest', many, restless, 'without a rest')
-    config = dict(model=args.name, seconds=args.seconds, questions=len(questions),
+    rows = compared(args.clients, many, alone, 'one client')
+    rows += compared(args.clients, many, restless, 'without a rest', ', rest')
+    config = dict(model=args.name, seconds=args.seconds, questions=len(questions), pause_ms=ServeCfg.pause_ms,
         table={n: m._asdict() for n, m in by_n.items()})
     write('serve', config, rows, merge=True)
 

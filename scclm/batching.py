@@ -813,8 +813,10 @@ def _rest(self:Engine,
     n:int, # answers that have just got a token
 ):
     """Let go of Python's lock once, for long enough that the threads of those who listen
-    can send all pieces and take in what comes, instead of a hundred times during the next step."""
-    if self.pause_s and n > 1: time.sleep(self.pause_s*(n - 1))
+    can send all pieces and take in what comes, instead of a hundred times during the next step.
+    An engine that closes does not rest."""
+    if not self.pause_s or n < 2: return
+    with self._lock: self._lock.wait_for(lambda: self._closing, self.pause_s*(n - 1))
 
 # %% ../nbs/appendix/batching.ipynb #0a2d39ae
 @patch

@@ -401,6 +401,16 @@ def test_several_rest_after_every_step(endless):
         assert time.monotonic() - began >= 9*pause_s
     assert said == endless.answer(['你好', '秋'], dec)
 
+def test_closing_ends_a_rest(endless):
+    "The engine would rest for an hour after the first step of two rows."
+    engine = Engine(endless, pause_s=3600., prefill_tok=2000)
+    with engine._lock: tickets = [engine.submit(q, Decoding(max_new_tok=200, loop_copies=0)) for q in ('你好', '秋')]
+    assert next(iter(tickets[0])), 'the first step is done'
+    closing = threading.Thread(target=engine.close, args=[0.])
+    closing.start()
+    closing.join(WAIT_S)
+    assert not closing.is_alive() and all(t.finish == 'cancelled' for t in tickets)
+
 def test_what_is_no_t5_is_answered_beside(chars):
     "Its positions are counted, not distances: one by one, as ChatBot does."
     cfg = BartConfig(vocab_size=len(chars), d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
