@@ -1,12 +1,13 @@
 """Greedy decoding on a CPU: int8 by CTranslate2 and bf16 by PyTorch against fp32 by PyTorch, speed and memory.
 
-    python benchmarks/decode.py [--scale base] [--tok 64] [--runs 5] [--threads 1]
+    python benchmarks/decode.py [--scale base] [--tok 64] [--runs 5] [--threads 1] [--name decode_mine]
 
 A model of the scale's size with random weights writes a fixed number of tokens; what it says does not matter.
 Every measurement is a process of its own, the kinds take turns, all with the same threads; medians.
 `int8` is the engine alone, as the exported folder's ask.py uses it, without PyTorch; `int8 in ChatBot` goes through the
 course's loop; `int8, 8 rows` answers eight questions at once, as fp32 then does. Memory is what is resident at the
-end, PyTorch's own included; `... loading` is what opening the folder adds at its peak.
+end, PyTorch's own included; `... loading` is what opening the folder adds at its peak. How much int8 gains depends on
+the processor: CTranslate2 multiplies by MKL on Intel's, by oneDNN on AMD's (results/decode_amd.json).
 """
 import argparse
 import json
@@ -159,7 +160,7 @@ def rows_of(
 
 
 def main():
-    "Measure all kinds in turn and write results/decode.json."
+    "Measure all kinds in turn and write results/<name>.json."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--scale', default='base', choices=SCALES)
     parser.add_argument('--vocab', type=int, default=29298, help='tokens of the vocabulary')
@@ -167,6 +168,7 @@ def main():
     parser.add_argument('--rows', type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument('--runs', type=int, default=5)
     parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--name', default='decode', help='of the result: results/<name>.json')
     parser.add_argument('--measure', choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument('--home', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -180,7 +182,7 @@ def main():
             for kind in KINDS: found[kind].append(fresh(kind, Path(home), args))
             for kind in many: many[kind].append(fresh(kind, Path(home), args, MANY))
     config = {k: getattr(args, k) for k in ('scale', 'vocab', 'tok', 'runs', 'threads')}
-    write('decode', config, rows_of(found, many))
+    write(args.name, config, rows_of(found, many))
 
 
 if __name__ == '__main__': main()

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import (PreTrainedModel, PreTrainedTokenizerBase, T5Config,
     T5ForConditionalGeneration)
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from .runs import scale_name
@@ -267,6 +269,22 @@ def most_likely(
     "Greedy: the token with the highest score."
     return logits.argmax(-1)
 
+# %% ../nbs/03_model.ipynb #ml0only1
+#| code-fold: true
+def _leave(
+    encoded:BaseModelOutput, # of the encoder, R rows
+    mask:Tensor, # (R, S) of their questions
+    cache:EncoderDecoderCache, # keys and values; changed in place
+    live:Tensor, # (R,) which rows of the batch these are
+    done:Tensor, # (B,) True for a row that has said all
+)->tuple[BaseModelOutput, Tensor, Tensor]: # `encoded`, `mask` and `live` of the rows that stay
+    "Let the rows that are done go, if they are half or more; an exported model keeps all."
+    going = (~done[live]).nonzero().flatten()
+    if 2*len(going) > len(live) or not hasattr(cache, 'batch_select_indices'):
+        return encoded, mask, live
+    cache.batch_select_indices(going)
+    return BaseModelOutput(encoded.last_hidden_state[going]), mask[going], live[going]
+
 # %% ../nbs/03_model.ipynb #9d4690db
 @torch.no_grad()
 def write_tokens(
@@ -276,8 +294,8 @@ def write_tokens(
     max_new_tok:int, # most tokens written
     choose:Callable[[Tensor, Tensor], Tensor]=most_likely, # said (B, T), logits (B, V) -> ids (B,)
 )->Iterator[Tensor]: # (B,) ids per step; rows that are done give the pad id
-    """Write B answers token by token: the encoder runs once,
-    the decoder reads one new token a step and a cache."""
+    """Write B answers token by token: the encoder runs once, the decoder reads one new token a step
+    and a cache. Once half the rows are done, they leave the batch."""
     cfg, device = model.config, model.device
     ids, mask = ids.to(device), mask.to(device)
     encoded = model.get_encoder()(input_ids=ids, attention_mask=mask)
@@ -285,15 +303,18 @@ def write_tokens(
     said = torch.full((len(ids), 1), cfg.decoder_start_token_id, device=device)
     done = torch.zeros(len(ids), dtype=torch.bool, device=device)
     ends = torch.tensor(end_ids(model), dtype=torch.long, device=device)
+    live = torch.arange(len(ids), device=device) # the rows that the decoder still reads
     for _ in range(max_new_tok):
-        out = model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=said[:, -1:],
-                    past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        new = choose(said, out.logits[:, -1].float()).masked_fill(done, cfg.pad_token_id)
+        out = model(encoder_outputs=encoded, attention_mask=mask,
+                    decoder_input_ids=said[live, -1:], past_key_values=cache, use_cache=True)
+        cache, logits = out.past_key_values, out.logits[:, -1].float()
+        every = logits.new_zeros(len(ids), logits.shape[-1]).index_copy(0, live, logits)
+        new = choose(said, every).masked_fill(done, cfg.pad_token_id)
         said = torch.cat([said, new[:, None]], 1)
         done = done | torch.isin(new, ends)
         yield new
         if done.all(): return
+        encoded, mask, live = _leave(encoded, mask, cache, live, done)
 
 # %% ../nbs/03_model.ipynb #a94a9b4a
 #| code-fold: true

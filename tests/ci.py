@@ -1,6 +1,6 @@
 """Everything CI checks, in order, on any system.
 
-`python tests/ci.py`, or some steps by name: `python tests/ci.py clean ruff`.
+`python tests/ci.py`, or some steps by name: `python tests/ci.py clean ruff`, `python tests/ci.py course tests`.
 """
 import os
 import shutil
@@ -72,43 +72,73 @@ def house():
     "The house rules, before anything that takes long; the style comes with the other tests."
     sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_house.py')
 
-def course():
-    "The whole course from an empty folder; the tests use what it makes."
-    shutil.rmtree(RUNS, ignore_errors=True)
-    sh('-m', 'scclm.course', '--reference')
-
 # Small models gain little from a second thread: two processes with one each do more than one with two
 SIDE_BY_SIDE, ONE_THREAD = 2, dict(OMP_NUM_THREADS='1')
 
-def run_part(part):
-    "Some notebooks in a process of their own: its exit code and what it printed."
-    command = [sys.executable, '-m', 'scclm.course', '--notebooks', *map(str, part)]
-    done = subprocess.run(command, cwd=ROOT, env=env() | ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+# Test files that want nothing of the course: together they take about as long as it does
+BESIDE = ('benchmarks', 'clean_resume_crash', 'cluster', 'crash', 'dpo', 'evaluation', 'facts', 'reproduce',
+          'streaming', 'tokenizer', 'trainer')
+BESIDE_FILES = tuple(f'tests/test_{name}.py' for name in BESIDE)
+
+def run_apart(args, **more):
+    "A command of this Python's environment with one thread: its exit code and what it printed."
+    done = subprocess.run([sys.executable, *map(str, args)], cwd=ROOT, env=env() | ONE_THREAD | more,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return done.returncode, done.stdout.decode('utf-8', 'replace')
+
+def side_by_side(*jobs):
+    "Run jobs, each a list of arguments and variables, at the same time; leave with exit code 1 if one fails."
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool: done = list(pool.map(lambda job: run_apart(job[0], **job[1]), jobs))
+    print(*[said for _, said in done], sep='\n', flush=True)
+    if any(code for code, _ in done): sys.exit(1)
+
+def pytest_args():
+    "What every run of tests is given; Windows has no pseudo-terminals, no fork and no SIGKILL."
+    leave = ['--ignore-glob=*_pty.py', '--ignore-glob=*_crash.py'] if os.name == 'nt' else []
+    return ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--durations=8', *leave]
+
+COURSE = ['-m', 'scclm.course', '--reference']
+
+def course():
+    "The whole course from an empty folder; the tests use what it makes."
+    shutil.rmtree(RUNS, ignore_errors=True)
+    sh(*COURSE)
+
+def beside():
+    "The course, and on the other core the tests that want nothing of it: their runs folder is an empty one."
+    shutil.rmtree(RUNS, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as empty:
+        side_by_side((COURSE, {}), ([*pytest_args(), *BESIDE_FILES], dict(SCCLM_RUNS=empty)))
 
 def appendix():
     "The notebooks that are no chapters, run the same way, side by side."
     chapters = set((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
     others = [p for p in notebooks(ROOT/'nbs') if p not in chapters]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        done = list(pool.map(run_part, [others[k::SIDE_BY_SIDE] for k in range(SIDE_BY_SIDE)]))
-    print(*[said for _, said in done], sep='\n', flush=True)
-    if any(code for code, _ in done): sys.exit(1)
+    parts = [others[k::SIDE_BY_SIDE] for k in range(SIDE_BY_SIDE)]
+    side_by_side(*((['-m', 'scclm.course', '--notebooks', *part], {}) for part in parts))
+
+def test_together(*args):
+    "Tests, file by file side by side."
+    sh(*pytest_args(), '-n', SIDE_BY_SIDE, '--dist', 'loadfile', *args, **ONE_THREAD)
 
 def tests():
-    "Everything under tests/, file by file side by side; Windows has no pseudo-terminals, no fork and no SIGKILL."
-    leave = ['--ignore-glob=*_pty.py', '--ignore-glob=*_crash.py'] if os.name == 'nt' else []
-    beside = ['-n', SIDE_BY_SIDE, '--dist', 'loadfile']
-    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--durations=8', *beside, *leave, 'tests', **ONE_THREAD)
+    "Everything under tests/."
+    test_together('tests')
 
-STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, appendix=appendix, tests=tests)
+def rest():
+    "Everything under tests/ that did not run beside the course."
+    test_together('tests', *(f'--ignore={name}' for name in BESIDE_FILES))
+
+STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, beside=beside, appendix=appendix,
+             tests=tests, rest=rest)
+ALL = ('clean', 'export', 'ruff', 'house', 'beside', 'appendix', 'rest')
 
 def main(names):
     "Run the steps, all of them if none is named."
     if unknown := set(names) - STEPS.keys():
         sys.exit(f"{', '.join(unknown)}: no such step, expected some of {' '.join(STEPS)}")
     t0 = time.monotonic()
-    for name in names or STEPS:
+    for name in names or ALL:
         print(f'== {name} (at {time.monotonic()-t0:.0f} s)', flush=True)
         STEPS[name]()
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import chat_toys
@@ -468,6 +469,32 @@ def test_the_encoder_runs_once_and_the_decoder_reads_one_token_a_step():
     model.decoder.register_forward_pre_hook(lambda m, a, kw: read.append(kw['input_ids'].shape), with_kwargs=True)
     assert written(model, *prompts(model), 6).requires_grad is False
     assert len(runs) == 1 and read == [(4, 1)]*6
+
+
+def test_rows_that_are_done_leave_once_they_are_half_of_the_batch():
+    "Row i ends at its own step: four rows are read until two are done, then two, then one."
+    model, read = toy_model(12), []
+    model.decoder.register_forward_pre_hook(lambda m, a, kw: read.append(kw['input_ids'].shape), with_kwargs=True)
+    ends = torch.tensor([2, 0, 4, 1])
+    def choose(said, logits): return torch.where(ends == said.shape[1] - 1, model.config.eos_token_id, 5)
+    written(model, *prompts(model), 9, choose=choose)
+    assert read == [(4, 1), (4, 1), (2, 1), (1, 1), (1, 1)]
+
+
+def until(lasts, eos, said, logits): return torch.where(lasts == said.shape[1] - 1, eos, logits.argmax(-1))
+
+
+def test_whoever_stays_is_not_disturbed_by_those_who_leave():
+    "Rows end at steps drawn by lot; what the others say between is the slow loop's, whoever left before."
+    for seed in range(20):
+        model = toy_model(12, seed, endless=True)
+        ids, mask = prompts(model)
+        eos, pad = model.config.eos_token_id, model.config.pad_token_id
+        lasts = torch.randint(1, 9, (4,), generator=torch.Generator().manual_seed(seed))
+        choose = partial(until, lasts, eos)
+        alone = [slowly(model, row[m.bool()], n) + [eos] for row, m, n in zip(ids, mask, lasts.tolist())]
+        most = max(map(len, alone))
+        assert written(model, ids, mask, 9, choose=choose).tolist() == [a + [pad]*(most - len(a)) for a in alone]
 
 
 def test_a_choice_gets_fp32_scores_of_a_half_precision_model():
