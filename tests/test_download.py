@@ -112,7 +112,7 @@ def test_retry_after_is_obeyed(shop, tmp_path):
 
 def test_a_trickle_is_given_up_and_kept(shop, tmp_path):
     shop.moods['/a'] = [Mood(pause_s=.02)]
-    hasty = QUICK._replace(tries=2, timeout_s=.2)
+    hasty = QUICK._replace(tries=2, timeout_s=1.)
     kept = fails(shop, tmp_path, OSError, r'gave up after 2 tries: only \d+ bytes in', hasty)
     assert kept > 0
     shop.moods['/a'] = [Mood()]
