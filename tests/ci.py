@@ -117,17 +117,17 @@ def appendix():
     parts = [others[k::SIDE_BY_SIDE] for k in range(SIDE_BY_SIDE)]
     side_by_side(*((['-m', 'scclm.course', '--notebooks', *part], {}) for part in parts))
 
-def test_together(*args):
+def together(*args):
     "Tests, file by file side by side."
     sh(*pytest_args(), '-n', SIDE_BY_SIDE, '--dist', 'loadfile', *args, **ONE_THREAD)
 
 def tests():
     "Everything under tests/."
-    test_together('tests')
+    together('tests')
 
 def rest():
     "Everything under tests/ that did not run beside the course."
-    test_together('tests', *(f'--ignore={name}' for name in BESIDE_FILES))
+    together('tests', *(f'--ignore={name}' for name in BESIDE_FILES))
 
 STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, beside=beside, appendix=appendix,
              tests=tests, rest=rest)

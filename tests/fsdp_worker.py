@@ -52,10 +52,8 @@ def main():
     dist.all_reduce(total)
     grads = {k: p.grad.full_tensor() for k, p in sharded.named_parameters()}
     apart = max((grads[k] - p.grad).abs().max().item() for k, p in whole.named_parameters())
-    largest = max(p.grad.abs().max().item() for p in whole.parameters())
     own = sum(p.to_local().numel() for p in sharded.parameters()) / sum(p.numel() for p in whole.parameters())
-    figures = dict(loss=loss.item(), sharded_loss=total.item(), gradients_apart=apart, largest=largest,
-                   own=own)
+    figures = dict(loss=loss.item(), sharded_loss=total.item(), gradients_apart=apart, own=own)
     if rank == 0: print(json.dumps(figures))
     dist.destroy_process_group()
 

@@ -286,7 +286,7 @@ def test_rows_hold_what_a_foreign_model_says(opened):
             attention_mask=torch.ones(1, len(asked), dtype=torch.long), forced_eos_token_id=None)[0]
         scored_text = reference if len(wanted) < 9 else tok.decode(wanted, skip_special_tokens=True)
         assert row == dict(prompt=prompt, reference=reference, answer=tok.decode(said, skip_special_tokens=True),
-            nats=pytest.approx(-slow_logp(model, asked, wanted), rel=1e-5, abs=1e-4), n_tok=len(wanted),
+            nats=pytest.approx(-slow_logp(model, asked, wanted), abs=1e-4), n_tok=len(wanted),
             n_char=len(scored_text) + 1, n_unk=sum(i == tok.unk_token_id for i in wanted))
 
 def test_pair_scores_by_hand():

@@ -45,7 +45,7 @@ def run(world:int, home:Path, out:Path, ok:bool=True, **options)->str:
 
 def losses(out): return {e['step']: e['loss'] for e in read_log(out/'log.jsonl')}
 def weights(out): return (newest_good(out)/'model.safetensors').read_bytes()
-def close(a, b): return a.keys() == b.keys() and all(math.isclose(a[k], b[k], abs_tol=1e-4) for k in a)
+def close(a, b): return a.keys() == b.keys() and all(math.isclose(a[k], b[k], abs_tol=1e-5) for k in a)
 
 def seen(out:Path)->dict[int, Counter]:
     "step -> prompts trained on by all processes; a step done again after a resume counts as it was done last."
@@ -235,11 +235,10 @@ def test_one_gpu_configuration_launches_the_command_line(course_runs):
 def test_fsdp2_configuration_wraps_the_model():
     "Two processes, each with half of every weight: loss and gradients are those of one process."
     worker, config = Path(__file__).with_name('fsdp_worker.py'), ROOT/'configs'/'fsdp2.yaml'
-    p = finished([*torchrun(2), str(worker), str(config)])
+    p = finished([*torchrun(2), str(worker), str(config)], timeout=120)
     assert p.returncode == 0, p.stderr
     got = json.loads(p.stdout.splitlines()[-1])
-    assert got['sharded_loss'] == pytest.approx(got['loss'], rel=1e-6)
-    assert got['gradients_apart'] < 1e-5 * got['largest']
+    assert got['sharded_loss'] == pytest.approx(got['loss'], rel=1e-6) and got['gradients_apart'] < 1e-6
     assert got['own'] == pytest.approx(.5, abs=.01)
 
 @pytest.mark.parametrize('kind', ['FSDP', 'DEEPSPEED'])

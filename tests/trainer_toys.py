@@ -82,10 +82,3 @@ def scclm_command(runs:Path, *args:str)->dict:
     "Keyword arguments of `started` and `finished` for the command line."
     env = {**os.environ, 'SCCLM_RUNS': str(runs), 'SCCLM_SCALE': 'tiny'}
     return dict(cmd=[sys.executable, '-m', 'scclm.cli', *args], env=env)
-
-@torch.no_grad()
-def step_apart(a, b, start)->float:
-    """How far two trained tensors are apart, as a share of the way from the start: the medians of what moved at all.
-    Adam makes a whole step of a gradient that is nothing but rounding error, so single weights may differ."""
-    moved = a != start
-    return float((a - b)[moved].abs().median() / (a - start)[moved].abs().median())
