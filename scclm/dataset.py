@@ -445,7 +445,7 @@ def _with_fitting_rows(groups:np.ndarray, lens:list[np.ndarray], max_len:int)->n
 
 # %% ../nbs/02_dataset.ipynb #2fcb860d
 class EpochPlan:
-    "Which rows make which batch: a function of lengths, seed and epoch alone. It touches no text."
+    "Which rows make which batch: a function of lengths, dials and epoch alone. It touches no text."
     def __init__(self,
         lens:list[np.ndarray], # per file (rows, 2) tokens without [EOS]
         sizes:list[list[int]], # per file: rows of each row group
@@ -730,7 +730,7 @@ class PairStream(PairFiles, IterableDataset):
     its workers take turns."""
     skip = None # batches of other workers before the next own one; None: the worker's number
 
-    def state_dict(self)->dict: # integers, strings and a boolean; JSON-able
+    def state_dict(self)->dict: # JSON-able: numbers, strings, a boolean; a worker adds a list
         "The position of the next batch, as the consumer sees it, and what the stream is made of."
         k, n = _worker()
         turn = {} if n == 1 else dict(worker=[k, n], skip=k if self.skip is None else self.skip)

@@ -70,14 +70,15 @@ def ruff():
 
 def house():
     "The house rules, before anything that takes long; the style comes with the other tests."
-    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_house.py')
+    sh('-m', 'pytest', '-q', '-p', 'no:cacheprovider', HOUSE)
 
 # Small models gain little from a second thread: two processes with one each do more than one with two
 SIDE_BY_SIDE, ONE_THREAD = 2, dict(OMP_NUM_THREADS='1')
 
 # Test files that want nothing of the course: together they take about as long as it does
-BESIDE = ('benchmarks', 'clean_resume_crash', 'cluster', 'crash', 'dpo', 'evaluation', 'facts', 'reproduce',
-          'streaming', 'tokenizer', 'trainer')
+BESIDE = ('benchmarks', 'chat', 'clean_resume_crash', 'cluster', 'crash', 'dpo', 'evaluation', 'facts', 'model',
+          'reproduce', 'streaming', 'tokenizer', 'trainer')
+HOUSE = 'tests/test_house.py'
 BESIDE_FILES = tuple(f'tests/test_{name}.py' for name in BESIDE)
 
 def run_apart(args, **more):
@@ -126,8 +127,8 @@ def tests():
     together('tests')
 
 def rest():
-    "Everything under tests/ that did not run beside the course."
-    together('tests', *(f'--ignore={name}' for name in BESIDE_FILES))
+    "Everything under tests/ that ran neither as `house` nor beside the course."
+    together('tests', *(f'--ignore={name}' for name in (HOUSE, *BESIDE_FILES)))
 
 STEPS = dict(clean=clean, export=export, ruff=ruff, house=house, course=course, beside=beside, appendix=appendix,
              tests=tests, rest=rest)
