@@ -308,8 +308,9 @@ def write_tokens(
         out = model(encoder_outputs=encoded, attention_mask=mask,
                     decoder_input_ids=said[live, -1:], past_key_values=cache, use_cache=True)
         cache, logits = out.past_key_values, out.logits[:, -1].float()
-        every = logits.new_zeros(len(ids), logits.shape[-1]).index_copy(0, live, logits)
-        new = choose(said, every).masked_fill(done, cfg.pad_token_id)
+        if len(live) < len(ids): # rows that left have no scores
+            logits = logits.new_zeros(len(ids), len(logits[0])).index_copy(0, live, logits)
+        new = choose(said, logits).masked_fill(done, cfg.pad_token_id)
         said = torch.cat([said, new[:, None]], 1)
         done = done | torch.isin(new, ends)
         yield new

@@ -424,6 +424,25 @@ def test_the_first_cell_installs_only_there(where, commands, monkeypatch):
     assert len(said) == commands
     if said: assert [s.split()[0] for s in said] == ['test', 'pip', 'cd'] and 'https://github.com/a/b' in said[0]
 
+HIDDEN = re.compile(r'^#\| *(code-fold: true|hide|default_exp)', re.M)
+
+def opening(nb):
+    "The markdown before the first code that a reader sees open."
+    cells = [(c['cell_type'], ''.join(c['source'])) for c in nb['cells']]
+    first = next(i for i, (kind, s) in enumerate(cells) if kind == 'code' and not HIDDEN.search(s))
+    return '\n\n'.join(s for kind, s in cells[:first] if kind == 'markdown')
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
+def test_a_chapter_opens_with_a_drawn_figure(path):
+    assert re.search(r'!\[.{20,}\]\(figures/\w+\.svg\)', opening(read(path)))
+
+def test_an_opening_without_a_figure_is_seen():
+    figure, code = '![a figure that says what it shows](figures/a.svg)', dict(cell_type='code', source=['1 + 1'])
+    late = dict(cells=[dict(cell_type='markdown', source=['# Why?']), code, dict(cell_type='markdown', source=[figure])])
+    assert 'figures/' not in opening(late)
+    late['cells'][1] = dict(code, source=['#| code-fold: true\n', '1 + 1'])
+    assert figure in opening(dict(cells=[*late['cells'], code]))
+
 # One form
 
 @each_notebook
