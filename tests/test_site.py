@@ -438,7 +438,8 @@ def test_a_chapter_opens_with_a_drawn_figure(path):
 
 def test_an_opening_without_a_figure_is_seen():
     figure, code = '![a figure that says what it shows](figures/a.svg)', dict(cell_type='code', source=['1 + 1'])
-    late = dict(cells=[dict(cell_type='markdown', source=['# Why?']), code, dict(cell_type='markdown', source=[figure])])
+    why, shown = (dict(cell_type='markdown', source=[text]) for text in ('# Why?', figure))
+    late = dict(cells=[why, code, shown])
     assert 'figures/' not in opening(late)
     late['cells'][1] = dict(code, source=['#| code-fold: true\n', '1 + 1'])
     assert figure in opening(dict(cells=[*late['cells'], code]))
