@@ -281,6 +281,7 @@ def _forked(fn:Callable, args:tuple):
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler) # `nohup` and cron have it ignored
+        signal.signal(signal.SIGTERM, signal.SIG_DFL) # a library in the parent may have put its own there
         sys.stdout = open(os.devnull, 'w')
         code = 0 if getattr(fn(*args), 'done', True) else 3
     except KeyboardInterrupt: code = 130

@@ -3,6 +3,7 @@ import gzip
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -127,6 +128,7 @@ def test_odd_inputs_are_those_of_one_machine(tmp_path, monkeypatch):
                 all_equal=[dict(prompt='一样', response='都是这一句话。')]*40)
     for name, rows in raws.items(): put_lines(tmp_path/name/'a.jsonl', rows)
     monkeypatch.chdir(tmp_path)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with ray_session() as ray:
         for name in raws:
             cfg = CleanCfg(raw=Path(name), workers=1, progress=False)
@@ -135,7 +137,7 @@ def test_odd_inputs_are_those_of_one_machine(tmp_path, monkeypatch):
             assert clean_on_ray(cfg) == want, name
             assert tree(run_path('data')) == tree(one), name
         assert ray.is_initialized() # the one that was there stays
-    assert not ray.is_initialized()
+    assert not ray.is_initialized() and signal.getsignal(signal.SIGTERM) == on_sigterm
 
 @pytest.mark.parametrize('parts', [1, 2, 7])
 def test_grouping_by_remainder_equals_brute_force(parts):

@@ -117,6 +117,14 @@ def test_a_session_leaves_nothing_behind(tmp_path):
     finally: signal.signal(signal.SIGALRM, old)
     assert wait_gone(int(note.read_text()))
 
+def test_a_session_has_the_signals_of_a_fresh_process():
+    "Whatever its parent does when it is told to end, such as what Ray's driver leaves behind."
+    def leave(signum, frame): raise SystemExit(signum)
+    before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGINT)}
+    try: assert all(kill.session(time.sleep, (600,), .2, [s]) for s in before)
+    finally:
+        for s, handler in before.items(): signal.signal(s, handler)
+
 def wait_gone(pid, seconds=10):
     "Whether a process ends within so many seconds (one that nobody waits for counts as ended)."
     end = time.monotonic() + seconds
