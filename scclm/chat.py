@@ -126,7 +126,7 @@ class Decoding:
     strategy:Literal['greedy', 'beam', 'sampling', 'contrastive']='greedy' # likeliest, drawn or new
     max_new_tok:int=256 # longest answer, tokens
     num_beams:int=4 # beam: candidates kept at every step
-    length_penalty:float=1. # beam: divides scores by length ** this; above 1 favours long answers
+    length_penalty:float=1. # beam: divides scores by length ** this; 0 is off, larger favours long
     early_stopping:bool=False # beam: stop at num_beams answers, even if a longer one could win
     beam_sample:bool=False # beam: draw candidates (temperature, top_k, top_p, seed), not the best
     temperature:float=1. # sampling: below 1 sharpens the distribution, above 1 flattens it
@@ -135,7 +135,7 @@ class Decoding:
     penalty_alpha:float=.6 # contrastive: weight of being unlike, against being likely; 0 is greedy
     repetition_penalty:float=1. # tokens already said lose score: above 1 discourages, 1 is off
     no_repeat_ngram:int=0 # no sequence of this many tokens twice; 0 is off
-    loop_copies:int=3 # 4+ characters that would come this often in a row end the answer; 0 is off
+    loop_copies:int=3 # copies in a row, 4*loop_copies characters at least, end an answer; 0 is off
     seed:int|None=None # sampling: the same seed gives the same answer; None is fresh every time
 
     def __post_init__(self):
@@ -289,7 +289,7 @@ def loop_closers(
     ids:list[int], # what was written so far
     chars:list[float], # characters of every token of the vocabulary, from `token_chars`
     copies:int=3, # this many in a row are a loop
-    least:int=4, # shortest piece that counts, characters; a shorter one must repeat until as long
+    least:int=4, # shortest piece, characters; shorter ones repeat until copies*least stand
 )->set[int]: # token ids; most often none
     "The tokens that would complete a loop: a piece of text that comes `copies` times in a row."
     found = set()

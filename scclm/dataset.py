@@ -638,7 +638,7 @@ def _stream_key(files:list[Path], contents:list[str], tok:PreTrainedTokenizerBas
 
 # %% ../nbs/02_dataset.ipynb #5a05f233
 class PairFiles:
-    "Parquet files, their token lengths, and every epoch's plan. No text is read before iteration."
+    "Parquet files, their lengths, and every epoch's plan. Once lengths are kept, no text is read."
     def __init__(self,
         files:Path|str|list[Path], # parquet file or files with text columns prompt and response
         tok:PreTrainedTokenizerBase, # with [PAD] = 0 and [EOS] = 1

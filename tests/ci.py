@@ -76,8 +76,8 @@ def house():
 SIDE_BY_SIDE, ONE_THREAD = 2, dict(OMP_NUM_THREADS='1')
 
 # Test files that want nothing of the course: together they take about as long as it does
-BESIDE = ('benchmarks', 'chat', 'clean_resume_crash', 'cluster', 'crash', 'dpo', 'evaluation', 'facts', 'model',
-          'reproduce', 'streaming', 'tokenizer', 'trainer')
+BESIDE = ('ancestor', 'batching', 'benchmarks', 'chat', 'clean_resume_crash', 'cluster', 'crash', 'dpo', 'evaluation',
+          'facts', 'model', 'planner', 'reproduce', 'serve', 'streaming', 'tokenizer', 'trainer')
 HOUSE = 'tests/test_house.py'
 BESIDE_FILES = tuple(f'tests/test_{name}.py' for name in BESIDE)
 
