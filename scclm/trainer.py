@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LossFn', 'EvalFn', 'Callback', 'FREE_FIELDS', 'log', 'HALF_WRITTEN', 'shift_right', 'lm_loss', 'answer_logits',
-           'seq2seq_loss', 'count_labels', 'chunked_loss', 'TrainCfg', 'lr_factor', 'plot_schedules', 'step_seed',
-           'Run', 'empty_tally', 'named_weights', 'save_weights', 'load_weights', 'snapshot', 'check_same_cfg',
-           'start_over', 'restore', 'write_manifest', 'check_folder', 'checkpoints', 'newest_good', 'write_checkpoint',
-           'Writer', 'save_checkpoint', 'StopSignals', 'train_step', 'start_run', 'trim_log', 'append_log', 'log_step',
-           'count_tokens', 'log_eval', 'fit', 'is_due']
+           'seq2seq_loss', 'count_labels', 'TrainCfg', 'lr_factor', 'plot_schedules', 'step_seed', 'Run', 'empty_tally',
+           'named_weights', 'save_weights', 'load_weights', 'snapshot', 'check_same_cfg', 'start_over', 'restore',
+           'write_manifest', 'check_folder', 'checkpoints', 'newest_good', 'write_checkpoint', 'Writer',
+           'save_checkpoint', 'StopSignals', 'train_step', 'start_run', 'trim_log', 'append_log', 'log_step',
+           'count_tokens', 'log_eval', 'fit', 'is_due', 'chunked_loss']
 
 # %% ../nbs/04_trainer.ipynb #f701f882
 #| code-fold: true
@@ -91,24 +91,6 @@ def count_labels(
     "The default `count_fn` of `fit`: what the summed loss is divided by."
     return int(batch['labels'].ne(-100).sum())
 
-# %% ../nbs/04_trainer.ipynb #687aac34
-#| code-fold: true
-def chunked_loss(
-    model:nn.Module, # a T5ForConditionalGeneration
-    batch:dict, # as for `seq2seq_loss`
-    size:int=64, # positions whose logits are in memory together
-)->Tensor: # scalar, summed nats: the same as `seq2seq_loss`
-    "Less memory where the output layer is the peak, for a little more time."
-    labels, mask = batch['labels'], batch['attention_mask']
-    encoded = model.encoder(input_ids=batch['input_ids'], attention_mask=mask).last_hidden_state
-    hidden = model.decoder(input_ids=shift_right(labels), encoder_hidden_states=encoded,
-                           encoder_attention_mask=mask, use_cache=False).last_hidden_state
-    def part(h:Tensor, y:Tensor)->Tensor:
-        "Loss of some positions."
-        return lm_loss(model.lm_head(h * model.config.d_model**-.5), y)
-    chunks = zip(hidden.split(size, 1), labels.split(size, 1))
-    return sum(checkpoint(part, h, y, use_reentrant=False) for h, y in chunks)
-
 # %% ../nbs/04_trainer.ipynb #1b7e5e02
 #| code-fold: true
 @dataclass(frozen=True)
@@ -122,7 +104,7 @@ class TrainCfg:
     emb_lr:float=1.             # the embedding's learning rate, as a multiple of lr
     schedule:str='linear'       # linear, cosine, onecycle, constant, or a name added to CURVES
     warmup:float=0.03           # share of the steps in which the learning rate rises
-    final_lr:float=0.05         # learning rate at the last step, as a share of the peak
+    final_lr:float=0.05         # linear, cosine: last learning rate, as a share of the peak
     clip:float=1.               # largest gradient norm; 0 turns clipping off
     accum:int=1                 # batches per optimiser step
     act_ckpt:bool=False         # activation checkpointing: about a third more time, far less memory
@@ -436,7 +418,8 @@ class Writer:
         job:Callable, # function
         *args:object, # its arguments; nobody may change them any more
     ):
-        "Hand over a job. Waits while two are unfinished, so that memory holds two copies at most."
+        """Hand over a job. Waits while two are unfinished; with the copy just made,
+        memory holds three at most."""
         self.check(1)
         self.jobs.append(self.pool.submit(self._do, job, *args))
 
@@ -850,3 +833,21 @@ def is_due(
 )->bool: # True at multiples of `every` and at the last step
     "Whether something periodic is due now."
     return run.done or (every > 0 and run.step % every == 0)
+
+# %% ../nbs/04_trainer.ipynb #687aac34
+#| code-fold: true
+def chunked_loss(
+    model:nn.Module, # a T5ForConditionalGeneration
+    batch:dict, # as for `seq2seq_loss`
+    size:int=64, # positions whose logits are in memory together
+)->Tensor: # scalar, summed nats: the same as `seq2seq_loss`
+    "Less memory where the output layer is the peak, for a little more time."
+    labels, mask = batch['labels'], batch['attention_mask']
+    encoded = model.encoder(input_ids=batch['input_ids'], attention_mask=mask).last_hidden_state
+    hidden = model.decoder(input_ids=shift_right(labels), encoder_hidden_states=encoded,
+                           encoder_attention_mask=mask, use_cache=False).last_hidden_state
+    def part(h:Tensor, y:Tensor)->Tensor:
+        "Loss of some positions."
+        return lm_loss(model.lm_head(h * model.config.d_model**-.5), y)
+    chunks = zip(hidden.split(size, 1), labels.split(size, 1))
+    return sum(checkpoint(part, h, y, use_reentrant=False) for h, y in chunks)
