@@ -418,8 +418,8 @@ class Writer:
         job:Callable, # function
         *args:object, # its arguments; nobody may change them any more
     ):
-        """Hand over a job. Waits while two are unfinished; with the copy just made,
-        memory holds three at most."""
+        """Hand over a job; waits while two are unfinished. Who copies weights for it does
+        `check(1)` before, so that memory holds two copies at most."""
         self.check(1)
         self.jobs.append(self.pool.submit(self._do, job, *args))
 
@@ -450,6 +450,7 @@ def save_checkpoint(
     "Hand a snapshot to the writer, once a step. The main process writes."
     if run.saved != run.step and run.acc.is_main_process:
         path = run.out/'checkpoints'/f'step-{run.step:08d}'
+        run.writer.check(1)                 # before the copy
         run.writer(write_checkpoint, path, snapshot(run), run.cfg.keep_last)
     run.saved = run.step
     if wait:
@@ -729,6 +730,7 @@ def log_eval(
     if loss is None or (run.best is not None and loss >= run.best): return
     run.best = loss
     if run.acc.is_main_process:
+        run.writer.check(1)
         run.writer(_write_best, run.out/'checkpoints'/'best.safetensors',
                    _cpu_copy(named_weights(model)))
 

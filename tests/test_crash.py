@@ -121,7 +121,7 @@ def test_a_session_has_the_signals_of_a_fresh_process():
     "Whatever its parent does when it is told to end, such as what Ray's driver leaves behind."
     def leave(signum, frame): raise SystemExit(signum)
     before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGINT)}
-    try: assert all(kill.session(time.sleep, (600,), .2, [s]) for s in before)
+    try: assert all(kill.session(time.sleep, (600,), 1., [s]) for s in before)
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
@@ -331,6 +331,27 @@ def test_what_a_killed_run_was_writing_is_cleared(train, tmp_path):
     left.mkdir()
     train(tmp_path)
     assert [p.name for p in tmp_path.rglob('.*') if 'tmp' in p.name] == [kept.name]
+
+@pytest.mark.parametrize('what', ['snapshot', '_cpu_copy'])
+def test_memory_holds_two_copies_at_most(train, tmp_path, monkeypatch, what):
+    "A slow disk, and a checkpoint and better weights after every step: at every copy one job at most is unfinished."
+    trainer, unfinished, writers = kill.trainer, [], []
+    copy, save, init = getattr(trainer, what), trainer.save_weights, Writer.__init__
+    def noted(*args):
+        unfinished.append(sum(not job.done() for job in writers[-1].jobs))
+        return copy(*args)
+    def slow(*args):
+        time.sleep(.05)
+        save(*args)
+    def kept(writer):
+        init(writer)
+        writers.append(writer)
+    monkeypatch.setattr(trainer, what, noted)
+    monkeypatch.setattr(trainer, 'save_weights', slow)
+    monkeypatch.setattr(Writer, '__init__', kept)
+    losses = iter(range(100, 0, -1))
+    train(tmp_path, replace(CFG, save_every=1, eval_every=1), eval_fn=lambda model: dict(loss_valid=next(losses)))
+    assert len(unfinished) >= CFG.steps and max(unfinished) == 1
 
 def test_after_a_failed_write_nothing_later_is_written():
     done, writer = [], Writer()
