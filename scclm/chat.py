@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNSEEN', 'FILLERS', 'find_model', 'plot_probs', 'Decoding', 'processors', 'row_rngs', 'pick', 'chooser', 'rows_each',
-           'token_steps', 'beam_cfg', 'beam_search', 'beam_ids', 'read_typed', 'loop_closers', 'token_chars',
-           'LoopGuard', 'is_seen', 'check_text', 'check_typed', 'encode_prompts', 'ChatBot', 'answer_ids',
-           'settled_text', 'text_pieces', 'live_ids', 'chat_widget']
+           'token_steps', 'beam_cfg', 'beam_search', 'beam_ids', 'read_typed', 'token_spans', 'close_gaps',
+           'loop_closers', 'token_chars', 'LoopGuard', 'is_seen', 'check_text', 'check_typed', 'encode_prompts',
+           'ChatBot', 'answer_ids', 'settled_text', 'text_pieces', 'live_ids', 'chat_widget']
 
 # %% ../nbs/08_chat.ipynb #c5868170
 #| code-fold: true
@@ -16,6 +16,7 @@ import unicodedata
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -279,10 +280,44 @@ def beam_ids(
 #| code-fold: true
 def read_typed(
     texts:Sequence[str], # questions as people type them
+    tok:PreTrainedTokenizerBase|None=None, # of who reads them; None: gaps stay
 )->list[str]: # as the model was trained on them
-    "Chapter 00's `chat_form`, loaded with all that cleaning needs at the first question."
-    from scclm.text_rules import chat_form
-    return chat_form(texts)
+    """Chapter 00's `chat_form`, loaded with all that cleaning needs at the first question;
+    then `close_gaps`, except in code."""
+    from scclm.text_rules import chat_form, is_code
+    read = chat_form(texts)
+    if tok is None or not any(map(_GAP.search, read)): return read
+    return [text if code else close_gaps(text, tok) for text, code in zip(read, is_code(read))]
+
+# %% ../nbs/08_chat.ipynb #gap00003
+_GAP = re.compile('(?<=[\u3400-\u9fff]) (?=[\u3400-\u9fff])') # between two Chinese characters
+
+def token_spans(
+    text:str, # any
+    tok:PreTrainedTokenizerBase, # a fast tokenizer
+)->list[tuple[int, int]]: # where each token begins and ends, characters
+    "The places of the tokens."
+    return tok(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+
+def close_gaps(
+    text:str, # a question in the form of `chat_form`
+    tok:PreTrainedTokenizerBase, # of the model that reads it
+)->str: # without the spaces that tear a token apart
+    """A space between Chinese characters goes if a token would span it. It stays between two words
+    (tokens of two characters or more); and, if there are less than eight,
+    beside a character that has a space on either side, as in a list."""
+    gaps = {m.start(): None for m in _GAP.finditer(text)}
+    if not gaps or '空格' in text or not tok.is_fast: return text
+    closed = token_spans(_GAP.sub('', text), tok)
+    inside = {i for start, end in closed for i in range(start + 1, end)} # within a token
+    words = [(start, end) for start, end in token_spans(text, tok) if end - start > 1]
+    starts, ends = {start for start, _ in words}, {end for _, end in words}
+    torn = set()
+    for k, gap in enumerate(gaps): # without the gaps before it, it stands k characters further left
+        two_words = gap in ends and gap + 1 in starts
+        listed = len(gaps) < 8 and (gap - 2 in gaps or gap + 2 in gaps)
+        if gap - k in inside and not two_words and not listed: torn.add(gap)
+    return ''.join(char for i, char in enumerate(text) if i not in torn)
 
 # %% ../nbs/08_chat.ipynb #lgd00002
 def loop_closers(
@@ -454,7 +489,8 @@ class ChatBot:
         fallback:str='抱歉，这个问题我还不会回答，请换个说法试试。', # said instead of a blank answer
         max_prompt_tok:int=512, # longest question, tokens
         batch_tok:int=16384, # padded tokens (question and longest answer) of one batch
-        read:Callable[[Sequence[str]], list[str]]=read_typed, # questions as typed -> as trained on
+        read:Callable[[Sequence[str]], list[str]]|None=None, # questions as typed -> as trained on;
+            # None: `read_typed` with this tokenizer
     ):
         """Raises ValueError if the tokenizer has ids that the model does not,
         or the model cannot decode like this."""
@@ -468,7 +504,7 @@ class ChatBot:
         self.fallback = fallback
         self.max_prompt_tok = max_prompt_tok
         self.batch_tok = batch_tok
-        self.read = read
+        self.read = read or partial(read_typed, tok=tok)
 
 # %% ../nbs/08_chat.ipynb #1961138d
 #| code-fold: true

@@ -90,7 +90,7 @@ _LIMITS = [
 #| code-fold: true
 _USE = [
     '## 怎么用', '', '```sh', 'scclm chat --model {folder}', '```', '',
-    '问题在送进模型前要整理（全角、标点、繁体），`scclm` 会做；自己调用时要照做：`scclm.text_rules.chat_form`。', '']
+    '问题在送进模型前要整理（全角、标点、繁体、打断词元的空格），`scclm` 会做；自己调用时照做：`scclm.chat.read_typed([问题], tok)`。', '']
 
 # %% ../nbs/appendix/model_card.ipynb #f0f2d7a5
 #| code-fold: true

@@ -37,6 +37,19 @@ def char_tok(chars:str)->PreTrainedTokenizerFast:
     return _wrap(core)
 
 
+def word_tok(chars:str, words:list[str])->PreTrainedTokenizerFast:
+    "One token per character and per word; the words before others are built first, from their left end on."
+    vocab, merges = SPECIALS + sorted(set(chars) | set(''.join(words))), []
+    for word in words:
+        for n in range(1, len(word)):
+            vocab.append(word[:n + 1])
+            merges.append((word[:n], word[n]))
+    ids = {t: i for i, t in enumerate(dict.fromkeys(vocab))}
+    core = Tokenizer(models.BPE(ids, list(dict.fromkeys(merges)), unk_token='[UNK]'))
+    core.decoder = decoders.Fuse()
+    return _wrap(core)
+
+
 def _wrap(core:Tokenizer)->PreTrainedTokenizerFast:
     "The library's tokenizer around it, with the special tokens named."
     names = {f'{mark[1:-1].lower()}_token': mark for mark in SPECIALS}

@@ -20,7 +20,8 @@ from tokenizers import pre_tokenizers
 from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration, TopPLogitsWarper
 
-from scclm.chat import ChatBot, Decoding, LoopGuard, answer_ids, find_model, loop_closers, token_chars
+from scclm.chat import (ChatBot, Decoding, LoopGuard, answer_ids, close_gaps, find_model, loop_closers,
+    token_chars)
 from scclm.dataset import decode, encode
 from scclm.model import load_model
 from scclm.page_chat import (SCRIPTS, PageCfg, bpe_table, model_spec, pack, page, page_tensors, position_table,
@@ -110,6 +111,7 @@ def test_questions_as_people_type_them(browser, pages, trained):
     "The page reads them itself."
     model = put_weights_(load_model(find_model())[0], tensors_of(pages['int8']))
     asked = [t for form in FORMS for t in typed(QUESTIONS[:2], form)] + ['「詩仙」指的是誰?', '１＋１等于几？']
+    asked += ['浙江省的省 会是哪里？', 'print("省 会")', '浙 江 省 的 省 会 是 哪 里 ？']
     asked += ['Привет', 'مرحبا', '👨\u200d👩\u200d👧', '靨？！', '靨好吗？'] # unknown: all, but for marks; some
     chat = opened(browser.new_page(), pages['int8'].joinpath('index.html').as_uri())
     got = answers(chat, asked)
@@ -159,6 +161,18 @@ def test_a_long_text_becomes_the_same_tokens(js, trained):
     got = js.call('(table, texts) => { const t = makeTokenizer(table); return texts.map(t.encode) }',
         bpe_table(tok, len(tok)), texts)
     assert got == encode(texts, tok)
+
+def test_gaps_close_as_in_the_chat(js, trained):
+    "Questions with one space, two, and one between all characters; names between spaces; what is no gap."
+    tok, rng = trained[1], random.Random(0)
+    texts = chat_form(typed(QUESTIONS, 'inner_space') + typed(typed(QUESTIONS, 'inner_space'), 'inner_space'))
+    texts += [' '.join(q) for q in QUESTIONS[:50]] + ['张三 李四', '东 西 南 北 哪边冷？', '省 会和空格', '靨 省 会', '𠀀 省会', '']
+    pieces = [t for t in tok.get_vocab() if not t.startswith('[')] + [' ']*1000
+    texts += [''.join(rng.choices(pieces, k=10)) for _ in range(1000)]
+    got = js.call('(table, texts) => { const t = makeTokenizer(table); return texts.map(t.closeGaps) }',
+        bpe_table(tok, len(tok)), texts)
+    want = [close_gaps(text, tok) for text in texts]
+    assert got == want and sum(a != b for a, b in zip(texts, want)) > 200
 
 def test_only_tokenizers_that_the_page_can_read():
     plain = char_tok(CHARS)

@@ -10,9 +10,10 @@ from itertools import product
 
 import pytest
 import torch
-from chat_toys import CHARS, byte_tok, char_tok, toy_model
+from chat_toys import CHARS, byte_tok, char_tok, toy_model, word_tok
 
-from scclm.chat import ChatBot, Decoding, LoopGuard, chat_widget, loop_closers, processors, token_chars
+from scclm.chat import (ChatBot, Decoding, LoopGuard, chat_widget, close_gaps, loop_closers, processors, read_typed,
+    token_chars)
 from scclm.chat_exam import (Examinee, forced_answers, form_scores, in_circles, refusal_scores, refusal_starts,
     refused_at, refuses, trade_off)
 from scclm.dataset import decode
@@ -74,6 +75,64 @@ def test_what_only_looks_different_is_read_as_one(form):
     "Nearly all: a title such as 乾 that OpenCC cannot bring back may differ."
     same = [a == b for a, b in zip(chat_form(typed(HELD, form)), chat_form(HELD))]
     assert sum(same) >= .995*len(HELD)
+
+
+# ---- a space that tears a token
+
+WORDS = ['首都', '省会', '浙江', '浙江省', '北京', '大学', '北京大学', '东西', '南北', '什么', '地方', '苹果', '春夏', '城市']
+TORN = word_tok(CHARS + '是在的哪里？，“”：张三李四东西南北《》题望春法国首', WORDS)
+GAPS = [
+    ('省 会是什么？', '省会是什么？'), ('浙江的省 会', '浙江的省会'), ('浙 江省的省 会', '浙江省的省会'), # a token is torn
+    ('首 都？', '首都？'), ('“首 都”', '“首都”'), ('首 都', '首都'),
+    ('张三 李四', '张三 李四'), ('是 在哪里', '是 在哪里'), ('的 省会', '的 省会'), ('春 望', '春 望'), # no token spans it
+    ('北京 大学', '北京 大学'), ('北 京大学', '北京大学'), ('北京大 学', '北京大学'), # two words, and not
+    ('东 西 哪里？', '东 西 哪里？'), ('东 西 南 北', '东 西 南 北'), ('：东 西 南 北。', '：东 西 南 北。'), ('春 夏 东 西的', '春 夏 东 西的'), # a list
+    ('浙 江 省 的 省 会 在 哪 里 ？', '浙江省 的 省会 在 哪 里 ？'), # a way of writing
+    ('省  会', '省  会'), ('省\n会', '省\n会'), ('省\u3000会', '省\u3000会'), ('a b', 'a b'), ('省 a会', '省 a会'), # no gap
+    ('省 会里有空格吗', '省 会里有空格吗'), (' 省会 ', ' 省会 '), ('', ''), (' ', ' ')]
+
+@pytest.mark.parametrize('asked, want', GAPS)
+def test_a_space_goes_if_it_tears_a_token(asked, want):
+    assert close_gaps(asked, TORN) == want == close_gaps(want, TORN)
+
+def by_definition(text, tok):
+    "The rule as chapter 08 words it, gap by gap, from the strings of the tokens."
+    def sizes(t): return [len(piece) if piece != '[UNK]' else 1 for piece in tok.tokenize(t)]
+    def han(i): return 0 <= i < len(text) and '\u3400' <= text[i] <= '\u9fff'
+    def borders(t): return {sum(sizes(t)[:n]) for n in range(len(sizes(t)) + 1)}
+    gaps = [i for i in range(len(text)) if text[i] == ' ' and han(i - 1) and han(i + 1)]
+    glued = ''.join(c for i, c in enumerate(text) if i not in gaps)
+    kept = []
+    for gap in gaps:
+        spanned = gap - sum(g < gap for g in gaps) not in borders(glued)
+        words = not {gap - 1, gap + 2} & borders(text)
+        alone = any(i - 1 in gaps and i + 1 in gaps for i in (gap - 1, gap + 1)) # a character between two gaps
+        if not spanned or words or (alone and len(gaps) < 8): kept.append(gap)
+    return ''.join(c for i, c in enumerate(text) if i not in gaps or i in kept)
+
+def test_gaps_by_brute_force():
+    rng = random.Random(0)
+    pieces = [*WORDS, *'首都省会东西南北张三的是', '靨', ' ', '  ', '？', 'a ', '“']
+    texts = [''.join(rng.choices(pieces, k=rng.randint(1, 8))) for _ in range(4000)]
+    texts = [''.join(char + ' '*(rng.random() < i%4/3) for char in text) for i, text in enumerate(texts)]
+    closed = [close_gaps(t, TORN) for t in texts]
+    assert closed == [by_definition(t, TORN) for t in texts]
+    assert [letters(t) for t in closed] == [letters(t) for t in texts], 'nothing but spaces goes'
+    assert 1000 < sum(a != b for a, b in zip(texts, closed)) < 3000
+
+def test_only_the_chat_closes_gaps_and_never_in_code():
+    torn, code = '浙江的省 会是哪里?', 'print("首 都")'
+    assert chat_form([torn, code]) == read_typed([torn, code]) == ['浙江的省 会是哪里？', code]
+    assert read_typed([torn, code], TORN) == ['浙江的省会是哪里？', code]
+    bot = ChatBot(toy_model(len(TORN), seed=1), TORN)
+    assert bot.encode([torn]) == bot.encode(['浙江的省会是哪里？']) != ChatBot(bot.model, TORN, read=chat_form).encode([torn])
+    assert bot.encode([code]) == ChatBot(bot.model, TORN, read=list).encode([code])
+
+def test_bytes_and_long_texts_close_gaps_too():
+    tok = byte_tok()
+    assert close_gaps('省 会', tok) == '省 会', 'no token of this tokenizer holds two characters'
+    long = '省 会' * 50_000
+    assert close_gaps(long, TORN) == '省会' * 50_000
 
 
 # ---- ways of typing

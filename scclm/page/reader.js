@@ -330,5 +330,6 @@ function makeReader(table) {
   }
 
   const isBlank = (text) => !has("seen", text) || (/[<&]/.test(text) && !has("seen", shown(text))); // `check_typed`
-  return { read, isBlank, cleanText, simplify };
+  const isCode = (text) => codeAndMarks(text)[0];
+  return { read, isBlank, isCode, cleanText, simplify };
 }

@@ -24,8 +24,35 @@ function makeTokenizer(table) {
     }
   }
 
+  // Where the tokens of a text begin and end, in characters.
+  function spans(text) {
+    let end = 0;
+    return split(text).map((part) => [end, (end += part ? [...part].length : 1)]);
+  }
+
+  // `close_gaps` of chapter 08: a space between Chinese characters goes if a token would span it. It stays between
+  // two words; and, if there are less than eight, beside a character that has a space on either side, as in a list.
+  const isHan = (char) => char >= "\u3400" && char <= "\u9fff";
+
+  function closeGaps(text) {
+    const chars = [...text];
+    const isGap = (i) => chars[i] === " " && isHan(chars[i - 1]) && isHan(chars[i + 1]);
+    const gaps = [...chars.keys()].filter(isGap);
+    if (!gaps.length || text.includes("空格")) return text;
+    const inside = new Set(); // places within a token, once all gaps are gone
+    for (const [a, b] of spans(chars.filter((_, i) => !isGap(i)).join(""))) {
+      for (let i = a + 1; i < b; i++) inside.add(i);
+    }
+    const words = spans(text).filter(([a, b]) => b - a > 1);
+    const starts = new Set(words.map(([a]) => a)), ends = new Set(words.map(([, b]) => b));
+    const isBetweenWords = (gap) => ends.has(gap) && starts.has(gap + 1);
+    const isListed = (gap) => gaps.length < 8 && (isGap(gap - 2) || isGap(gap + 2));
+    const torn = new Set(gaps.filter((gap, k) => inside.has(gap - k) && !isBetweenWords(gap) && !isListed(gap)));
+    return chars.filter((_, i) => !torn.has(i)).join("");
+  }
+
   const encode = (text) => [...split(text).map((part) => (part ? ids.get(part) : table.unknown)), table.end];
   const decode = (list) => list.filter((id) => !special.has(id)).map((id) => table.tokens[id]).join("");
   const longest = table.tokens.reduce((most, token) => Math.max(most, [...token].length), 1); // characters of a token
-  return { encode, decode, longest };
+  return { encode, decode, closeGaps, longest };
 }

@@ -41,7 +41,7 @@ function work() {
     if (reader.isBlank(text)) return { why: "问题是空的，请写一句话。" };
     const read = reader.read(text), length = [...read].length, most = limits.promptTokens;
     if (length > most * tokenizer.longest) return { why: `问题太长：${length} 个字，最多 ${most} 个词元。` };
-    const ids = tokenizer.encode(read);
+    const ids = tokenizer.encode(reader.isCode(read) ? read : tokenizer.closeGaps(read));
     return ids.length > most ? { why: `问题太长：${ids.length} 个词元，最多 ${most} 个。` } : { ids };
   }
 
