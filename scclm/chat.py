@@ -290,6 +290,7 @@ def read_typed(
     return [text if code else close_gaps(text, tok) for text, code in zip(read, is_code(read))]
 
 # %% ../nbs/08_chat.ipynb #gap00003
+#| code-fold: true
 _GAP = re.compile('(?<=[\u3400-\u9fff]) (?=[\u3400-\u9fff])') # between two Chinese characters
 
 def token_spans(
