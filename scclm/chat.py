@@ -304,20 +304,22 @@ def close_gaps(
     text:str, # a question in the form of `chat_form`
     tok:PreTrainedTokenizerBase, # of the model that reads it
 )->str: # without the spaces that tear a token apart
-    """A space between Chinese characters goes if a token would span it. It stays between two words
-    (tokens of two characters or more); and, if there are less than eight,
-    beside a character that has a space on either side, as in a list."""
+    """A space between Chinese characters goes if without it the tokens on both sides become
+    part of one. It stays between two words (tokens of two characters or more); and, if there are
+    less than eight, beside a character that has a space on either side, as in a list."""
     gaps = {m.start(): None for m in _GAP.finditer(text)}
     if not gaps or '空格' in text or not tok.is_fast: return text
     closed = token_spans(_GAP.sub('', text), tok)
     inside = {i for start, end in closed for i in range(start + 1, end)} # within a token
-    words = [(start, end) for start, end in token_spans(text, tok) if end - start > 1]
-    starts, ends = {start for start, _ in words}, {end for _, end in words}
+    ends = dict(token_spans(text, tok)) # start -> end of every token
+    starts = {end: start for start, end in ends.items()}
     torn = set()
     for k, gap in enumerate(gaps): # without the gaps before it, it stands k characters further left
-        two_words = gap in ends and gap + 1 in starts
+        left, right = starts.get(gap, gap - 1), ends.get(gap + 1, gap + 2)
+        one_token = inside.issuperset(range(left + 1 - k, right - 1 - k))
+        two_words = gap - left > 1 and right - gap > 2
         listed = len(gaps) < 8 and (gap - 2 in gaps or gap + 2 in gaps)
-        if gap - k in inside and not two_words and not listed: torn.add(gap)
+        if one_token and not two_words and not listed: torn.add(gap)
     return ''.join(char for i, char in enumerate(text) if i not in torn)
 
 # %% ../nbs/08_chat.ipynb #lgd00002

@@ -79,13 +79,14 @@ def test_what_only_looks_different_is_read_as_one(form):
 
 # ---- a space that tears a token
 
-WORDS = ['首都', '省会', '浙江', '浙江省', '北京', '大学', '北京大学', '东西', '南北', '什么', '地方', '苹果', '春夏', '城市']
+WORDS = ['首都', '省会', '浙江', '浙江省', '北京', '北京大学', '大学', '东西', '南北', '什么', '地方', '苹果', '春夏', '城市']
 TORN = word_tok(CHARS + '是在的哪里？，“”：张三李四东西南北《》题望春法国首', WORDS)
 GAPS = [
     ('省 会是什么？', '省会是什么？'), ('浙江的省 会', '浙江的省会'), ('浙 江省的省 会', '浙江省的省会'), # a token is torn
     ('首 都？', '首都？'), ('“首 都”', '“首都”'), ('首 都', '首都'),
     ('张三 李四', '张三 李四'), ('是 在哪里', '是 在哪里'), ('的 省会', '的 省会'), ('春 望', '春 望'), # no token spans it
     ('北京 大学', '北京 大学'), ('北 京大学', '北京大学'), ('北京大 学', '北京大学'), # two words, and not
+    ('南北 京', '南北 京'), # a word would be cut: 南 / 北京
     ('东 西 哪里？', '东 西 哪里？'), ('东 西 南 北', '东 西 南 北'), ('：东 西 南 北。', '：东 西 南 北。'), ('春 夏 东 西的', '春 夏 东 西的'), # a list
     ('浙 江 省 的 省 会 在 哪 里 ？', '浙江省 的 省会 在 哪 里 ？'), # a way of writing
     ('省  会', '省  会'), ('省\n会', '省\n会'), ('省\u3000会', '省\u3000会'), ('a b', 'a b'), ('省 a会', '省 a会'), # no gap
@@ -104,10 +105,12 @@ def by_definition(text, tok):
     glued = ''.join(c for i, c in enumerate(text) if i not in gaps)
     kept = []
     for gap in gaps:
-        spanned = gap - sum(g < gap for g in gaps) not in borders(glued)
-        words = not {gap - 1, gap + 2} & borders(text)
+        left, right = max(b for b in borders(text) if b < gap), min(b for b in borders(text) if b > gap + 1)
+        gone = sum(g < gap for g in gaps)
+        parted = any(left - gone < b < right - gone - 1 for b in borders(glued)) # by a border of the new tokens
+        words = left < gap - 1 and right > gap + 2
         alone = any(i - 1 in gaps and i + 1 in gaps for i in (gap - 1, gap + 1)) # a character between two gaps
-        if not spanned or words or (alone and len(gaps) < 8): kept.append(gap)
+        if parted or words or (alone and len(gaps) < 8): kept.append(gap)
     return ''.join(c for i, c in enumerate(text) if i not in gaps or i in kept)
 
 def test_gaps_by_brute_force():

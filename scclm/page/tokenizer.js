@@ -30,8 +30,9 @@ function makeTokenizer(table) {
     return split(text).map((part) => [end, (end += part ? [...part].length : 1)]);
   }
 
-  // `close_gaps` of chapter 08: a space between Chinese characters goes if a token would span it. It stays between
-  // two words; and, if there are less than eight, beside a character that has a space on either side, as in a list.
+  // `close_gaps` of chapter 08: a space between Chinese characters goes if without it the tokens on both sides become
+  // part of one. It stays between two words; and, if there are less than eight, beside a character that has a space on
+  // either side, as in a list.
   const isHan = (char) => char >= "\u3400" && char <= "\u9fff";
 
   function closeGaps(text) {
@@ -43,11 +44,15 @@ function makeTokenizer(table) {
     for (const [a, b] of spans(chars.filter((_, i) => !isGap(i)).join(""))) {
       for (let i = a + 1; i < b; i++) inside.add(i);
     }
-    const words = spans(text).filter(([a, b]) => b - a > 1);
-    const starts = new Set(words.map(([a]) => a)), ends = new Set(words.map(([, b]) => b));
-    const isBetweenWords = (gap) => ends.has(gap) && starts.has(gap + 1);
-    const isListed = (gap) => gaps.length < 8 && (isGap(gap - 2) || isGap(gap + 2));
-    const torn = new Set(gaps.filter((gap, k) => inside.has(gap - k) && !isBetweenWords(gap) && !isListed(gap)));
+    const ends = new Map(spans(text)), starts = new Map(spans(text).map(([start, end]) => [end, start]));
+    const isTorn = (gap, k) => {
+      const left = starts.get(gap) ?? gap - 1, right = ends.get(gap + 1) ?? gap + 2; // of the tokens on both sides
+      for (let i = left + 1 - k; i < right - 1 - k; i++) if (!inside.has(i)) return false;
+      const isBetweenWords = gap - left > 1 && right - gap > 2;
+      const isListed = gaps.length < 8 && (isGap(gap - 2) || isGap(gap + 2));
+      return !isBetweenWords && !isListed;
+    };
+    const torn = new Set(gaps.filter(isTorn));
     return chars.filter((_, i) => !torn.has(i)).join("");
   }
 
