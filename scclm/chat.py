@@ -292,35 +292,56 @@ def read_typed(
 # %% ../nbs/08_chat.ipynb #gap00003
 #| code-fold: true
 _GAP = re.compile('(?<=[\u3400-\u9fff]) (?=[\u3400-\u9fff])') # between two Chinese characters
+_PAIR = re.compile('[\u3400-\u9fff]{2}')
+_NUMERALS = frozenset('〇零一二三四五六七八九十百千万亿两')
+_LINKS = frozenset('的地得是在有和了吗呢与把被用对从到为给跟让哪谁几多请问你我您他她它这那也都不就还会能要说个之')
 
 def token_spans(
     text:str, # any
     tok:PreTrainedTokenizerBase, # a fast tokenizer
 )->list[tuple[int, int]]: # where each token begins and ends, characters
     "The places of the tokens."
-    return tok(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    return tok.backend_tokenizer.encode(text, add_special_tokens=False).offsets
+
+def _single_places(
+    text:str, # closed
+    spans:list[tuple[int, int]], # of its tokens
+)->set[int]: # where a Chinese character is a token by itself; words such as 的 do not count
+    "What a token made by chance stands between: the rests of two words."
+    return {start for start, end in spans if end - start == 1
+            and '\u3400' <= text[start] <= '\u9fff' and text[start] not in _LINKS}
 
 def close_gaps(
     text:str, # a question in the form of `chat_form`
     tok:PreTrainedTokenizerBase, # of the model that reads it
 )->str: # without the spaces that tear a token apart
     """A space between Chinese characters goes if without it the tokens on both sides become
-    part of one. It stays between two words (tokens of two characters or more); and, if there are
-    less than eight, beside a character that has a space on either side, as in a list."""
-    gaps = {m.start(): None for m in _GAP.finditer(text)}
+    part of one, and nothing speaks for a space that was meant: see `_is_meant`."""
+    gaps = [m.start() for m in _GAP.finditer(text)]
     if not gaps or '空格' in text or not tok.is_fast: return text
-    closed = token_spans(_GAP.sub('', text), tok)
-    inside = {i for start, end in closed for i in range(start + 1, end)} # within a token
+    closed = _GAP.sub('', text)
+    spans = token_spans(closed, tok)
+    whole = {i: span for span in spans for i in range(span[0] + 1, span[1])} # place inside -> token
+    single = _single_places(closed, spans)
     ends = dict(token_spans(text, tok)) # start -> end of every token
     starts = {end: start for start, end in ends.items()}
+    habit = len(gaps) > 7 and not _PAIR.search(text) # every character is typed apart
     torn = set()
     for k, gap in enumerate(gaps): # without the gaps before it, it stands k characters further left
-        left, right = starts.get(gap, gap - 1), ends.get(gap + 1, gap + 2)
-        one_token = inside.issuperset(range(left + 1 - k, right - 1 - k))
-        two_words = gap - left > 1 and right - gap > 2
-        listed = len(gaps) < 8 and (gap - 2 in gaps or gap + 2 in gaps)
-        if one_token and not two_words and not listed: torn.add(gap)
+        left = starts.get(gap, gap - 1)
+        right = max(ends.get(gap, 0), ends.get(gap + 1, gap + 2)) # a token may begin with the space
+        if not whole.keys() >= {*range(left + 1 - k, right - 1 - k)}: continue
+        start, end = whole[gap - k]
+        by_chance = right - left == 3 and {start - 1, end} <= single
+        if by_chance or _is_meant(text, gap, left, right, habit): continue
+        torn.add(gap)
     return ''.join(char for i, char in enumerate(text) if i not in torn)
+
+def _is_meant(text:str, gap:int, left:int, right:int, habit:bool)->bool:
+    "Whether a space stands between two words, two numerals, or beside one of several single items."
+    if gap - left > 1 and right - gap > 2: return True
+    if text[gap - 1] in _NUMERALS and text[gap + 1] in _NUMERALS: return True
+    return not habit and ' ' in (text[gap - 2:gap - 1], text[gap + 2:gap + 3])
 
 # %% ../nbs/08_chat.ipynb #lgd00002
 def loop_closers(

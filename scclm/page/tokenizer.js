@@ -31,8 +31,9 @@ function makeTokenizer(table) {
   }
 
   // `close_gaps` of chapter 08: a space between Chinese characters goes if without it the tokens on both sides become
-  // part of one. It stays between two words; and, if there are less than eight, beside a character that has a space on
-  // either side, as in a list.
+  // part of one, and nothing speaks for a space that was meant.
+  const NUMERALS = new Set("〇零一二三四五六七八九十百千万亿两");
+  const LINKS = new Set("的地得是在有和了吗呢与把被用对从到为给跟让哪谁几多请问你我您他她它这那也都不就还会能要说个之");
   const isHan = (char) => char >= "\u3400" && char <= "\u9fff";
 
   function closeGaps(text) {
@@ -40,17 +41,23 @@ function makeTokenizer(table) {
     const isGap = (i) => chars[i] === " " && isHan(chars[i - 1]) && isHan(chars[i + 1]);
     const gaps = [...chars.keys()].filter(isGap);
     if (!gaps.length || text.includes("空格")) return text;
-    const inside = new Set(); // places within a token, once all gaps are gone
-    for (const [a, b] of spans(chars.filter((_, i) => !isGap(i)).join(""))) {
-      for (let i = a + 1; i < b; i++) inside.add(i);
+    const closed = chars.filter((_, i) => !isGap(i)), whole = new Map(), single = new Set();
+    for (const span of spans(closed.join(""))) {
+      const [start, end] = span;
+      for (let i = start + 1; i < end; i++) whole.set(i, span); // place inside -> token
+      if (end - start === 1 && isHan(closed[start]) && !LINKS.has(closed[start])) single.add(start);
     }
     const ends = new Map(spans(text)), starts = new Map(spans(text).map(([start, end]) => [end, start]));
+    const habit = gaps.length > 7 && !chars.some((char, i) => isHan(char) && isHan(chars[i + 1]));
+    const isMeant = (gap, left, right) => (gap - left > 1 && right - gap > 2)
+      || (NUMERALS.has(chars[gap - 1]) && NUMERALS.has(chars[gap + 1]))
+      || (!habit && (chars[gap - 2] === " " || chars[gap + 2] === " "));
     const isTorn = (gap, k) => {
-      const left = starts.get(gap) ?? gap - 1, right = ends.get(gap + 1) ?? gap + 2; // of the tokens on both sides
-      for (let i = left + 1 - k; i < right - 1 - k; i++) if (!inside.has(i)) return false;
-      const isBetweenWords = gap - left > 1 && right - gap > 2;
-      const isListed = gaps.length < 8 && (isGap(gap - 2) || isGap(gap + 2));
-      return !isBetweenWords && !isListed;
+      const left = starts.get(gap) ?? gap - 1, right = ends.get(gap + 1) ?? gap + 2;
+      for (let i = left + 1 - k; i < right - 1 - k; i++) if (!whole.has(i)) return false;
+      const [start, end] = whole.get(gap - k);
+      const byChance = right - left === 3 && single.has(start - 1) && single.has(end);
+      return !byChance && !isMeant(gap, left, right);
     };
     const torn = new Set(gaps.filter(isTorn));
     return chars.filter((_, i) => !torn.has(i)).join("");
