@@ -311,6 +311,14 @@ def _single_places(
     return {start for start, end in spans if end - start == 1
             and '\u3400' <= text[start] <= '\u9fff' and text[start] not in _LINKS}
 
+def _is_meant(text:str, gap:int, left:int, right:int, habit:bool)->bool:
+    "Whether a space stands between two words, two numerals, or beside one of several single items."
+    if gap - left > 1 and right - gap > 2: return True
+    if text[gap - 1] in _NUMERALS and text[gap + 1] in _NUMERALS: return True
+    return not habit and ' ' in (text[gap - 2:gap - 1], text[gap + 2:gap + 3])
+
+# %% ../nbs/08_chat.ipynb #gap00006
+#| code-fold: true
 def close_gaps(
     text:str, # a question in the form of `chat_form`
     tok:PreTrainedTokenizerBase, # of the model that reads it
@@ -336,12 +344,6 @@ def close_gaps(
         if by_chance or _is_meant(text, gap, left, right, habit): continue
         torn.add(gap)
     return ''.join(char for i, char in enumerate(text) if i not in torn)
-
-def _is_meant(text:str, gap:int, left:int, right:int, habit:bool)->bool:
-    "Whether a space stands between two words, two numerals, or beside one of several single items."
-    if gap - left > 1 and right - gap > 2: return True
-    if text[gap - 1] in _NUMERALS and text[gap + 1] in _NUMERALS: return True
-    return not habit and ' ' in (text[gap - 2:gap - 1], text[gap + 2:gap + 3])
 
 # %% ../nbs/08_chat.ipynb #lgd00002
 def loop_closers(
