@@ -136,6 +136,7 @@ def test_gaps_by_brute_force():
     closed = [close_gaps(t, TORN) for t in texts]
     assert closed == [by_definition(t, TORN) for t in texts]
     assert [letters(t) for t in closed] == [letters(t) for t in texts], 'nothing but spaces goes'
+    assert [close_gaps(t, TORN) for t in closed] == closed, 'again gives the same'
     assert 400 < sum(a != b for a, b in zip(texts, closed)) < 3000
 
 def test_only_the_chat_closes_gaps_and_never_in_code():
