@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .chat import ChatBot, find_model, token_chars
+from .chat import LINKS, NUMERALS, ChatBot, find_model, token_chars
 from .model import bias_bucket, end_ids, load_model, n_params
 from .page_rules import reading_table
 from .runs import check_out, fingerprint, folder_aside, run_path
@@ -153,7 +153,7 @@ def _check_bpe(made:dict):
 def bpe_table(
     tok:PreTrainedTokenizerBase, # of chapter 01
     n_rows:int, # ids that the model can give
-)->dict: # tokens, merges, special, unknown, end, chars
+)->dict: # tokens, merges, special, unknown, end, chars; numerals and links of `close_gaps`
     "A tokenizer as tokenizer.js reads it. Raises ValueError for another kind of tokenizer."
     made = json.loads(tok.backend_tokenizer.to_str())
     _check_bpe(made)
@@ -162,7 +162,8 @@ def bpe_table(
     spare = n_rows - len(tok)
     tokens = tok.convert_ids_to_tokens(range(len(tok))) + ['']*spare
     return dict(tokens=tokens, merges=made['model']['merges'], special=sorted(tok.all_special_ids),
-        unknown=tok.unk_token_id, end=tok.eos_token_id, chars=token_chars(tok) + [0]*spare)
+        unknown=tok.unk_token_id, end=tok.eos_token_id, chars=token_chars(tok) + [0]*spare,
+        numerals=NUMERALS, links=LINKS)
 
 # %% ../nbs/appendix/page_chat.ipynb #pgc00033
 def model_spec(

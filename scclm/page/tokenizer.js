@@ -32,8 +32,7 @@ function makeTokenizer(table) {
 
   // `close_gaps` of chapter 08: a space between Chinese characters goes if without it the tokens on both sides become
   // part of one, and nothing speaks for a space that was meant.
-  const NUMERALS = new Set("〇零一二三四五六七八九十百千万亿两");
-  const LINKS = new Set("的地得是在有和了吗呢与把被用对从到为给跟让哪谁几多请问你我您他她它这那也都不就还会能要说个之");
+  const numerals = new Set(table.numerals), links = new Set(table.links);
   const isHan = (char) => char >= "\u3400" && char <= "\u9fff";
 
   function closeGaps(text) {
@@ -45,12 +44,13 @@ function makeTokenizer(table) {
     for (const span of spans(closed.join(""))) {
       const [start, end] = span;
       for (let i = start + 1; i < end; i++) whole.set(i, span); // place inside -> token
-      if (end - start === 1 && isHan(closed[start]) && !LINKS.has(closed[start])) single.add(start);
+      if (end - start === 1 && isHan(closed[start]) && !links.has(closed[start])) single.add(start);
     }
-    const ends = new Map(spans(text)), starts = new Map(spans(text).map(([start, end]) => [end, start]));
+    const pieces = spans(text);
+    const ends = new Map(pieces), starts = new Map(pieces.map(([start, end]) => [end, start]));
     const habit = gaps.length > 7 && !chars.some((char, i) => isHan(char) && isHan(chars[i + 1]));
     const isMeant = (gap, left, right) => (gap - left > 1 && right - gap > 2)
-      || (NUMERALS.has(chars[gap - 1]) && NUMERALS.has(chars[gap + 1]))
+      || (numerals.has(chars[gap - 1]) && numerals.has(chars[gap + 1]))
       || (!habit && (chars[gap - 2] === " " || chars[gap + 2] === " "));
     const isTorn = (gap, k) => {
       const left = starts.get(gap) ?? gap - 1, right = ends.get(gap + 1) ?? gap + 2;
